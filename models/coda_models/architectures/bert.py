@@ -1,0 +1,64 @@
+"""BERT (Devlin et al. 2019) and the families that share its layer: post-norm, absolute positions."""
+
+from typing import Any
+
+from torch import nn
+
+from coda_models.architectures import Parts, token_head
+from coda_models.attention import Attention
+from coda_models.errors import UnsupportedModelError
+from coda_models.layer import FeedForward, PostNormBlock
+
+
+def block(layer: Any, config: Any) -> PostNormBlock:
+    """One BERT-shaped layer."""
+    attention = layer.attention
+    return PostNormBlock(
+        Attention(
+            attention.self.query,
+            attention.self.key,
+            attention.self.value,
+            attention.output.dense,
+            config.num_attention_heads,
+            config.attention_probs_dropout_prob,
+        ),
+        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        attention.output.LayerNorm,
+        layer.output.LayerNorm,
+        config.hidden_dropout_prob,
+    )
+
+
+def refuse_variants(config: Any) -> None:
+    """Refuse the settings that change what a layer computes.
+
+    Raises:
+        UnsupportedModelError: a decoder, or positions that are not absolute.
+    """
+    if getattr(config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"this {config.model_type} model is a decoder: routing is not causal, compile an encoder"
+        )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise UnsupportedModelError(
+            f"position_embedding_type {positions!r} of {config.model_type} is not supported: only 'absolute' is"
+        )
+
+
+def parts(model: Any, task: str) -> Parts:
+    """Take a BERT model apart."""
+    refuse_variants(model.config)
+    base = model.base_model
+    heads = {
+        "sequence-classification": lambda: nn.Sequential(model.bert.pooler, model.dropout, model.classifier),
+        "token-classification": lambda: token_head(model),
+        "feature-extraction": lambda: None,
+    }
+    return Parts(
+        embeddings=base.embeddings,
+        blocks=[block(layer, model.config) for layer in base.encoder.layer],
+        head=heads[task](),
+        input_names=("input_ids", "attention_mask", "token_type_ids"),
+        max_tokens=model.config.max_position_embeddings,
+    )

@@ -1,0 +1,46 @@
+"""DistilBERT (Sanh et al. 2019): BERT's layer under other names, no token types, no pooler."""
+
+from typing import Any
+
+from torch import nn
+
+from coda_models.architectures import FirstToken, Parts, token_head
+from coda_models.attention import Attention
+from coda_models.layer import FeedForward, PostNormBlock
+
+
+def _block(layer: Any, config: Any) -> PostNormBlock:
+    attention = layer.attention
+    return PostNormBlock(
+        Attention(
+            attention.q_lin,
+            attention.k_lin,
+            attention.v_lin,
+            attention.out_lin,
+            config.n_heads,
+            config.attention_dropout,
+        ),
+        FeedForward(layer.ffn.lin1, layer.ffn.activation, layer.ffn.lin2),
+        layer.sa_layer_norm,
+        layer.output_layer_norm,
+        config.dropout,
+    )
+
+
+def parts(model: Any, task: str) -> Parts:
+    """Take a DistilBERT model apart."""
+    base = model.base_model
+    heads = {
+        "sequence-classification": lambda: nn.Sequential(
+            FirstToken(), model.pre_classifier, nn.ReLU(), model.dropout, model.classifier
+        ),
+        "token-classification": lambda: token_head(model),
+        "feature-extraction": lambda: None,
+    }
+    return Parts(
+        embeddings=base.embeddings,
+        blocks=[_block(layer, model.config) for layer in base.transformer.layer],
+        head=heads[task](),
+        input_names=("input_ids", "attention_mask"),
+        max_tokens=model.config.max_position_embeddings,
+    )

@@ -1,0 +1,49 @@
+"""MPNet (Song et al. 2020): BERT's layer with a relative position bias shared by all layers."""
+
+from typing import Any
+
+from coda_models.architectures import Parts, after_padding, token_head
+from coda_models.attention import Attention, RelativeBias
+from coda_models.layer import FeedForward, PostNormBlock
+
+
+def _block(layer: Any, config: Any) -> PostNormBlock:
+    attention = layer.attention
+    return PostNormBlock(
+        Attention(
+            attention.attn.q,
+            attention.attn.k,
+            attention.attn.v,
+            attention.attn.o,
+            config.num_attention_heads,
+            config.attention_probs_dropout_prob,
+        ),
+        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        attention.LayerNorm,
+        layer.output.LayerNorm,
+        config.hidden_dropout_prob,
+    )
+
+
+def parts(model: Any, task: str) -> Parts:
+    """Take an MPNet model apart."""
+    base = model.base_model
+    encoder = base.encoder
+    bucket = type(encoder).relative_position_bucket
+    buckets = model.config.relative_attention_num_buckets
+    heads = {
+        "sequence-classification": lambda: model.classifier,
+        "token-classification": lambda: token_head(model),
+        "feature-extraction": lambda: None,
+    }
+    return Parts(
+        embeddings=base.embeddings,
+        blocks=[_block(layer, model.config) for layer in encoder.layer],
+        head=heads[task](),
+        input_names=("input_ids", "attention_mask"),
+        max_tokens=after_padding(model.config),
+        relative_bias=RelativeBias(
+            encoder.relative_attention_bias,
+            lambda distance: bucket(distance, num_buckets=buckets),
+        ),
+    )

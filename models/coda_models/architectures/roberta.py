@@ -1,0 +1,24 @@
+"""RoBERTa and XLM-RoBERTa (Liu et al. 2019): BERT's layer, positions counted from the padding id."""
+
+from typing import Any
+
+from coda_models.architectures import Parts, after_padding, token_head
+from coda_models.architectures.bert import block, refuse_variants
+
+
+def parts(model: Any, task: str) -> Parts:
+    """Take a RoBERTa model apart."""
+    refuse_variants(model.config)
+    base = model.base_model
+    heads = {
+        "sequence-classification": lambda: model.classifier,
+        "token-classification": lambda: token_head(model),
+        "feature-extraction": lambda: None,
+    }
+    return Parts(
+        embeddings=base.embeddings,
+        blocks=[block(layer, model.config) for layer in base.encoder.layer],
+        head=heads[task](),
+        input_names=("input_ids", "attention_mask"),
+        max_tokens=after_padding(model.config),
+    )

@@ -1,0 +1,45 @@
+"""RoBERTa-PreLayerNorm (fairseq's ``--encoder-normalize-before``): the pre-norm form of a text encoder."""
+
+from typing import Any
+
+from coda_models.architectures import Parts, after_padding, token_head
+from coda_models.architectures.bert import refuse_variants
+from coda_models.attention import Attention
+from coda_models.layer import FeedForward, PreNormBlock
+
+
+def _block(layer: Any, config: Any) -> PreNormBlock:
+    attention = layer.attention
+    return PreNormBlock(
+        Attention(
+            attention.self.query,
+            attention.self.key,
+            attention.self.value,
+            attention.output.dense,
+            config.num_attention_heads,
+            config.attention_probs_dropout_prob,
+        ),
+        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        attention.LayerNorm,
+        layer.intermediate.LayerNorm,
+        config.hidden_dropout_prob,
+    )
+
+
+def parts(model: Any, task: str) -> Parts:
+    """Take a RoBERTa-PreLayerNorm model apart."""
+    refuse_variants(model.config)
+    base = model.base_model
+    heads = {
+        "sequence-classification": lambda: model.classifier,
+        "token-classification": lambda: token_head(model),
+        "feature-extraction": lambda: None,
+    }
+    return Parts(
+        embeddings=base.embeddings,
+        blocks=[_block(layer, model.config) for layer in base.encoder.layer],
+        head=heads[task](),
+        input_names=("input_ids", "attention_mask"),
+        max_tokens=after_padding(model.config),
+        final_norm=base.LayerNorm,
+    )

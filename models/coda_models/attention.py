@@ -1,0 +1,81 @@
+"""Multi-head attention over tokens that may have been gathered from anywhere in the text."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RelativeBias(nn.Module):
+    """A learned bias by bucketed distance (T5, MPNet), looked up at original positions."""
+
+    def __init__(self, embedding: nn.Embedding, bucket: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self._bucket = bucket
+
+    def table(self, tokens: int) -> Tensor:
+        """The bias at every distance from -(tokens - 1) to tokens - 1. [2 * tokens - 1, heads]"""
+        distances = torch.arange(1 - tokens, tokens, device=self.embedding.weight.device)
+        by_distance: Tensor = self.embedding(self._bucket(distances))
+        return by_distance
+
+
+def bias_between(table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Bias of each query position for each key position.
+
+    Args:
+        table: [2 * tokens - 1, heads], from ``RelativeBias.table``.
+        queries: [batch, q] positions; keys: [batch, k] positions.
+
+    Returns:
+        [batch, heads, q, k].
+    """
+    middle = (table.shape[0] - 1) // 2
+    distance = keys.unsqueeze(1) - queries.unsqueeze(2) + middle  # [batch, q, k]
+    return table[distance].permute(0, 3, 1, 2)
+
+
+def mask_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 for valid keys, the lowest finite number for others, to be added to logits. [batch, 1, 1, keys]
+
+    Finite, so that a row without any valid key stays finite too.
+    """
+    zero = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return zero.masked_fill(~valid, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention made of a backbone's own projections."""
+
+    def __init__(
+        self, query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = query, key, value, out
+        self.heads = heads
+        self.dropout = dropout
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, head width]
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """Attend from x to memory.
+
+        Args:
+            x: [batch, q, width]; memory: [batch, k, width].
+            bias: added to the logits, broadcast to [batch, heads, q, k].
+
+        Returns:
+            [batch, q, width], after the output projection.
+        """
+        mixed = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            self._split(self.key(memory)),
+            self._split(self.value(memory)),
+            attn_mask=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return projected

@@ -1,0 +1,263 @@
+"""Checkpoints: ``model.pt``, complete or a delta on a named backbone, and Hugging Face style folders.
+
+Files are data: torch reads them with ``weights_only=True``, safetensors holds nothing but tensors, and every tensor is
+covered by a SHA-256 that is checked on loading.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from coda_models.backbone import build, load_backbone, load_tokenizer
+from coda_models.config import CodaConfig
+from coda_models.conversion import convert
+from coda_models.digest import tensor_digest
+from coda_models.errors import BackboneError, CheckpointError
+from coda_models.model import CodaModel
+
+FORMAT = "coda-checkpoint"
+FORMAT_VERSION = 1
+FOLDER_KEY = "coda"  # where a folder's config.json keeps the CodaConfig
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory: the model in evaluation mode and, where it is known, its tokenizer."""
+
+    model: CodaModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def save(
+    model: CodaModel, path: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None, delta: bool = False
+) -> None:
+    """Write ``model.pt``.
+
+    Args:
+        model: what to save.
+        path: the file; replaced whole or not at all.
+        tokenizer: saved along in a complete checkpoint; of a delta only how it truncates is kept.
+        delta: leave the frozen backbone out, to be found again by name and SHA-256 (1 to 2 MB instead of all weights).
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if delta:
+        kept = set(model.trainable_names())
+        state = {name: tensor for name, tensor in state.items() if name in kept}
+    payload = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": "delta" if delta else "complete",
+        "coda_config": model.coda_config.to_dict(),
+        "hf_config": portable_config(model.hf_config),
+        "state": {name: tensor.clone() for name, tensor in state.items()},
+        "sha256": tensor_digest(state),
+        "truncation_side": "right" if tokenizer is None else tokenizer.truncation_side,
+        "tokenizer_files": {} if tokenizer is None or delta else _tokenizer_files(tokenizer),
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        torch.save(payload, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def portable_config(config: PretrainedConfig) -> dict[str, Any]:
+    """A Hugging Face configuration as plain values, without what only says where it was made."""
+    local = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation_autoset"}
+    return {name: value for name, value in config.to_dict().items() if name not in local}
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """A tokenizer's files as text."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: file.read_text("utf-8") for file in sorted(Path(folder).iterdir())}
+
+
+def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
+    """Read a ``model.pt`` or a checkpoint folder.
+
+    Args:
+        path: what ``save`` or ``save_pretrained`` wrote.
+        backbone: where a delta's backbone is, a folder or a hub name; by default what the delta names.
+
+    Raises:
+        CheckpointError: missing, no checkpoint, damaged, or holding something else than tensors.
+        BackboneError: a delta's backbone is not found or is not the one it was trained on.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.is_dir():
+        return from_pretrained(path)
+    payload = _read(path)
+    config = CodaConfig.from_dict(payload["coda_config"])
+    if payload["kind"] == "delta":
+        source = backbone or config.backbone
+        if not source:
+            raise BackboneError(f"{path} is a delta that names no backbone: pass one with --backbone PATH")
+        pretrained = load_backbone(source, config.task, hf_config=_hf_config(payload["hf_config"], path))
+        tokenizer = load_tokenizer(source)
+        model = convert(pretrained, config)
+    else:
+        model = convert(
+            build(_hf_config(payload["hf_config"], path), config.task), replace(config, backbone_sha256="")
+        )
+        model.coda_config = config
+        tokenizer = _tokenizer_from(payload["tokenizer_files"], path)
+    if tokenizer is not None:
+        tokenizer.truncation_side = payload["truncation_side"]
+    expected = set(model.trainable_names()) if payload["kind"] == "delta" else set(model.state_dict())
+    _fill(model, payload["state"], expected, payload["sha256"], path)
+    return Loaded(model, tokenizer)
+
+
+def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizerBase | None:
+    from tempfile import TemporaryDirectory
+
+    if not files:
+        return None
+    with TemporaryDirectory() as folder:
+        for name, text in files.items():
+            if not isinstance(name, str) or not isinstance(text, str) or Path(name).name != name:
+                raise CheckpointError(f"{path} carries a tokenizer file with a bad name {name!r}")
+            (Path(folder) / name).write_text(text, "utf-8")
+        return load_tokenizer(folder)
+
+
+def _hf_config(plain: Any, path: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.for_model(**plain)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} describes no known architecture: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_FIELDS = {
+    "kind": str,
+    "coda_config": dict,
+    "hf_config": dict,
+    "state": dict,
+    "sha256": str,
+    "truncation_side": str,
+    "tokenizer_files": dict,
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The payload of a ``model.pt``, checked in form."""
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is no checkpoint or is cut off: expected a file that coda_models.save wrote"
+        )
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = _first_line(error)
+        if "Weights only load failed" in reason or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds Python code beside tensors and was not opened: save it again with coda_models.save"
+            ) from None
+        raise CheckpointError(f"{path} is damaged: {reason}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a torch file but no CoDA checkpoint: write one with coda_models.save")
+    if payload.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {payload.get('format_version')!r}; this release reads {FORMAT_VERSION}"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(payload.get(name), kind):
+            raise CheckpointError(f"{path} is damaged: its field {name!r} is missing or of the wrong type")
+    return payload
+
+
+def _fill(model: CodaModel, state: Mapping[str, Any], expected: set[str], sha256: str, path: Path) -> None:
+    """Copy checked tensors into the model."""
+    own = model.state_dict()
+    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"has an unknown tensor {extra[0]!r}"
+        raise CheckpointError(f"{path} does not fit its own configuration: it {what}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path} is damaged: {name!r} is no tensor")
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path} does not fit its own configuration: {name!r} has shape {list(tensor.shape)}, "
+                f"expected {list(own[name].shape)}"
+            )
+    if tensor_digest(state) != sha256:
+        raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
+    bad = next((n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    if bad is not None:
+        raise CheckpointError(f"{path} holds NaN or infinite weights in {bad!r}: training diverged, train it again")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def save_pretrained(
+    model: CodaModel, folder: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write a folder with config.json (the CodaConfig under ``coda``), model.safetensors and tokenizer files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    config = portable_config(model.hf_config)
+    config[FOLDER_KEY] = {**model.coda_config.to_dict(), "sha256": tensor_digest(state)}
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def is_checkpoint_folder(folder: Path) -> bool:
+    """Whether a folder's config.json says that it holds a CoDA model."""
+    try:
+        return FOLDER_KEY in json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def from_pretrained(folder: Path | str) -> Loaded:
+    """Read what ``save_pretrained`` wrote.
+
+    Raises:
+        CheckpointError: as for ``load``.
+    """
+    folder = Path(folder)
+    if not is_checkpoint_folder(folder):
+        raise CheckpointError(f"{folder} is no CoDA checkpoint: its config.json is missing or has no {FOLDER_KEY!r} part")
+    plain = json.loads((folder / "config.json").read_text("utf-8"))
+    coda = dict(plain.pop(FOLDER_KEY))
+    sha256 = coda.pop("sha256", "")
+    config = CodaConfig.from_dict(coda)
+    weights = folder / "model.safetensors"
+    try:
+        state = safetensors.torch.load_file(weights)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no model.safetensors") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights} is damaged or cut off: {_first_line(error)}") from None
+    model = convert(build(_hf_config(plain, folder), config.task), replace(config, backbone_sha256=""))
+    model.coda_config = config
+    _fill(model, state, set(model.state_dict()), sha256, weights)
+    return Loaded(model, load_tokenizer(folder))

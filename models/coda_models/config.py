@@ -1,0 +1,148 @@
+"""What makes a model a CoDA model: one frozen, versioned dataclass, saved with every checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from typing import Any
+
+from coda_models.errors import ConfigError
+
+CONFIG_VERSION = 1
+ATTENTIONS = ("k_to_k", "k_to_all")
+TASKS = ("sequence-classification", "token-classification", "feature-extraction")
+POOLINGS = ("mean", "first")
+
+Reduction = int | str | Fraction
+
+
+def parse_reduction(value: Reduction) -> Fraction:
+    """A reduction factor r >= 1 as an exact ratio, from an int, a Fraction or text like ``"4"``, ``"7/2"``, ``"2.5"``.
+
+    Raises:
+        ConfigError: not a ratio, or below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
+        raise ConfigError(f"reduction {value!r} is no ratio: give a whole number or text such as '4' or '7/2'")
+    try:
+        reduction = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"reduction {value!r} is no ratio: give something like '4' or '7/2'") from None
+    if reduction < 1:
+        raise ConfigError(
+            f"reduction {value} is below 1, so a layer would route k > n tokens: use 1 (dense) or more"
+        )
+    if max(reduction.numerator, reduction.denominator) > 10**6:
+        raise ConfigError(f"reduction {value} needs integers above a million: round it to a simpler ratio")
+    return reduction
+
+
+@dataclass(frozen=True)
+class CodaConfig:
+    """Routing, adapters and provenance of one model (CODA.md in the design notes; Lei et al. 2023).
+
+    Attributes:
+        reduction: r, one for the model or a sequence with one for each layer; k = ceil(n / r) tokens are routed.
+        attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
+        bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
+        routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
+        iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
+        task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
+        pooling: of feature extraction, ``mean`` or ``first``.
+        backbone: hub name (or any name that says where it came from) of the pretrained encoder.
+        backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
+        version: of this format.
+
+    Raises:
+        ConfigError: one sentence that names the field.
+    """
+
+    reduction: Reduction | Sequence[Reduction] = Fraction(4)
+    attention: str = "k_to_k"
+    bottleneck: int = 64
+    routed_layers: Sequence[int] | None = None
+    iterations: int = 20
+    epsilon_start: float = 4.0
+    epsilon_decay: float = 0.7
+    epsilon_final: float = 0.03
+    task: str = "sequence-classification"
+    pooling: str = "mean"
+    backbone: str = ""
+    backbone_sha256: str = ""
+    version: int = CONFIG_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != CONFIG_VERSION:
+            raise ConfigError(
+                f"configuration version {self.version!r} is not {CONFIG_VERSION}: "
+                "this release cannot read it, use the coda-compile release that wrote it"
+            )
+        for name, known in (("attention", ATTENTIONS), ("task", TASKS), ("pooling", POOLINGS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
+        for name, low in (("bottleneck", 0), ("iterations", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ConfigError(f"{name} {value!r} is not a whole number of at least {low}")
+        for name, high in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 1e-6 <= value <= high:
+                raise ConfigError(f"{name} {value!r} is outside 1e-06 … {high:g}")
+        for name in ("backbone", "backbone_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not text")
+        single = isinstance(self.reduction, (int, str, Fraction))
+        values = [self.reduction] if single else list(self.reduction)  # type: ignore[arg-type]  # single says so
+        parsed = tuple(parse_reduction(value) for value in values)  # type: ignore[arg-type]
+        object.__setattr__(self, "reduction", parsed[0] if single else parsed)
+        if self.routed_layers is not None:
+            layers = tuple(self.routed_layers)
+            if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in layers):
+                raise ConfigError(f"routed_layers {layers} must be layer indices from 0 on")
+            object.__setattr__(self, "routed_layers", tuple(sorted(set(layers))))
+
+    def layer_reductions(self, layers: int) -> list[Fraction]:
+        """r of each of ``layers`` layers, 1 where a layer does not route.
+
+        Raises:
+            ConfigError: the configuration speaks of more or fewer layers.
+        """
+        if isinstance(self.reduction, tuple):
+            reductions = list(self.reduction)
+            if len(reductions) != layers:
+                raise ConfigError(f"reduction lists {len(reductions)} layers but the model has {layers}")
+        else:
+            reductions = [parse_reduction(self.reduction)] * layers  # type: ignore[arg-type]
+        routed = range(layers) if self.routed_layers is None else self.routed_layers
+        beyond = [i for i in routed if i >= layers]
+        if beyond:
+            raise ConfigError(f"routed_layers names layer {beyond[0]} but the model's last layer is {layers - 1}")
+        return [r if i in routed else Fraction(1) for i, r in enumerate(reductions)]
+
+    def with_reduction(self, reduction: Reduction | Sequence[Reduction]) -> "CodaConfig":
+        """The same model at another r."""
+        return replace(self, reduction=reduction)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ratios as text."""
+        plain = asdict(self)
+        r = self.reduction
+        plain["reduction"] = [str(x) for x in r] if isinstance(r, tuple) else str(r)
+        plain["routed_layers"] = None if self.routed_layers is None else list(self.routed_layers)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Any) -> "CodaConfig":
+        """The inverse of ``to_dict``; unknown fields are refused.
+
+        Raises:
+            ConfigError: not a mapping, an unknown field, or a bad value.
+        """
+        if not isinstance(plain, dict):
+            raise ConfigError(f"a configuration is a mapping of fields, not {type(plain).__name__}")
+        unknown = sorted(set(map(str, plain)) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ConfigError(f"configuration field {unknown[0]!r} is unknown to this release of coda-compile")
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise ConfigError(f"a configuration field has the wrong type: {error}") from None

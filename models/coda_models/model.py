@@ -1,0 +1,146 @@
+"""A routed encoder with its head: what is trained, saved and compiled."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.utils import ModelOutput
+
+from coda_models.attention import RelativeBias
+from coda_models.config import CodaConfig, Reduction
+from coda_models.layer import CodaLayer, Routing
+
+
+@dataclass
+class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no types here
+    """What a forward pass gives; a field that the task does not have is ``None``.
+
+    Attributes:
+        loss: scalar, when labels were given.
+        logits: [batch, labels] or, for token classification, [batch, tokens, labels].
+        last_hidden_state: [batch, tokens, width], feature extraction only.
+        sentence_embedding: [batch, width], feature extraction only.
+        routing: one ``Routing`` a layer, ``None`` for dense layers, when asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    sentence_embedding: Tensor | None = None
+    routing: tuple[Routing | None, ...] | None = None
+
+
+class CodaModel(nn.Module):
+    """Embeddings, CoDA layers, an optional final norm and a head, made by ``coda_models.convert``."""
+
+    def __init__(
+        self,
+        config: CodaConfig,
+        hf_config: PretrainedConfig,
+        embeddings: nn.Module,
+        layers: Sequence[CodaLayer],
+        head: nn.Module | None,
+        relative_bias: RelativeBias | None,
+        final_norm: nn.Module | None,
+        input_names: tuple[str, ...],
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.coda_config = config
+        self.hf_config = hf_config
+        self.embeddings = embeddings
+        self.layers = nn.ModuleList(layers)
+        self.relative_bias = relative_bias
+        self.final_norm = final_norm
+        self.head = head
+        self.input_names = input_names
+        self.max_tokens = max_tokens
+
+    def coda_layers(self) -> Iterator[CodaLayer]:
+        """The layers, bottom first."""
+        for layer in self.layers:
+            assert isinstance(layer, CodaLayer)
+            yield layer
+
+    def set_reduction(self, reduction: Reduction | Sequence[Reduction]) -> None:
+        """Run at another r from now on; the configuration follows."""
+        config = self.coda_config.with_reduction(reduction)
+        for layer, r in zip(self.coda_layers(), config.layer_reductions(len(self.layers)), strict=True):
+            layer.reduction = r
+        self.coda_config = config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_routing: bool = False,
+        selections: Sequence[tuple[Tensor, Tensor] | None] | None = None,
+    ) -> CodaOutput:
+        """Run the encoder and its head.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: [batch, tokens] int64, as tokenizers give them.
+            labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
+            output_routing: also return what every router decided.
+            selections: for each layer indices and used slots to take instead of the router's choice, or ``None``.
+        """
+        mask = attention_mask.bool()
+        given = {"input_ids": input_ids, "token_type_ids": token_type_ids}
+        x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
+        table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
+        decided: list[Routing | None] = []
+        for i, layer in enumerate(self.coda_layers()):
+            x, routing = layer(x, mask, table, None if selections is None else selections[i])
+            decided.append(routing)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        output = self._finish(x, mask, labels)
+        if output_routing:
+            output.routing = tuple(decided)
+        return output
+
+    def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> CodaOutput:
+        if self.head is None:
+            if self.coda_config.pooling == "first":
+                pooled = x[:, 0]
+            else:
+                weights = mask.unsqueeze(-1).to(x.dtype)  # [batch, tokens, 1]
+                pooled = (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+            return CodaOutput(last_hidden_state=x, sentence_embedding=pooled)
+        logits = self.head(x)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+        return CodaOutput(loss=loss, logits=logits)
+
+    def trainable_names(self) -> list[str]:
+        """Parameters that CoDA trains: adapters, routers, every LayerNorm and the head (Lei et al. 2023, section 5)."""
+        norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
+        return [
+            name
+            for name, _ in self.named_parameters()
+            if name.startswith("head.")
+            or ".adapter." in name
+            or ".router." in name
+            or any(name.startswith(norm) for norm in norms)
+        ]
+
+    def freeze_backbone(self) -> None:
+        """Leave gradients to ``trainable_names`` alone."""
+        trainable = set(self.trainable_names())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+    def example_inputs(self, batch: int, tokens: int) -> dict[str, Tensor]:
+        """Dummy inputs of a given shape, all valid."""
+        ids = torch.arange(batch * tokens).reshape(batch, tokens) % int(self.hf_config.vocab_size)
+        every: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "token_type_ids": torch.zeros_like(ids),
+        }
+        return {name: every[name] for name in self.input_names}

@@ -1,0 +1,141 @@
+"""Training with transformers' Trainer: annealing r, growing length, distilling from the dense adapter."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from coda_models.config import Reduction, parse_reduction
+from coda_models.errors import ConfigError
+from coda_models.model import CodaModel
+
+
+class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
+    """Raise r linearly from 1 to its target, then hold (Lei et al. 2023, section 5).
+
+    Args:
+        model: the model being trained; starts dense.
+        target: r, one or one for each layer.
+        over: the fraction of all steps that annealing takes.
+    """
+
+    def __init__(self, model: CodaModel, target: Reduction | Sequence[Reduction], over: float = 0.5) -> None:
+        if not 0 < over <= 1:
+            raise ConfigError(f"annealing over {over} of the steps is impossible: give a fraction in (0, 1]")
+        self._model = model
+        self._targets = model.coda_config.with_reduction(target).layer_reductions(len(model.layers))
+        self._final = target
+        self._over = over
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set r for the step about to run."""
+        progress = min(1.0, state.global_step / max(1, state.max_steps * self._over))
+        if progress >= 1:
+            self._model.set_reduction(self._final)
+        else:
+            self._model.set_reduction([annealed(target, progress) for target in self._targets])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the model at its target, however short training was."""
+        self._model.set_reduction(self._final)
+
+
+def annealed(target: Fraction, progress: float) -> Fraction:
+    """r after a fraction of the annealing, in eighths so that few distinct shapes occur."""
+    return 1 + parse_reduction(round(progress * 8)) * (target - 1) / 8 if round(progress * 8) else Fraction(1)
+
+
+class TailCollator:
+    """Pad a batch of token id lists, keeping the last ``tokens`` of each behind the leading special token.
+
+    Args:
+        tokenizer: gives the padding id.
+        tokens: longest row, in tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
+        self._padding = int(tokenizer.pad_token_id)
+        self.tokens = tokens
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Rows of ``input_ids`` and ``labels`` -> input_ids, attention_mask [batch, tokens] and labels [batch]."""
+        cut = [self._cut(row["input_ids"]) for row in rows]
+        longest = max(map(len, cut))
+        ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        return ids if len(ids) <= self.tokens else ids[:1] + ids[1 - self.tokens :]
+
+
+class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
+    """Train short, finish long: most of what a task needs is learned on short inputs at a fraction of the cost.
+
+    Args:
+        collator: its ``tokens`` is what grows.
+        stages: (tokens, until) pairs in order; ``until`` is the fraction of all steps at which a stage ends.
+    """
+
+    def __init__(self, collator: TailCollator, stages: Sequence[tuple[int, float]]) -> None:
+        self._collator = collator
+        self._stages = stages
+        collator.tokens = stages[0][0]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set the length for the batches that follow."""
+        done = state.global_step / max(1, state.max_steps)
+        self._collator.tokens = next((n for n, until in self._stages if done < until), self._stages[-1][0])
+
+
+class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types here
+    """Trainer with optional distillation from the dense adapter model of the same task.
+
+    Args:
+        teacher: the same task at r = 1, or ``None``.
+        distillation: weight of the teacher's soft labels against the true ones, in [0, 1].
+        temperature: of both distributions; the loss is scaled by its square (Hinton et al. 2015).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: CodaModel | None = None,
+        distillation: float = 0.5,
+        temperature: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._teacher = teacher
+        self._distillation = distillation
+        self._temperature = temperature
+        if teacher is not None:
+            teacher.eval().to(self.args.device)
+
+    def compute_loss(
+        self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """Cross-entropy, mixed with the divergence from the teacher where there is one."""
+        output = model(**inputs)
+        loss = output.loss
+        if self._teacher is not None and model.training:
+            with torch.no_grad():
+                wanted = self._teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+            soft = F.kl_div(
+                F.log_softmax(output.logits / self._temperature, -1),
+                F.log_softmax(wanted / self._temperature, -1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            loss = (1 - self._distillation) * loss + self._distillation * self._temperature**2 * soft
+        return (loss, output) if return_outputs else loss

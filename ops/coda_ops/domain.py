@@ -1,0 +1,58 @@
+"""Registering the ``ai.coda`` operators with onnx, and writing their function bodies."""
+
+import onnx
+import onnx.defs
+import onnx.parser
+from onnx.defs import OpSchema
+
+from coda_ops import DOMAIN, VERSION
+
+BODY_OPSET = 18  # the default-domain opset that every function body is written in
+
+
+def register(schema: OpSchema) -> OpSchema:
+    """Make a schema known to onnx's checker and shape inference; a second call is harmless."""
+    if not onnx.defs.has(schema.name, schema.domain):
+        onnx.defs.register_schema(schema)
+    return schema
+
+
+def function(signature: str, body: str) -> onnx.FunctionProto:
+    """Parse a function of the domain from ONNX's own text syntax.
+
+    Args:
+        signature: name, attributes, inputs and outputs, as in ``Adapter (x) => (y)``.
+        body: the statements, standard operators of opset ``BODY_OPSET`` only.
+    """
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {BODY_OPSET}]>'
+    return onnx.parser.parse_function(f"{header}\n{signature}\n{{\n{body}\n}}")
+
+
+def formal(name: str, type_: str, description: str) -> OpSchema.FormalParameter:
+    """One input or output of a schema."""
+    return OpSchema.FormalParameter(name, type_, description)
+
+
+def schema(
+    name: str,
+    doc: str,
+    inputs: list[OpSchema.FormalParameter],
+    outputs: list[OpSchema.FormalParameter],
+    *,
+    floats: bool = True,
+    attributes: list[OpSchema.Attribute] | None = None,
+) -> OpSchema:
+    """A registered schema of the domain; ``T`` ranges over the floating-point tensors when ``floats`` is set."""
+    constraints = [("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "Activations.")] if floats else []
+    return register(
+        OpSchema(
+            name,
+            DOMAIN,
+            VERSION,
+            doc=doc,
+            inputs=inputs,
+            outputs=outputs,
+            type_constraints=constraints,
+            attributes=attributes or [],
+        )
+    )

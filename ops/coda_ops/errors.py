@@ -1,0 +1,8 @@
+"""The base of every error that the project raises for its user."""
+
+
+class CodaError(Exception):
+    """One clear sentence for the user: what was wrong, where, and what to do next.
+
+    Command lines print the message and exit with a non-zero status; anything else that escapes is a defect.
+    """

@@ -1,0 +1,139 @@
+"""Opening a bundle and running it: all that an app needs."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from coda_targets.errors import BundleError, InputError, TargetError
+from coda_targets.manifest import Manifest, check_files, read_manifest
+from coda_targets.target import Target, get_target
+
+MODEL = "model.onnx"
+Arrays = dict[str, NDArray[Any]]
+
+
+class Bundle:
+    """A compiled model in a folder.
+
+        bundle = Bundle("model-cpu")
+        outputs = bundle.run({"input_ids": ids, "attention_mask": mask})
+
+    Args:
+        folder: what ``coda-compile MODEL -o DIR`` wrote.
+        threads: intra-op threads, 0 for onnxruntime's own choice.
+
+    Raises:
+        BundleError: no bundle, or a manifest that cannot be read. The model itself is loaded on first use; call
+            ``check`` to compare every file with its SHA-256.
+    """
+
+    def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        self.target: Target = get_target(self.manifest.target)
+        self.threads = threads
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.folder)!r})"
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / MODEL
+
+    def check(self) -> None:
+        """Compare every file with the manifest.
+
+        Raises:
+            BundleError: which file is missing or damaged.
+        """
+        check_files(self.folder, self.manifest)
+
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """The onnxruntime session, made on first use.
+
+        Raises:
+            TargetError: the runtime for the bundle's target is not installed.
+            BundleError: onnxruntime cannot load the model.
+        """
+        return open_session(self.model_path, self.target, threads=self.threads)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the model.
+
+        Args:
+            inputs: integer arrays by name, each [batch, sequence]; a missing ``attention_mask`` means all valid, a
+                missing ``token_type_ids`` all zero.
+
+        Returns:
+            Output arrays by name.
+
+        Raises:
+            InputError: a missing or unknown name, a wrong shape, or a sequence longer than ``manifest.max_tokens``.
+        """
+        feed = self.prepare(inputs)
+        names = [output.name for output in self.manifest.outputs]
+        return dict(zip(names, self.session.run(names, feed), strict=True))
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Check inputs, fill in what may be left out, and give them the model's types."""
+        wanted = [tensor.name for tensor in self.manifest.inputs]
+        unknown = sorted(set(inputs) - set(wanted))
+        if unknown:
+            raise InputError(f"input {unknown[0]!r} is unknown: this model takes {', '.join(wanted)}")
+        if "input_ids" not in inputs:
+            raise InputError(f"input 'input_ids' is missing: this model takes {', '.join(wanted)}")
+        ids = np.asarray(inputs["input_ids"])
+        if ids.ndim != 2 or 0 in ids.shape or ids.dtype.kind not in "iu":
+            raise InputError(f"input_ids must be integers of shape [batch, sequence], not {ids.dtype} {list(ids.shape)}")
+        if ids.shape[1] > self.manifest.max_tokens:
+            raise InputError(
+                f"input_ids has {ids.shape[1]} tokens but this model takes at most {self.manifest.max_tokens}: truncate"
+            )
+        filled = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), **inputs}
+        feed = {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
+        for name, array in feed.items():
+            if array.shape != ids.shape:
+                raise InputError(f"{name} has shape {list(array.shape)} but input_ids has {list(ids.shape)}")
+        return feed
+
+
+def open_session(
+    model: Path | bytes, target: Target, *, threads: int = 0, weights: Path | None = None
+) -> ort.InferenceSession:
+    """An onnxruntime session with the target's providers and options.
+
+    Args:
+        model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
+
+    Raises:
+        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word.
+        BundleError: onnxruntime cannot load the model.
+    """
+    absent = [name for name, _ in target.providers if name not in ort.get_available_providers()]
+    if absent or not target.providers:
+        what = f"{absent[0]} is not installed: {target.install}" if absent else target.install
+        raise TargetError(f"target {target.name!r} cannot run here: {what}")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    for name, value in target.session_options.items():
+        setattr(options, name, value)
+    for name, value in target.session_config.items():
+        options.add_session_config_entry(name, value)
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    try:
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=list(target.providers)
+        )
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        where = "the model" if isinstance(model, bytes) else str(model)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BundleError(f"onnxruntime cannot load {where}: {reason}") from None

@@ -1,0 +1,22 @@
+"""Any CPU, through onnxruntime's own kernels: the default target."""
+
+from coda_targets.target import Target
+
+TARGET = Target(
+    name="cpu",
+    summary="any CPU, onnxruntime",
+    providers=(("CPUExecutionProvider", {}),),
+    opset=20,
+    operators="function",
+    precisions=("fp32",),
+    static_shapes=False,
+    lowering=(
+        "fold_constants",
+        "eliminate_identities",
+        "eliminate_common_subexpressions",
+        "remove_unused",
+        "lift_constants",
+        "attach_functions",
+    ),
+    install="pip install onnxruntime",
+)

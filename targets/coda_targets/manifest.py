@@ -1,0 +1,170 @@
+"""manifest.json: what a bundle holds, and the SHA-256 that proves it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from coda_targets.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, numpy type and shape of a graph input or output; text in a shape names a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """How one layer routes.
+
+    Attributes:
+        reduction: r as a ratio in text; ``"1"`` for a dense layer.
+        attention: ``k_to_k`` or ``k_to_all``.
+        bottleneck: width of the adapter, 0 for none.
+        slots: K at the longest input.
+    """
+
+    reduction: str
+    attention: str
+    bottleneck: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of the bundle, its path relative to the manifest."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a program needs to know of a bundle without opening its model.
+
+    Attributes:
+        coda_config: the CodaConfig that the model was compiled with, as plain values.
+        width, feed_forward: d and f of the backbone's layers.
+        max_tokens: longest input the positions allow.
+        labels: class names in order of the logits; empty without a classifier.
+        operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
+        minimum_onnxruntime: the first release that knows this opset and IR version.
+    """
+
+    task: str
+    architecture: str
+    target: str
+    precision: str
+    versions: dict[str, str]
+    opset: dict[str, int]
+    ir_version: int
+    minimum_onnxruntime: str
+    operators: dict[str, int]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    max_tokens: int
+    width: int
+    feed_forward: int
+    labels: tuple[str, ...]
+    layers: tuple[LayerInfo, ...]
+    coda_config: dict[str, Any]
+    files: tuple[FileInfo, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def dump(self) -> str:
+        """Stable JSON text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the form of a bundle's manifest.
+
+    Raises:
+        BundleError: no bundle, cut off, of another version, or with a path that leaves the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with coda-compile MODEL -o DIR") from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is a file, not a bundle folder") from None
+    except (ValueError, UnicodeDecodeError):
+        raise BundleError(f"{path} is damaged: it is not JSON; compile the model again") from None
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{path} has schema version {version!r}, this release reads {SCHEMA_VERSION}")
+    try:
+        manifest = Manifest(
+            **{
+                **{field.name: plain[field.name] for field in fields(Manifest)},
+                "inputs": tuple(_tensor(item) for item in plain["inputs"]),
+                "outputs": tuple(_tensor(item) for item in plain["outputs"]),
+                "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
+                "files": tuple(FileInfo(**item) for item in plain["files"]),
+                "labels": tuple(plain["labels"]),
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
+    for file in manifest.files:
+        _inside(folder, file.path)
+    return manifest
+
+
+def _tensor(item: dict[str, Any]) -> TensorInfo:
+    return TensorInfo(item["name"], item["dtype"], tuple(item["shape"]))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file that a manifest names, which must lie in the bundle."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise BundleError(f"{folder / MANIFEST} names {name!r}, which lies outside the bundle: do not use this bundle")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle: do not use this bundle")
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_files(folder: Path) -> tuple[FileInfo, ...]:
+    """Every file below a folder but the manifest itself, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return tuple(
+        FileInfo(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths
+    )
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its recorded size and SHA-256.
+
+    Raises:
+        BundleError: the first file that is missing, changed or cut off.
+    """
+    for file in manifest.files:
+        path = _inside(folder, file.path)
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: compile the model again")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BundleError(f"{path} is damaged: {size} bytes where the manifest says {file.bytes}; compile again")
+        if hash_file(path) != file.sha256:
+            raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; compile the model again")

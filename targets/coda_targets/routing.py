@@ -1,0 +1,91 @@
+"""Reading what the routers of a compiled model decide.
+
+A bundle's model gives its task's outputs alone; here scores, positions and gates of every Route node become outputs of
+a copy in memory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coda_targets.bundle import Arrays, Bundle, open_session
+from coda_targets.errors import TargetError
+from coda_targets.target import Target
+
+LAYER_TAG = "coda.layer"  # metadata key that export.py puts on every node of a layer
+_DOMAIN = "ai.coda"
+_FIELDS = ("scores", "indices", "gates", "used")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One layer's routing of a batch.
+
+    Attributes:
+        layer: index, bottom first.
+        scores: [batch, tokens] float32.
+        indices, gates, used: [batch, K]; see ``coda_ops.route.route``.
+    """
+
+    layer: int
+    scores: NDArray[np.float32]
+    indices: NDArray[np.int64]
+    gates: NDArray[np.float32]
+    used: NDArray[np.bool_]
+
+    def selected(self, example: int) -> list[int]:
+        """Positions that one example routes, ascending."""
+        return [int(i) for i in self.indices[example][self.used[example]]]
+
+
+class RoutingProbe:
+    """A session that returns routing decisions beside the model's own outputs.
+
+    Args:
+        model: an ONNX file whose Route nodes carry the metadata ``coda.layer``.
+    """
+
+    def __init__(self, model: Path, target: Target, *, threads: int = 0) -> None:
+        self._layers: list[int] = []
+        self._names: list[str] = []
+        proto = self._expose(model)
+        self._outputs = [output.name for output in proto.graph.output][: -len(self._names) or None]
+        self._session = open_session(
+            proto.SerializeToString(), target, threads=threads, weights=model.parent.resolve()
+        )
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "RoutingProbe":
+        """The probe of a bundle."""
+        return cls(bundle.model_path, bundle.target, threads=bundle.threads)
+
+    def _expose(self, model: Path) -> Any:
+        try:
+            import onnx
+        except ImportError:
+            raise TargetError("reading routing decisions needs onnx: pip install onnx") from None
+        proto = onnx.load(str(model), load_external_data=False)
+        kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
+        kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
+        for node in proto.graph.node:
+            if node.domain != _DOMAIN or node.op_type != "Route":
+                continue
+            self._layers.append(next(int(p.value) for p in node.metadata_props if p.key == LAYER_TAG))
+            for field, name in zip(_FIELDS, (node.input[0], *node.output), strict=True):
+                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[field], None))
+                self._names.append(name)
+        return proto
+
+    def run(self, inputs: Arrays) -> tuple[Arrays, list[Decision]]:
+        """The model's outputs and the decision of every routed layer, bottom first."""
+        values = self._session.run([*self._outputs, *self._names], inputs)
+        outputs = dict(zip(self._outputs, values, strict=False))
+        routed = values[len(self._outputs) :]
+        step = len(_FIELDS)
+        decisions = [
+            Decision(layer, *routed[i * step : (i + 1) * step]) for i, layer in enumerate(self._layers)
+        ]
+        return outputs, sorted(decisions, key=lambda decision: decision.layer)
