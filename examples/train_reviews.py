@@ -50,7 +50,7 @@ class Recipe:
     batch: int = 8
 
 
-DENSE = Recipe(epochs=2.75, stages=((128, 0.55), (256, 0.8), (TOKENS, 1.0)), learning_rate=1e-3)
+DENSE = Recipe(epochs=3.5, stages=((128, 0.55), (256, 0.85), (TOKENS, 1.0)), learning_rate=1.5e-3)
 ROUTED = Recipe(epochs=1.6, stages=((256, 0.4), (TOKENS, 1.0)), learning_rate=7e-4)
 
 

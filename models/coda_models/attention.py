@@ -43,7 +43,7 @@ def mask_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
     Finite, so that a row without any valid key stays finite too.
     """
     zero = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return zero.masked_fill(~valid, torch.finfo(dtype).min)[:, None, None, :]
+    return zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1).unsqueeze(1)
 
 
 class Attention(nn.Module):

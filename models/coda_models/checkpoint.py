@@ -208,10 +208,19 @@ def _fill(model: CodaModel, state: Mapping[str, Any], expected: set[str], sha256
             )
     if tensor_digest(state) != sha256:
         raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
+    check_finite(state, path)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse NaN and infinite weights.
+
+    Raises:
+        CheckpointError: names the first tensor that has some.
+    """
     bad = next((n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
         raise CheckpointError(f"{path} holds NaN or infinite weights in {bad!r}: training diverged, train it again")
-    model.load_state_dict(dict(state), strict=False)
 
 
 def save_pretrained(

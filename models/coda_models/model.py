@@ -108,7 +108,7 @@ class CodaModel(nn.Module):
     def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> CodaOutput:
         if self.head is None:
             if self.coda_config.pooling == "first":
-                pooled = x[:, 0]
+                pooled = x.select(1, 0)
             else:
                 weights = mask.unsqueeze(-1).to(x.dtype)  # [batch, tokens, 1]
                 pooled = (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)

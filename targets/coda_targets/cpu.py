@@ -11,6 +11,7 @@ TARGET = Target(
     precisions=("fp32",),
     static_shapes=False,
     lowering=(
+        "strip_export_metadata",
         "fold_constants",
         "eliminate_identities",
         "eliminate_common_subexpressions",

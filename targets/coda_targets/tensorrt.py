@@ -11,6 +11,7 @@ TARGET = Target(
     precisions=("fp32", "fp16"),
     static_shapes=True,
     lowering=(
+        "strip_export_metadata",
         "fold_constants",
         "eliminate_identities",
         "eliminate_common_subexpressions",

@@ -50,7 +50,7 @@ class FirstToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take position 0."""
-        return x[:, 0]
+        return x.select(1, 0)
 
 
 def token_head(model: Any) -> nn.Module:

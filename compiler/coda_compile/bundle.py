@@ -1,0 +1,160 @@
+"""Writing a bundle: whole or not at all, and the same bytes for the same inputs."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile.errors import CompileError, OutputError
+from coda_compile.parity import CaseParity, Tolerances
+from coda_compile.passes import PassReport, operator_counts
+from coda_models.backbone import AUTO_CLASSES
+from coda_models.checkpoint import portable_config
+from coda_models.model import CodaModel
+from coda_targets import Target
+from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, TensorInfo, list_files
+
+_PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+# First onnxruntime release for each opset and IR version, from its own table of compatibility.
+_RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
+_RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to replace anything but a bundle or an empty folder.
+
+    Raises:
+        OutputError: something else is there, or its parent is not.
+    """
+    if not folder.parent.is_dir():
+        raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder with -o DIR")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the folder's place when the block succeeds, and vanishes when it does not."""
+    temporary = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_config(folder: Path, model: CodaModel) -> None:
+    """config.json as transformers and optimum expect it."""
+    task = model.coda_config.task
+    config = portable_config(model.hf_config)
+    config["architectures"] = [AUTO_CLASSES[task]._model_mapping[type(model.hf_config)].__name__]
+    _write_json(folder / "config.json", config)
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
+
+    Raises:
+        CompileError: a tokenizer without a tokenizer.json form.
+    """
+    if not tokenizer.is_fast:
+        raise CompileError(
+            f"{type(tokenizer).__name__} has no tokenizer.json form: save the model with a fast tokenizer"
+        )
+    tokenizer.model_max_length = max_tokens
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    backend.enable_padding(
+        pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def write_report(folder: Path, passes: list[PassReport], parity: list[CaseParity], tolerances: Tolerances) -> None:
+    """report.json: what every pass did, and how every verified input compared."""
+    plain = {
+        "schema_version": 1,
+        "passes": [asdict(report) for report in passes],
+        "parity": {"tolerances": asdict(tolerances), "cases": [_plain_parity(case) for case in parity]},
+    }
+    _write_json(folder / "report.json", plain)
+
+
+def _plain_parity(case: CaseParity) -> dict[str, Any]:
+    plain = asdict(case)
+    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
+    return plain
+
+
+def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: Target, precision: str) -> None:
+    """manifest.json, last of all: it hashes the other files."""
+    opset = {domain: number for domain, number in sorted(compiled.opset_imports.items())}
+    hf, coda = model.hf_config, model.coda_config
+    names = dict(hf.id2label) if coda.task.endswith("classification") else {}
+    layers = tuple(
+        LayerInfo(
+            str(layer.reduction),
+            layer.attention,
+            0 if layer.adapter is None else coda.bottleneck,
+            layer.slots(model.max_tokens),
+        )
+        for layer in model.coda_layers()
+    )
+    block = next(iter(model.coda_layers())).block
+    manifest = Manifest(
+        task=coda.task,
+        architecture=str(hf.model_type),
+        target=target.name,
+        precision=precision,
+        versions={name: version(name).split("+")[0] for name in _PACKAGES},
+        opset=opset,
+        ir_version=compiled.ir_version,
+        minimum_onnxruntime=_minimum_runtime(compiled),
+        operators=dict(sorted(operator_counts(compiled).items())),
+        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs),
+        outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
+        max_tokens=model.max_tokens,
+        width=int(hf.hidden_size),
+        feed_forward=int(block.feed_forward.up.out_features),
+        labels=tuple(str(names[i]) for i in sorted(names)),
+        layers=layers,
+        coda_config=coda.to_dict(),
+        files=list_files(folder),
+    )
+    (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
+
+
+def _minimum_runtime(compiled: ir.Model) -> str:
+    needed = (_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version])
+    return max(needed, key=lambda release: int(release.split(".")[1]))
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
+
+
+def _write_json(path: Path, plain: Any) -> None:
+    path.write_text(json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

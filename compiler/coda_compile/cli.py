@@ -1,0 +1,171 @@
+"""The command line: parse and call, nothing else."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from coda_compile import __version__, console
+from coda_compile.errors import CodaError, as_sentences
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class _DefaultGroup(click.Group):
+    """A group whose first argument may be a model instead of a command: then the command is compile."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
+            args = ["compile", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_DefaultGroup, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="coda-compile")
+def cli() -> None:
+    """Compile conditional-adapter (CoDA) transformers into verified, fast ONNX bundles.
+
+    \b
+    coda-compile model.pt --target cpu -o DIR    compile (the default command)
+    coda-compile run DIR "some text"             predict with a bundle
+    coda-compile inspect DIR                     what is inside
+    coda-compile verify DIR                      is it intact, and right on this machine?
+
+    A bundle is a folder with model.onnx, its tokenizer, and the proof that it computes what the model did. It needs
+    onnxruntime to run, no torch. `coda-compile COMMAND --help` tells more.
+    """
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, cuda, tensorrt.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
+@click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
+@click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
+@click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
+def compile(
+    model: Path,
+    target: str,
+    output: Path | None,
+    backbone: str | None,
+    tokenizer: str | None,
+    reduction: str | None,
+) -> None:
+    """Compile MODEL, a model.pt, a CoDA checkpoint folder or a Hugging Face folder, into a verified bundle.
+
+    \b
+    coda-compile reviews.pt --target cpu -o reviews-cpu
+    coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
+    coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
+    """
+    from coda_targets import get_target
+
+    get_target(target)
+    folder = output or Path(f"{model.name.removesuffix('.pt')}-{target}")
+    progress = console.Progress()
+    with progress.stage("start"):
+        from coda_compile.pipeline import compile as compile_model
+        from coda_compile.sources import read_tokenizer
+    bundle = compile_model(
+        model,
+        target,
+        output=folder,
+        backbone=backbone,
+        tokenizer=None if tokenizer is None else read_tokenizer(tokenizer),
+        reduction=_reduction(reduction),
+        stage=progress.stage,
+    )
+    console.compiled(bundle, folder, progress.seconds)
+
+
+def _reduction(text: str | None) -> str | list[str] | None:
+    return text.split(",") if text and "," in text else text
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("--file", "-f", "source", type=click.File("r", encoding="utf-8"), help="One text a line; - is stdin.")
+@click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
+def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, batch: int, threads: int) -> None:
+    """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
+
+    \b
+    coda-compile run reviews-cpu "A slow start, then a triumph."
+    coda-compile run reviews-cpu --file reviews.txt > results.jsonl
+    """
+    from coda_compile.predict import predict
+    from coda_targets import Bundle
+
+    opened = Bundle(bundle, threads=threads)
+    for text, record, routed in predict(opened, _texts(texts, source), batch=batch, routing=show_routing):
+        click.echo(json.dumps({"text": text, **record}, ensure_ascii=False))
+        if routed is not None:
+            console.routing(routed)
+
+
+def _texts(texts: tuple[str, ...], source: Any) -> Iterator[str]:
+    if texts:
+        yield from texts
+    elif source is None and sys.stdin.isatty():
+        raise CodaError("no text to run on: give some, or --file FILE, or pipe lines in")
+    else:
+        try:
+            yield from (line.rstrip("\n") for line in source or sys.stdin if line.strip())
+        except UnicodeDecodeError:
+            raise CodaError("the input is not UTF-8 text: convert it, for example with iconv") from None
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def verify(bundle: Path) -> None:
+    """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones."""
+    from coda_compile.test_vectors import verify_bundle
+    from coda_targets import Bundle
+
+    console.verified(verify_bundle(Bundle(bundle)))
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def inspect(bundle: Path) -> None:
+    """Summarise BUNDLE: operators, tokens routed in each layer, multiply-adds against dense, sizes."""
+    from coda_targets import Bundle
+
+    console.inspected(Bundle(bundle))
+
+
+def main() -> None:
+    """Entry point: a mistake of the user's ends in one sentence and a non-zero status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with as_sentences():
+            cli.main(standalone_mode=False)
+    except CodaError as error:
+        _end(str(error), 1)
+    except click.UsageError as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        _end(f"{error.format_message()}{hint}", 2)
+    except click.ClickException as error:
+        _end(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted, nothing was kept", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _end(message: str, status: int) -> None:
+    click.echo(f"coda-compile: {message}", err=True)
+    sys.exit(status)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

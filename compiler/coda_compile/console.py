@@ -1,0 +1,121 @@
+"""What people see in the terminal; silent about progress when piped."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply_adds
+from coda_compile.parity import CaseParity
+from coda_compile.predict import RoutedWords
+from coda_targets import Bundle
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """Stages, ticked with their times as they end."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a stage while it lasts."""
+        began = time.perf_counter()
+        if _err.is_terminal:
+            with _err.status(f"{name} …"):
+                yield
+        else:
+            yield
+        took = time.perf_counter() - began
+        self.seconds += took
+        if _err.is_terminal:
+            _err.print(f"[green]✓[/] {name:<8} {took:6.1f} s")
+
+
+def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
+    """The closing summary of a compilation."""
+    manifest = bundle.manifest
+    n = manifest.max_tokens
+    size = sum(file.bytes for file in manifest.files)
+    ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
+    _out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s")
+    if ratio > 1:
+        _out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
+    try_it = f'coda-compile run {folder} "some text"' if (folder / "tokenizer.json").is_file() else f"coda-compile inspect {folder}"
+    _out.print(f"  next: {try_it}", soft_wrap=True)
+
+
+def routing(words: RoutedWords) -> None:
+    """The text once a layer, the words that took the heavy path marked."""
+    for layer, routed in words.layers:
+        line = Text(f"  layer {layer:>2} {sum(routed):>4} of {len(routed)} words  ", style="dim")
+        for word, heavy in zip(words.words, routed, strict=True):
+            marked = f"[{word}]" if not _out.is_terminal else word
+            line.append(marked if heavy else word, style="reverse not dim" if heavy else "dim")
+            line.append(" ")
+        _out.print(line, soft_wrap=True)
+
+
+def verified(result: CaseParity) -> None:
+    """How a bundle compared with its own test data."""
+    differences = ", ".join(f"{name} within {value:.1e}" for name, value in result.outputs.items())
+    _out.print(f"intact and right: scores within {result.scores:.1e}, {differences}")
+    for tie in result.ties:
+        _out.print(
+            f"  tie in layer {tie.layer}, example {tie.example}, position {tie.position}: margin {tie.margin:.1e}, "
+            f"explained up to {tie.allowed:.1e}; this example was not compared further"
+        )
+
+
+def inspected(bundle: Bundle) -> None:
+    """A readable summary of a bundle."""
+    m = bundle.manifest
+    n = m.max_tokens
+    _out.print(f"[bold]{bundle.folder}[/]  {m.architecture}, {m.task}, {m.target} {m.precision}")
+    for kind, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
+        listed = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+        _out.print(f"  {kind:<9}{listed}", markup=False)
+    _out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} tokens")
+    if m.labels:
+        shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
+        _out.print(f"  labels   {shown}")
+
+    layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
+        layers.add_column(name, justify="right" if name != "attention" else "left")
+    dense = dense_multiply_adds(m, n) / max(1, len(m.layers))
+    for i, layer in enumerate(m.layers):
+        cost = layer_multiply_adds(layer, n, m.width, m.feed_forward)
+        routed = layer.reduction != "1"
+        layers.add_row(
+            str(i),
+            layer.reduction,
+            f"{layer.slots}" if routed else "all",
+            layer.attention if routed else "dense",
+            str(layer.bottleneck or "none"),
+            f"{cost / 1e6:,.0f} M",
+            f"{cost / dense:.0%}",
+        )
+    _out.print(layers)
+    total, all_dense = multiply_adds(m, n), dense_multiply_adds(m, n)
+    _out.print(f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x")
+
+    tables: Sequence[tuple[str, list[tuple[str, str]]]] = (
+        ("operators", [(name, str(count)) for name, count in sorted(m.operators.items(), key=lambda x: (-x[1], x[0]))]),
+        ("files", [(file.path, f"{file.bytes / 1e6:,.2f} MB") for file in m.files]),
+        ("made with", sorted(m.versions.items())),
+    )
+    for title, rows in tables:
+        table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        for row in rows:
+            table.add_row(*row)
+        _out.print(table)

@@ -1,0 +1,49 @@
+"""Errors of the compiler, and the one place where foreign exceptions become sentences."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from coda_ops.errors import CodaError
+
+__all__ = ["CodaError", "CompileError", "MissingDependencyError", "OutputError", "VerificationError", "as_sentences"]
+
+TORCH_EXTRA = 'pip install "coda-compile[torch]"'
+_TORCH_MODULES = {"torch", "transformers", "safetensors", "onnx_ir", "onnxscript"}
+
+
+class CompileError(CodaError):
+    """A model that cannot be compiled as asked."""
+
+
+class OutputError(CodaError):
+    """A bundle that cannot be written where it should go."""
+
+
+class VerificationError(CodaError):
+    """A compiled model that does not compute what its original does."""
+
+
+class MissingDependencyError(CodaError):
+    """An optional library that is not installed."""
+
+
+@contextmanager
+def as_sentences() -> Iterator[None]:
+    """Map what other libraries raise onto errors that tell the user what to do."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in _TORCH_MODULES:
+            raise
+        raise MissingDependencyError(f"compiling needs {name}, which is not installed: {TORCH_EXTRA}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" writing {error.filename}" if error.filename else ""
+            raise OutputError(f"no space left on the disk{where}: free some and try again; nothing was kept") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise OutputError(f"no permission for {error.filename}: choose another folder with -o DIR") from None
+        raise
+    except MemoryError:
+        raise CompileError("out of memory: close other programs or use a machine with more of it") from None

@@ -1,0 +1,200 @@
+"""From a torch model to an onnx_ir model whose CoDA operators are single nodes, each tagged with layer and role."""
+
+import ast
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import values
+from torch import Tensor, nn
+
+from coda_compile.errors import CompileError
+from coda_models.attention import Attention
+from coda_models.layer import Block, CodaLayer, FeedForward
+from coda_models.model import CodaModel
+from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
+from coda_targets.routing import LAYER_TAG
+
+ROLE_TAG = "coda.role"
+OUTPUTS = {
+    "sequence-classification": ("logits",),
+    "token-classification": ("logits",),
+    "feature-extraction": ("last_hidden_state", "sentence_embedding"),
+}
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+class _Exported(nn.Module):
+    """The positional, tensors-only face of a model that the exporter wants."""
+
+    def __init__(self, model: CodaModel) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = OUTPUTS[model.coda_config.task]
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        output = self.model(input_ids, attention_mask, token_type_ids)
+        return tuple(getattr(output, name) for name in self.outputs)
+
+
+def export(model: CodaModel, opset: int) -> ir.Model:
+    """Export with dynamic batch and sequence.
+
+    Args:
+        model: in evaluation mode.
+        opset: of the default domain.
+
+    Returns:
+        A model with axes named ``batch`` and ``sequence``, whose Route, TakeTokens, PutTokens and Adapter nodes are
+        of domain ``ai.coda`` and have no function bodies yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
+    """
+    # Sizes 0 and 1 would be specialised, for K as much as for batch and sequence.
+    deepest = max((float(layer.reduction) for layer in model.coda_layers()), default=1.0)
+    inputs = model.example_inputs(2, min(model.max_tokens, max(11, int(2 * deepest) + 3)))
+    dynamic = torch.export.Dim.DYNAMIC
+    wrapper = _Exported(model).eval()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                wrapper,
+                tuple(inputs.values()),
+                dynamo=True,
+                dynamic_shapes={name: {0: dynamic, 1: dynamic} for name in inputs},
+                input_names=list(inputs),
+                output_names=list(wrapper.outputs),
+                opset_version=opset,
+                custom_translation_table=_translations(),
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise CompileError(f"torch could not export this model: {_last_line(error)}") from error
+    if program is None:
+        raise CompileError("torch exported nothing")
+    exported = program.model
+    _name_axes(exported)
+    _tag(exported, wrapper)
+    return exported
+
+
+def _last_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says of itself; what it does wrong, verification finds."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _translations() -> dict[Any, Any]:
+    """One ``ai.coda`` node for each of our torch operators."""
+    coda = values.Opset(DOMAIN, VERSION)
+
+    def translate_route(
+        scores: Any,
+        mask: Any,
+        numerator: int,
+        denominator: int,
+        iterations: int,
+        epsilon_start: float,
+        epsilon_decay: float,
+        epsilon_final: float,
+    ) -> Any:
+        return coda.Route(
+            scores,
+            mask,
+            numerator=numerator,
+            denominator=denominator,
+            iterations=iterations,
+            epsilon_start=epsilon_start,
+            epsilon_decay=epsilon_decay,
+            epsilon_final=epsilon_final,
+        )
+
+    def translate_take(x: Any, indices: Any) -> Any:
+        return coda.TakeTokens(x, indices)
+
+    def translate_put(base: Any, indices: Any, gates: Any, update: Any) -> Any:
+        return coda.PutTokens(base, indices, gates, update)
+
+    def translate_adapter(x: Any, down: Any, down_bias: Any, up: Any, up_bias: Any) -> Any:
+        return coda.Adapter(x, down, down_bias, up, up_bias)
+
+    operators = torch.ops.coda
+    return {
+        operators.route.default: translate_route,
+        operators.take_tokens.default: translate_take,
+        operators.put_tokens.default: translate_put,
+        operators.adapter.default: translate_adapter,
+    }
+
+
+def _name_axes(model: ir.Model) -> None:
+    """Give the dynamic axes of inputs and outputs the names that people read."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in enumerate(("batch", "sequence")):
+            dim = value.shape[axis] if value.shape is not None else None
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                names[dim.value] = name
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [names.get(str(d.value), d.value) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            )
+
+
+def _tag(model: ir.Model, wrapper: nn.Module) -> None:
+    """Tag every node with the layer and role of the module that made it, known from the modules' types."""
+    tags: dict[str, tuple[str | None, str]] = {}
+    for path, module in wrapper.named_modules():
+        if isinstance(module, CodaLayer):
+            layer = path.rsplit(".", 1)[-1]
+            tags[path] = (layer, "routing")
+            for child, inner in module.named_modules():
+                role = _role(child, inner)
+                if role is not None:
+                    tags[f"{path}.{child}"] = (layer, role)
+    top = {"model.embeddings": "embeddings", "model.head": "head", "model.final_norm": "norm"}
+    for node in model.graph:
+        scopes = [s for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")) if isinstance(s, str)]
+        found = next((tags[s] for s in reversed(scopes) if s in tags), None)
+        layer_name, role = found or (None, next((top[s] for s in reversed(scopes) if s in top), "model"))
+        node.metadata_props[ROLE_TAG] = role
+        if layer_name is not None:
+            node.metadata_props[LAYER_TAG] = layer_name
+
+
+def _role(child: str, module: nn.Module) -> str | None:
+    if child in ("router", "adapter"):
+        return child
+    if isinstance(module, Attention):
+        return "attention"
+    if isinstance(module, FeedForward):
+        return "feed_forward"
+    if isinstance(module, nn.LayerNorm):
+        return "norm"
+    return "block" if isinstance(module, Block) else None
+
+
+def save_onnx(model: ir.Model, path: Path, *, external_above: int = 1 << 30) -> None:
+    """Write a model; weights go to ``<name>.data`` beside it once they exceed ``external_above`` bytes."""
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > external_above else None)

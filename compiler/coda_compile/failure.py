@@ -1,0 +1,48 @@
+"""What a failed verification leaves behind: enough to reproduce it without the original model."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from coda_targets.bundle import Arrays
+
+_SCRIPT = '''"""Run the failing input again: python reproduce.py (needs onnxruntime and numpy)."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+here = Path(__file__).parent
+inputs, expected = np.load(here / "inputs.npz"), np.load(here / "expected.npz")
+session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+outputs = session.run(None, dict(inputs))
+for output, value in zip(session.get_outputs(), outputs):
+    if output.name in expected:
+        print(f"{output.name}: largest difference {np.abs(value - expected[output.name]).max():.3g}")
+    else:
+        print(f"{output.name}: {value}")
+'''
+
+
+def failure_folder(output: Path) -> Path:
+    """Where a failed build of ``output`` is kept."""
+    return output.with_name(f"{output.name}-failed")
+
+
+def keep_failure(folder: Path, model: Path, inputs: Arrays, expected: Arrays, actual: Arrays) -> None:
+    """Write the model, the input, both sides' outputs and a script.
+
+    Args:
+        folder: replaced when it is there from an earlier failure.
+        expected: torch's outputs; empty when routing failed before there were any.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in model.parent.glob(f"{model.name}*"):
+        shutil.copy(path, folder / path.name)
+    np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
+    np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
+    np.savez(folder / "actual.npz", **actual)  # type: ignore[arg-type]
+    (folder / "reproduce.py").write_text(_SCRIPT, "utf-8")

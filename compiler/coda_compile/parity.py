@@ -1,0 +1,173 @@
+"""Tie-aware comparison of two implementations of a routed model.
+
+Two implementations may differ only where scores are closer than their arithmetic error. So scores are compared first,
+tightly; then the selected sets; then every differing slot is explained by its margin or refused; outputs come last.
+``allclose`` on outputs alone would either hide a bug or fail on a tie.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coda_compile.errors import VerificationError
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far two float32 implementations may differ.
+
+    Attributes:
+        scores: absolute, times the largest score of the layer where that exceeds 1.
+        gates: absolute, for gates computed from the same scores.
+        outputs: absolute, times the largest output where that exceeds 1.
+    """
+
+    scores: float = 5e-5
+    gates: float = 2e-5
+    outputs: float = 5e-5
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A slot that two implementations gave to different tokens because their scores are as good as equal.
+
+    Attributes:
+        margin: how far the token's score lies from the boundary of the selection.
+        allowed: the largest margin that arithmetic error explains.
+    """
+
+    layer: int
+    example: int
+    position: int
+    margin: float
+    allowed: float
+
+
+@dataclass
+class CaseParity:
+    """How one input compared.
+
+    Attributes:
+        case: what the input was, for people.
+        scores, gates, outputs: largest differences seen, outputs by name.
+        narrowest: the smallest margin between a selected and an unselected token, over all layers and examples.
+        ties: differing slots, each explained.
+        skipped: examples not compared to the end because a tie sent them another way.
+    """
+
+    case: str
+    scores: float = 0.0
+    gates: float = 0.0
+    outputs: dict[str, float] = field(default_factory=dict)
+    narrowest: float = float("inf")
+    ties: list[Tie] = field(default_factory=list)
+    skipped: int = 0
+
+
+def margin(scores: NDArray[Any], mask: NDArray[Any], selected: Sequence[int]) -> float:
+    """Lowest selected score minus highest unselected valid one; infinite where nothing is left out."""
+    chosen = np.zeros(mask.shape, dtype=bool)
+    chosen[list(selected)] = True
+    inside, outside = scores[chosen & mask], scores[~chosen & mask]
+    return float(inside.min() - outside.max()) if inside.size and outside.size else float("inf")
+
+
+class Comparison:
+    """Compare one input, layer by layer, then its outputs.
+
+    Args:
+        case: what the input is, for people; named in every failure.
+        mask: [batch, tokens] bool.
+        tolerances: what counts as arithmetic error.
+        replayed: whether the reference followed the other side's selections, so that what comes after a tie still
+            compares; otherwise an example is left out from its first tie on.
+    """
+
+    def __init__(self, case: str, mask: NDArray[np.bool_], tolerances: Tolerances, *, replayed: bool) -> None:
+        self.result = CaseParity(case)
+        self._mask = mask
+        self._tolerances = tolerances
+        self._replayed = replayed
+        self._live = np.ones(mask.shape[0], dtype=bool)
+
+    def layer(self, expected_scores: NDArray[Any], expected: Sequence[Sequence[int]], actual: Decision) -> None:
+        """Compare one layer's scores and selection.
+
+        Args:
+            expected_scores: [batch, tokens] of the reference.
+            expected: positions that the reference selects, for each example.
+            actual: the other side's decision.
+
+        Raises:
+            VerificationError: scores too far apart, a malformed selection, or a difference that no tie explains.
+        """
+        scale = max(1.0, float(np.abs(expected_scores[self._mask]).max(initial=0.0)))
+        allowed = self._tolerances.scores * scale
+        difference = np.abs(actual.scores - expected_scores)
+        compared = self._mask & self._live[:, None]
+        self._within(difference, compared, allowed, f"scores of layer {actual.layer}")
+        self.result.scores = max(self.result.scores, float(difference[compared].max(initial=0.0)))
+        for example in np.flatnonzero(self._live):
+            self._selection(int(example), expected_scores[example], list(expected[example]), actual, 2 * allowed)
+
+    def gates(self, expected: NDArray[Any], actual: Decision) -> None:
+        """Compare gates that the reference computed from the other side's own scores and selection."""
+        difference = np.abs(actual.gates - expected)
+        compared = np.broadcast_to(self._live[:, None], difference.shape)
+        self._within(difference, compared, self._tolerances.gates, f"gates of layer {actual.layer}")
+        self.result.gates = max(self.result.gates, float(difference[compared].max(initial=0.0)))
+
+    def outputs(self, expected: Arrays, actual: Arrays) -> CaseParity:
+        """Compare the model's outputs, valid tokens alone where there is one a token, and return the result."""
+        for name, wanted in expected.items():
+            got = actual[name]
+            if got.shape != wanted.shape:
+                self._fail(f"{name} has shape {list(got.shape)}, expected {list(wanted.shape)}")
+            per_token = wanted.ndim == 3
+            compared = self._mask & self._live[:, None] if per_token else self._live
+            scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+            difference = np.abs(got - wanted).max(-1)
+            self._within(difference, compared, self._tolerances.outputs * scale, name)
+            self.result.outputs[name] = float(difference[compared].max(initial=0.0))
+        self.result.skipped = int((~self._live).sum())
+        return self.result
+
+    def _selection(
+        self, example: int, scores: NDArray[Any], expected: list[int], actual: Decision, allowed: float
+    ) -> None:
+        got, mask = actual.selected(example), self._mask[example]
+        where = f"selection of layer {actual.layer}, example {example}"
+        if len(got) != len(expected):
+            self._fail(f"{where} routes {len(got)} tokens, expected {len(expected)}")
+        if got != sorted(set(got)) or not all(mask[i] for i in got):
+            self._fail(f"{where} is not a sorted set of valid positions: {got}")
+        if len(set(actual.indices[example].tolist())) != actual.indices.shape[1]:
+            self._fail(f"{where} repeats a position")
+        self.result.narrowest = min(self.result.narrowest, margin(scores, mask, expected))
+        boundary = float(scores[expected].min()) if expected else 0.0
+        for position in sorted(set(got) ^ set(expected)):
+            distance = abs(float(scores[position]) - boundary)
+            if not distance <= allowed:
+                self._fail(
+                    f"{where} differs at position {position}, {distance:.2g} from the boundary where arithmetic "
+                    f"explains {allowed:.2g}"
+                )
+            self.result.ties.append(Tie(actual.layer, example, position, distance, allowed))
+            if not self._replayed:
+                self._live[example] = False
+
+    def _within(self, difference: NDArray[Any], compared: NDArray[Any], allowed: float, what: str) -> None:
+        bad = compared & ~(difference <= allowed)  # not (≤), so that NaN fails
+        if bad.any():
+            masked = np.where(compared, np.nan_to_num(difference, nan=np.inf), -1.0)
+            worst = tuple(int(i) for i in np.unravel_index(int(masked.argmax()), masked.shape))
+            place = f"example {worst[0]}" + (f", position {worst[1]}" if len(worst) > 1 else "")
+            self._fail(f"{what} differ by {difference[worst]:.2g} (allowed {allowed:.2g}) at {place}")
+
+    def _fail(self, what: str) -> None:
+        raise VerificationError(f"verification failed on input '{self.result.case}': {what}")

@@ -1,0 +1,73 @@
+"""Transformations of a compiled model: one a file, on onnx_ir's own pass framework.
+
+A target lists the names of its passes in order; here each name meets the pass that it stands for.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
+
+from coda_compile.errors import CompileError
+from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.strip_export_metadata import StripExportMetadata
+
+Pass = ir.passes.InPlacePass
+
+_PASSES: dict[str, Callable[[], Pass]] = {
+    "strip_export_metadata": StripExportMetadata,
+    "fold_constants": lambda: FoldConstantsPass(shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19),
+    "eliminate_identities": common.IdentityEliminationPass,
+    "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
+    "remove_unused": common.RemoveUnusedNodesPass,
+    "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    "attach_functions": AttachFunctions,
+}
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        modified: whether it says that it changed the model.
+        nodes: in the main graph, after it.
+        operators: change in the count of every operator that it changed.
+    """
+
+    name: str
+    modified: bool
+    nodes: int
+    operators: dict[str, int]
+
+
+def make_pass(name: str) -> Pass:
+    """The pass of a name.
+
+    Raises:
+        CompileError: no such pass.
+    """
+    if name not in _PASSES:
+        raise CompileError(f"pass {name!r} is unknown: use one of {', '.join(_PASSES)}")
+    return _PASSES[name]()
+
+
+def operator_counts(model: ir.Model) -> Counter[str]:
+    """How often each operator stands in the main graph, ``domain::name`` outside the default domain."""
+    return Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)
+
+
+def run_passes(model: ir.Model, names: Iterable[str]) -> list[PassReport]:
+    """Run passes in order, in place, and say what each did; a pass that did nothing says so too."""
+    reports = []
+    for name in names:
+        before = operator_counts(model)
+        modified = bool(make_pass(name)(model).modified)
+        after = operator_counts(model)
+        changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}
+        reports.append(PassReport(name, modified, sum(after.values()), changed))
+    return reports

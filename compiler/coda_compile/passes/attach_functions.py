@@ -1,0 +1,54 @@
+"""Give every ``ai.coda`` operator in use its body of standard operators."""
+
+from collections.abc import Callable
+
+import onnx
+import onnx_ir as ir
+
+from coda_compile.errors import CompileError
+from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens
+
+_SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
+
+
+class AttachFunctions(ir.passes.InPlacePass):
+    """Attach function bodies, so that the model runs where no native kernel is loaded."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Attach what is used and not there yet.
+
+        Raises:
+            CompileError: two Route nodes with different schedules, which one body cannot serve.
+        """
+        used = {node.op_type: node for node in model.graph if node.domain == DOMAIN}
+        bodies: dict[str, Callable[[], onnx.FunctionProto]] = {
+            "Route": lambda: route.body(_schedule(model)),
+            "TakeTokens": take_tokens.body,
+            "PutTokens": put_tokens.body,
+            "Adapter": adapter.body,
+        }
+        modified = False
+        for name in sorted(used):
+            identifier = (DOMAIN, name, "")
+            if identifier not in model.functions:
+                body = ir.serde.deserialize_function(bodies[name]())
+                # onnx's checker wants a function and its model to import one version of the default domain; what the
+                # bodies use means the same in all of them from the one they are written in.
+                body.opset_imports[""] = model.opset_imports[""]
+                model.functions[identifier] = body
+                modified = True
+        if used:
+            model.graph.opset_imports[DOMAIN] = VERSION
+        return ir.passes.PassResult(model, modified)
+
+
+def _schedule(model: ir.Model) -> route.Schedule:
+    found = {
+        tuple(node.attributes[name].value for name in _SCHEDULE)
+        for node in model.graph
+        if node.domain == DOMAIN and node.op_type == "Route"
+    }
+    if len(found) > 1:
+        raise CompileError(f"this model has {len(found)} soft top-k schedules: all layers must share one")
+    iterations, *epsilons = found.pop()
+    return route.Schedule(int(iterations), *(round(float(e), 9) for e in epsilons))

@@ -1,0 +1,114 @@
+"""compile(): the whole story on one page."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile import test_vectors
+from coda_compile.bundle import check_output, replacing, write_config, write_manifest, write_report, write_tokenizer
+from coda_compile.errors import CompileError, VerificationError
+from coda_compile.export import export, save_onnx
+from coda_compile.failure import failure_folder, keep_failure
+from coda_compile.parity import Tolerances
+from coda_compile.passes import run_passes
+from coda_compile.sources import Source, read_source
+from coda_compile.verify import make_case, reference, verify
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_targets import Bundle, Target, TargetError, get_target
+from coda_targets.bundle import MODEL
+
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+def compile(
+    model: CodaModel | Path | str,
+    target: str = "cpu",
+    *,
+    output: Path | str,
+    backbone: Path | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    reduction: Reduction | Sequence[Reduction] | None = None,
+    stage: Stage = nullcontext,
+) -> Bundle:
+    """Turn a trained model into a verified bundle.
+
+    Args:
+        model: a model in memory, or a ``model.pt``, a CoDA checkpoint folder or a Hugging Face folder.
+        target: where it will run, one of ``coda_targets.target_names()``.
+        output: the bundle's folder; an older bundle there is replaced, anything else is refused.
+        backbone: folder or hub name of a delta's backbone, by default what the delta names.
+        tokenizer: put into the bundle instead of the source's own.
+        reduction: run at another r than the model was trained with; 1 is the dense adapter.
+        stage: called with each stage's name, gives a context that lasts as long as the stage.
+
+    Returns:
+        The bundle, opened.
+
+    Raises:
+        CodaError: one sentence that says what was wrong. Nothing is left behind, but for a folder
+            ``<output>-failed`` that reproduces a failed verification.
+    """
+    output = Path(output).absolute()
+    lowered_for = _complete(get_target(target))
+    check_output(output)
+    with stage("load"):
+        source = _source(model, backbone)
+        if reduction is not None:
+            _run_at(source.model, reduction)
+    with stage("export"):
+        compiled = export(source.model, lowered_for.opset)
+    with stage("passes"):
+        passes = run_passes(compiled, lowered_for.lowering)
+    with replacing(output) as folder:
+        path = folder / MODEL
+        save_onnx(compiled, path)
+        tolerances = Tolerances()
+        with stage("verify"):
+            try:
+                parity = verify(
+                    source.model,
+                    path,
+                    _verified_on(lowered_for),
+                    tolerances=tolerances,
+                    on_failure=lambda case, expected, actual: keep_failure(
+                        failure_folder(output), path, case.inputs, expected, actual
+                    ),
+                )
+            except VerificationError as error:
+                raise VerificationError(f"{error}; reproduction in {failure_folder(output)}") from None
+        with stage("bundle"):
+            case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
+            test_vectors.write(folder, case.inputs, *reference(source.model, case), tolerances)
+            write_config(folder, source.model)
+            if (words := tokenizer or source.tokenizer) is not None:
+                write_tokenizer(folder, words, source.model.max_tokens)
+            write_report(folder, passes, parity, tolerances)
+            write_manifest(folder, source.model, compiled, lowered_for, lowered_for.precisions[0])
+    return Bundle(output)
+
+
+def _complete(target: Target) -> Target:
+    if target.lacks:
+        raise TargetError(f"target {target.name!r} is not finished, it still lacks {target.lacks}: use --target cpu")
+    return target
+
+
+def _source(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:
+    if isinstance(model, CodaModel):
+        return Source("model in memory", model.eval(), None)
+    return read_source(Path(model), backbone=None if backbone is None else str(backbone))
+
+
+def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
+    if all(layer.router is None for layer in model.coda_layers()) and reduction not in (1, "1"):
+        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
+    model.set_reduction(reduction)
+
+
+def _verified_on(target: Target) -> Target:
+    """Where parity is measured: on the target itself, or on a CPU where the target runs nothing."""
+    return target if target.providers else replace(target, providers=get_target("cpu").providers)

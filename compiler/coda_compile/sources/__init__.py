@@ -1,0 +1,63 @@
+"""What can be compiled, recognised by what lies on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coda_compile.errors import CompileError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from coda_models.model import CodaModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model ready to export.
+
+    Attributes:
+        kind: what it was recognised as, for people.
+        model: in evaluation mode, float32.
+        tokenizer: ``None`` where the source has none.
+    """
+
+    kind: str
+    model: "CodaModel"
+    tokenizer: "PreTrainedTokenizerBase | None"
+
+
+def read_source(path: Path, *, backbone: str | None = None) -> Source:
+    """Load a ``model.pt``, a CoDA checkpoint folder or a Hugging Face folder.
+
+    Raises:
+        CompileError: the path is none of these.
+        CodaError: as the loaders say.
+    """
+    if not path.exists():
+        raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
+    if path.is_dir() and (path / "manifest.json").is_file():
+        raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
+
+    from coda_compile.sources import checkpoint, huggingface
+    from coda_models.checkpoint import is_checkpoint_folder
+
+    if path.is_file() or is_checkpoint_folder(path):
+        return checkpoint.read(path, backbone)
+    return huggingface.read(path)
+
+
+def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":
+    """A tokenizer from a folder or the hub.
+
+    Raises:
+        CompileError: there is none.
+    """
+    from coda_models.backbone import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        raise CompileError(f"{path} holds no tokenizer")
+    return tokenizer

@@ -1,0 +1,53 @@
+"""Plain Hugging Face folders: fully fine-tuned encoders, without routers or adapters."""
+
+import json
+from pathlib import Path
+
+from coda_compile.errors import CompileError
+from coda_compile.sources import Source
+from coda_models.architectures import FAMILIES
+from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.checkpoint import check_finite
+from coda_models.config import CodaConfig
+from coda_models.conversion import convert
+from coda_models.errors import UnsupportedModelError
+
+_TASK_OF_HEAD = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "Model": "feature-extraction",
+    "ForMaskedLM": "feature-extraction",
+}
+
+
+def read(folder: Path) -> Source:
+    """Load a folder that ``save_pretrained`` of transformers wrote.
+
+    Raises:
+        UnsupportedModelError: another architecture, or a head that no task here has.
+    """
+    try:
+        plain = json.loads((folder / "config.json").read_text("utf-8"))
+        architecture = str((plain.get("architectures") or [""])[0])
+        family = plain.get("model_type")
+    except (ValueError, AttributeError, TypeError, IndexError):
+        raise CompileError(f"{folder / 'config.json'} is not a Hugging Face configuration") from None
+    if family not in FAMILIES:
+        raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
+    task = next((task for head, task in _TASK_OF_HEAD.items() if architecture.endswith(head)), None)
+    if task is None:
+        known = ", ".join(sorted(set(_TASK_OF_HEAD.values())))
+        raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
+    pooling = _pooling(folder)
+    model = convert(load_backbone(folder, task), CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling))
+    check_finite(model.state_dict(), folder)
+    return Source("Hugging Face model", model, load_tokenizer(folder))
+
+
+def _pooling(folder: Path) -> str:
+    """What a sentence-transformers folder says of its pooling; the mean where it says nothing."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    plain = json.loads(path.read_text("utf-8"))
+    return "first" if plain.get("pooling_mode_cls_token") else "mean"

@@ -1,0 +1,101 @@
+"""Known inputs and outputs inside a bundle, so that it can be verified anywhere without torch.
+
+Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
+decided, and by which margins, stands in ``expected.json``.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
+from coda_targets import Bundle, BundleError
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision, RoutingProbe
+
+DATA_SET = "test_data_set_0"
+EXPECTED = "expected.json"
+
+
+def write(folder: Path, inputs: Arrays, outputs: Arrays, decisions: list[Decision], tolerances: Tolerances) -> None:
+    """Write one input with what is expected of it."""
+    data = folder / DATA_SET
+    data.mkdir()
+    for kind, arrays in (("input", inputs), ("output", outputs)):
+        for i, (name, array) in enumerate(arrays.items()):
+            tensor = numpy_helper.from_array(array, name)
+            (data / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+    mask = inputs["attention_mask"].astype(bool)
+    examples = range(mask.shape[0])
+    plain = {
+        "tolerances": asdict(tolerances),
+        "routing": [
+            {
+                "layer": d.layer,
+                "scores": [[float(x) for x in d.scores[e][mask[e]]] for e in examples],
+                "selected": [d.selected(e) for e in examples],
+                "margins": [_finite(margin(d.scores[e], mask[e], d.selected(e))) for e in examples],
+            }
+            for d in decisions
+        ],
+    }
+    (folder / EXPECTED).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def read(folder: Path) -> tuple[Arrays, Arrays, dict[str, Any]]:
+    """Inputs, expected outputs and the content of expected.json.
+
+    Raises:
+        BundleError: absent or damaged.
+    """
+    arrays: dict[str, Arrays] = {"input": {}, "output": {}}
+    try:
+        for kind, found in arrays.items():
+            for path in sorted((folder / DATA_SET).glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
+                tensor = onnx.TensorProto.FromString(path.read_bytes())
+                found[tensor.name] = numpy_helper.to_array(tensor)
+        expected = json.loads((folder / EXPECTED).read_text("utf-8"))
+        Tolerances(**expected["tolerances"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"the test data of {folder} are damaged: {error}; compile the model again") from None
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(f"the test data of {folder} are damaged: {type(error).__name__}; compile again") from None
+    if not arrays["input"] or not arrays["output"]:
+        raise BundleError(f"{folder} has no test data in {DATA_SET}: compile the model again")
+    return arrays["input"], arrays["output"], expected
+
+
+def verify_bundle(bundle: Bundle) -> CaseParity:
+    """Check a bundle's files, run its test data here, and compare tie-aware.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+        VerificationError: this machine computes something else than the one that compiled it.
+    """
+    bundle.check()
+    inputs, wanted, expected = read(bundle.folder)
+    outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs))
+    mask = inputs["attention_mask"].astype(bool)
+    batch, tokens = mask.shape
+    comparison = Comparison(
+        f"test data, {batch} x {tokens} tokens", mask, Tolerances(**expected["tolerances"]), replayed=False
+    )
+    recorded = {item["layer"]: item for item in expected["routing"]}
+    if set(recorded) != {decision.layer for decision in decisions}:
+        raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")
+    for decision in decisions:
+        item = recorded[decision.layer]
+        scores = np.zeros(mask.shape, np.float32)
+        for example, row in enumerate(item["scores"]):
+            scores[example][mask[example]] = row
+        comparison.layer(scores, item["selected"], decision)
+    return comparison.outputs(wanted, outputs)

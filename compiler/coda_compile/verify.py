@@ -1,0 +1,143 @@
+"""Verify a compiled model against torch, on shapes that the export never saw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coda_compile.export import OUTPUTS
+from coda_compile.parity import CaseParity, Comparison, Tolerances
+from coda_models.model import CodaModel, CodaOutput
+from coda_ops.route import route, soft_top_k
+from coda_targets import Target
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision, RoutingProbe
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input: a name for people, and arrays [batch, tokens]."""
+
+    name: str
+    inputs: Arrays
+
+
+def make_case(model: CodaModel, batch: int, tokens: int, *, ragged: bool, seed: int = 0) -> Case:
+    """Random token ids; ragged rows end in padding, at least one of them full length and one of a single token."""
+    random = np.random.default_rng([seed, batch, tokens])
+    vocabulary, padding = int(model.hf_config.vocab_size), int(model.hf_config.pad_token_id or 0)
+    ids = random.integers(0, vocabulary, (batch, tokens))
+    ids = np.where(ids == padding, (padding + 1) % vocabulary, ids)
+    lengths = np.full(batch, tokens)
+    if ragged:
+        lengths = random.integers(1, tokens + 1, batch)
+        lengths[0], lengths[-1] = tokens, 1
+    mask = np.arange(tokens) < lengths[:, None]
+    every = {
+        "input_ids": np.where(mask, ids, padding).astype(np.int64),
+        "attention_mask": mask.astype(np.int64),
+        "token_type_ids": np.zeros((batch, tokens), np.int64),
+    }
+    kind = "ragged" if ragged else "full"
+    return Case(f"{batch} x {tokens} tokens, {kind}", {name: every[name] for name in model.input_names})
+
+
+def cases(model: CodaModel) -> list[Case]:
+    """Batches 1, 3 and 8; lengths 1, 2, odd and the longest; full and ragged."""
+    longest = model.max_tokens
+    odd, middle = min(37, longest), min(64, longest)
+    shapes = [
+        (1, 1, False),
+        (1, 2, False),
+        (3, 2, True),
+        (3, odd, True),
+        (8, min(7, longest), True),
+        (8, middle, True),
+        (1, longest, False),
+        (3, longest, True),
+    ]
+    return [make_case(model, batch, tokens, ragged=ragged) for batch, tokens, ragged in shapes]
+
+
+def verify(
+    model: CodaModel,
+    path: Path,
+    target: Target,
+    *,
+    tolerances: Tolerances | None = None,
+    on_failure: Callable[[Case, Arrays, Arrays], None] = lambda case, expected, actual: None,
+) -> list[CaseParity]:
+    """Run every case through torch and through onnxruntime, and compare them tie-aware.
+
+    The torch reference replays the compiled model's selections, each of which must be its own choice up to a tie, so
+    that everything behind a tie still compares tightly.
+
+    Args:
+        path: the ONNX file.
+        on_failure: called with the case and both sides' outputs before the error is raised.
+
+    Raises:
+        VerificationError: which output, layer and input.
+    """
+    probe = RoutingProbe(path, target)
+    results = []
+    for case in cases(model):
+        outputs, decisions = probe.run(case.inputs)
+        expected: Arrays = {}
+        try:
+            comparison = Comparison(
+                case.name, case.inputs["attention_mask"].astype(bool), tolerances or Tolerances(), replayed=True
+            )
+            expected = _replay(model, case, decisions, comparison)
+            results.append(comparison.outputs(expected, outputs))
+        except Exception:
+            on_failure(case, expected, outputs)
+            raise
+    return results
+
+
+@torch.inference_mode()
+def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
+    """Torch's own outputs and decisions for one input."""
+    inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+    output = model(**inputs, output_routing=True)
+    decisions = [
+        Decision(i, *(tensor.numpy() for tensor in routing))
+        for i, routing in enumerate(output.routing)
+        if routing is not None
+    ]
+    return _outputs(model, output), decisions
+
+
+def _outputs(model: CodaModel, output: CodaOutput) -> Arrays:
+    return {name: getattr(output, name).numpy() for name in OUTPUTS[model.coda_config.task]}
+
+
+@torch.inference_mode()
+def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison: Comparison) -> Arrays:
+    """Torch's outputs with the compiled model's selections, comparing each layer's decision on the way."""
+    by_layer = {decision.layer: decision for decision in decisions}
+    selections = [
+        (_tensor(by_layer[i].indices), _tensor(by_layer[i].used)) if i in by_layer else None
+        for i in range(len(model.layers))
+    ]
+    inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+    output = model(**inputs, output_routing=True, selections=selections)
+    mask = inputs["attention_mask"].bool()
+    for i, layer in enumerate(model.coda_layers()):
+        if i not in by_layer:
+            continue
+        actual, scores = by_layer[i], output.routing[i].scores
+        indices, _, used = route(scores, mask, layer.reduction, layer.schedule)
+        chosen = [row[valid].tolist() for row, valid in zip(indices, used, strict=True)]
+        comparison.layer(scores.numpy(), chosen, actual)
+        gates = soft_top_k(_tensor(actual.scores), mask, layer.reduction, layer.schedule)
+        comparison.gates((gates.gather(1, _tensor(actual.indices)) * _tensor(actual.used)).numpy(), actual)
+    return _outputs(model, output)
+
+
+def _tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]  # any element type
+    return torch.from_numpy(np.array(array))
