@@ -5,22 +5,23 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from transformers import PreTrainedTokenizerBase
-
-from coda_compile.errors import CompileError, OutputError
-from coda_compile.parity import CaseParity, Tolerances
-from coda_compile.passes import PassReport, operator_counts
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_targets import Target
 from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, TensorInfo, list_files
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile.errors import CompileError, OutputError
+from coda_compile.parity import CaseParity, Tolerances
+from coda_compile.passes import PassReport, operator_counts
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -36,7 +37,8 @@ def check_output(folder: Path) -> None:
     """
     if not folder.parent.is_dir():
         raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder with -o DIR")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+    kept = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()
+    if kept or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR")
 
 
@@ -74,12 +76,15 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
     """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
 
     Raises:
-        CompileError: a tokenizer without a tokenizer.json form.
+        CompileError: a tokenizer without a tokenizer.json form, or without a padding token.
     """
     if not tokenizer.is_fast:
         raise CompileError(
             f"{type(tokenizer).__name__} has no tokenizer.json form: save the model with a fast tokenizer"
         )
+    if tokenizer.pad_token_id is None:
+        raise CompileError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again")
+    tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
     tokenizer.model_max_length = max_tokens
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
@@ -107,9 +112,9 @@ def _plain_parity(case: CaseParity) -> dict[str, Any]:
 
 def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: Target, precision: str) -> None:
     """manifest.json, last of all: it hashes the other files."""
-    opset = {domain: number for domain, number in sorted(compiled.opset_imports.items())}
+    opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
-    names = dict(hf.id2label) if coda.task.endswith("classification") else {}
+    names = dict(hf.id2label or {}) if coda.task.endswith("classification") else {}
     layers = tuple(
         LayerInfo(
             str(layer.reduction),

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from coda_targets import Bundle
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,6 @@ from rich.text import Text
 from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply_adds
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
-from coda_targets import Bundle
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -48,7 +48,11 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     _out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s")
     if ratio > 1:
         _out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
-    try_it = f'coda-compile run {folder} "some text"' if (folder / "tokenizer.json").is_file() else f"coda-compile inspect {folder}"
+    try_it = (
+        f'coda-compile run {folder} "some text"'
+        if (folder / "tokenizer.json").is_file()
+        else f"coda-compile inspect {folder}"
+    )
     _out.print(f"  next: {try_it}", soft_wrap=True)
 
 
@@ -105,7 +109,9 @@ def inspected(bundle: Bundle) -> None:
         )
     _out.print(layers)
     total, all_dense = multiply_adds(m, n), dense_multiply_adds(m, n)
-    _out.print(f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x")
+    _out.print(
+        f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
+    )
 
     tables: Sequence[tuple[str, list[tuple[str, str]]]] = (
         ("operators", [(name, str(count)) for name, count in sorted(m.operators.items(), key=lambda x: (-x[1], x[0]))]),

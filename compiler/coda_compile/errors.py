@@ -42,8 +42,11 @@ def as_sentences() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" writing {error.filename}" if error.filename else ""
             raise OutputError(f"no space left on the disk{where}: free some and try again; nothing was kept") from None
+        if isinstance(error, BrokenPipeError) or not error.strerror:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise OutputError(f"no permission for {error.filename}: choose another folder with -o DIR") from None
-        raise
+            raise OutputError(f"no permission{where}: choose another folder with -o DIR") from None
+        raise OutputError(f"the operating system says '{error.strerror}'{where}; nothing was kept") from None
     except MemoryError:
         raise CompileError("out of memory: close other programs or use a machine with more of it") from None

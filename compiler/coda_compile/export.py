@@ -10,15 +10,15 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import values
-from torch import Tensor, nn
-
-from coda_compile.errors import CompileError
 from coda_models.attention import Attention
 from coda_models.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
 from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
 from coda_targets.routing import LAYER_TAG
+from onnxscript import values
+from torch import Tensor, nn
+
+from coda_compile.errors import CompileError
 
 ROLE_TAG = "coda.role"
 OUTPUTS = {

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-
 from coda_targets.bundle import Arrays
 
+REPRODUCE = "reproduce.py"
 _SCRIPT = '''"""Run the failing input again: python reproduce.py (needs onnxruntime and numpy)."""
 
 from pathlib import Path
@@ -27,8 +27,13 @@ for output, value in zip(session.get_outputs(), outputs):
 
 
 def failure_folder(output: Path) -> Path:
-    """Where a failed build of ``output`` is kept."""
-    return output.with_name(f"{output.name}-failed")
+    """Where a failed build of ``output`` is kept: never a folder that something else made."""
+    folder = output.with_name(f"{output.name}-failed")
+    number = 1
+    while folder.exists() and not (folder / REPRODUCE).is_file():
+        number += 1
+        folder = output.with_name(f"{output.name}-failed-{number}")
+    return folder
 
 
 def keep_failure(folder: Path, model: Path, inputs: Arrays, expected: Arrays, actual: Arrays) -> None:
@@ -45,4 +50,4 @@ def keep_failure(folder: Path, model: Path, inputs: Arrays, expected: Arrays, ac
     np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
     np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
     np.savez(folder / "actual.npz", **actual)  # type: ignore[arg-type]
-    (folder / "reproduce.py").write_text(_SCRIPT, "utf-8")
+    (folder / REPRODUCE).write_text(_SCRIPT, "utf-8")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision
 from numpy.typing import NDArray
 
 from coda_compile.errors import VerificationError
-from coda_targets.bundle import Arrays
-from coda_targets.routing import Decision
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,21 @@ class Comparison:
         self._replayed = replayed
         self._live = np.ones(mask.shape[0], dtype=bool)
 
+    def well_formed(self, actual: Decision) -> None:
+        """Check that a decision is one: valid positions, sorted, and no slot that collides with another.
+
+        Raises:
+            VerificationError: what is wrong with the selection of which example.
+        """
+        for example in np.flatnonzero(self._live):
+            got, mask = actual.selected(int(example)), self._mask[example]
+            where = f"selection of layer {actual.layer}, example {example}"
+            if got != sorted(set(got)) or not all(0 <= i < len(mask) and mask[i] for i in got):
+                self._fail(f"{where} is not a sorted set of valid positions: {got}")
+            slots = actual.indices[example].tolist()
+            if len(set(slots)) != len(slots) or not all(0 <= i < len(mask) for i in slots):
+                self._fail(f"{where} has unused slots that collide or lie outside: {slots}")
+
     def layer(self, expected_scores: NDArray[Any], expected: Sequence[Sequence[int]], actual: Decision) -> None:
         """Compare one layer's scores and selection.
 
@@ -106,14 +121,15 @@ class Comparison:
         Raises:
             VerificationError: scores too far apart, a malformed selection, or a difference that no tie explains.
         """
+        self.well_formed(actual)
         scale = max(1.0, float(np.abs(expected_scores[self._mask]).max(initial=0.0)))
         allowed = self._tolerances.scores * scale
         difference = np.abs(actual.scores - expected_scores)
         compared = self._mask & self._live[:, None]
         self._within(difference, compared, allowed, f"scores of layer {actual.layer}")
         self.result.scores = max(self.result.scores, float(difference[compared].max(initial=0.0)))
-        for example in np.flatnonzero(self._live):
-            self._selection(int(example), expected_scores[example], list(expected[example]), actual, 2 * allowed)
+        for example in map(int, np.flatnonzero(self._live)):
+            self._selection(example, expected_scores[example], list(expected[example]), actual, 2 * allowed)
 
     def gates(self, expected: NDArray[Any], actual: Decision) -> None:
         """Compare gates that the reference computed from the other side's own scores and selection."""
@@ -125,12 +141,14 @@ class Comparison:
     def outputs(self, expected: Arrays, actual: Arrays) -> CaseParity:
         """Compare the model's outputs, valid tokens alone where there is one a token, and return the result."""
         for name, wanted in expected.items():
+            if name not in actual:
+                self._fail(f"{name} is missing")
             got = actual[name]
             if got.shape != wanted.shape:
                 self._fail(f"{name} has shape {list(got.shape)}, expected {list(wanted.shape)}")
             per_token = wanted.ndim == 3
             compared = self._mask & self._live[:, None] if per_token else self._live
-            scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+            scale = max(1.0, float(np.abs(wanted[compared]).max(initial=0.0)))
             difference = np.abs(got - wanted).max(-1)
             self._within(difference, compared, self._tolerances.outputs * scale, name)
             self.result.outputs[name] = float(difference[compared].max(initial=0.0))
@@ -144,10 +162,6 @@ class Comparison:
         where = f"selection of layer {actual.layer}, example {example}"
         if len(got) != len(expected):
             self._fail(f"{where} routes {len(got)} tokens, expected {len(expected)}")
-        if got != sorted(set(got)) or not all(mask[i] for i in got):
-            self._fail(f"{where} is not a sorted set of valid positions: {got}")
-        if len(set(actual.indices[example].tolist())) != actual.indices.shape[1]:
-            self._fail(f"{where} repeats a position")
         self.result.narrowest = min(self.result.narrowest, margin(scores, mask, expected))
         boundary = float(scores[expected].min()) if expected else 0.0
         for position in sorted(set(got) ^ set(expected)):

@@ -2,28 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_targets import Bundle, Target, TargetError, get_target
+from coda_targets.bundle import MODEL
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile import test_vectors
 from coda_compile.bundle import check_output, replacing, write_config, write_manifest, write_report, write_tokenizer
-from coda_compile.errors import CompileError, VerificationError
+from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.parity import Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.sources import Source, read_source
 from coda_compile.verify import make_case, reference, verify
-from coda_models.config import Reduction
-from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError, get_target
-from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
 
+@as_sentences()
 def compile(
     model: CodaModel | Path | str,
     target: str = "cpu",
@@ -52,7 +54,7 @@ def compile(
         CodaError: one sentence that says what was wrong. Nothing is left behind, but for a folder
             ``<output>-failed`` that reproduces a failed verification.
     """
-    output = Path(output).absolute()
+    output = Path(output).resolve()
     lowered_for = _complete(get_target(target))
     check_output(output)
     with stage("load"):
@@ -68,6 +70,7 @@ def compile(
         save_onnx(compiled, path)
         tolerances = Tolerances()
         with stage("verify"):
+            failed = failure_folder(output)
             try:
                 parity = verify(
                     source.model,
@@ -75,11 +78,11 @@ def compile(
                     _verified_on(lowered_for),
                     tolerances=tolerances,
                     on_failure=lambda case, expected, actual: keep_failure(
-                        failure_folder(output), path, case.inputs, expected, actual
+                        failed, path, case.inputs, expected, actual
                     ),
                 )
             except VerificationError as error:
-                raise VerificationError(f"{error}; reproduction in {failure_folder(output)}") from None
+                raise VerificationError(f"{error}; reproduction in {failed}") from None
         with stage("bundle"):
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
             test_vectors.write(folder, case.inputs, *reference(source.model, case), tolerances)
@@ -99,14 +102,15 @@ def _complete(target: Target) -> Target:
 
 def _source(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:
     if isinstance(model, CodaModel):
-        return Source("model in memory", model.eval(), None)
+        return Source("model in memory", deepcopy(model).eval(), None)  # the caller's keeps its mode and reduction
     return read_source(Path(model), backbone=None if backbone is None else str(backbone))
 
 
 def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
-    if all(layer.router is None for layer in model.coda_layers()) and reduction not in (1, "1"):
-        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
     model.set_reduction(reduction)
+    asked = model.coda_config.reduction
+    if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
+        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
 
 
 def _verified_on(target: Target) -> Target:

@@ -39,8 +39,9 @@ def predict(
     remaining = iter(texts)
     while chunk := list(islice(remaining, batch)):
         encoded = codec.encode(chunk)
+        decisions: list[Decision] = []
         if probe is None:
-            outputs, decisions = bundle.run(encoded.inputs), []
+            outputs = bundle.run(encoded.inputs)
         else:
             outputs, decisions = probe.run(bundle.prepare(encoded.inputs))
         records = codec.decode(outputs, encoded)

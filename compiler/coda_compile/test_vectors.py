@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
-
-from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
+from onnx import numpy_helper
+
+from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"

@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from coda_compile.export import OUTPUTS
-from coda_compile.parity import CaseParity, Comparison, Tolerances
+from numpy.typing import NDArray
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
+from torch import Tensor
+
+from coda_compile.export import OUTPUTS
+from coda_compile.parity import CaseParity, Comparison, Tolerances
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison:
         (_tensor(by_layer[i].indices), _tensor(by_layer[i].used)) if i in by_layer else None
         for i in range(len(model.layers))
     ]
+    for decision in decisions:  # torch could not follow a malformed one
+        comparison.well_formed(decision)
     inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     output = model(**inputs, output_routing=True, selections=selections)
     mask = inputs["attention_mask"].bool()
@@ -139,5 +143,5 @@ def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison:
     return _outputs(model, output)
 
 
-def _tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]  # any element type
+def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(array))

@@ -1,9 +1,8 @@
 """The adapter: a bottleneck beside every layer."""
 
 import torch
-from torch import Tensor, nn
-
 from coda_ops.adapter import adapter
+from torch import Tensor, nn
 
 
 class Adapter(nn.Module):

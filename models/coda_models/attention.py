@@ -58,7 +58,8 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, head width]
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)  # [batch, heads, tokens, head]
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         """Attend from x to memory.

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -60,18 +59,18 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
 
 
 def _attempt(source: Path | str, load: Any, **options: Any) -> Any:
-    """Load offline, then online where the source may be a hub name."""
+    """Load offline, then online where the source may be a hub name; never run code that comes with it."""
     local = Path(source).exists()
     last: Exception | None = None
     for offline in (True,) if local else (True, False):
         try:
-            return load(str(source), local_files_only=offline, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            return load(str(source), local_files_only=offline, trust_remote_code=False, **options)
+        except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
             last = error
     reason = (str(last).strip() or type(last).__name__).splitlines()[0]
     if local:
-        raise BackboneError(f"the backbone in {source} cannot be read: {reason}")
+        raise BackboneError(f"the backbone in {source} cannot be read: {reason}") from last
     raise BackboneError(
         f"the backbone {source!r} is neither a folder, nor in the local hub cache, nor on a hub in reach: "
         "pass its folder with --backbone PATH"
-    )
+    ) from last

@@ -5,7 +5,6 @@ covered by a SHA-256 that is checked on loading.
 """
 
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from coda_ops.errors import CodaError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ def save(
     temporary = path.with_name(f".{path.name}.partial")
     try:
         torch.save(payload, temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -85,7 +85,8 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        # Without the legacy files: a fast tokenizer needs none, and some (sentencepiece models) are no text.
+        tokenizer.save_pretrained(folder, legacy_format=False if tokenizer.is_fast else None)
         return {file.name: file.read_text("utf-8") for file in sorted(Path(folder).iterdir())}
 
 
@@ -115,10 +116,7 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         tokenizer = load_tokenizer(source)
         model = convert(pretrained, config)
     else:
-        model = convert(
-            build(_hf_config(payload["hf_config"], path), config.task), replace(config, backbone_sha256="")
-        )
-        model.coda_config = config
+        model = _empty(payload["hf_config"], config, path)
         tokenizer = _tokenizer_from(payload["tokenizer_files"], path)
     if tokenizer is not None:
         tokenizer.truncation_side = payload["truncation_side"]
@@ -136,15 +134,36 @@ def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizer
         for name, text in files.items():
             if not isinstance(name, str) or not isinstance(text, str) or Path(name).name != name:
                 raise CheckpointError(f"{path} carries a tokenizer file with a bad name {name!r}")
-            (Path(folder) / name).write_text(text, "utf-8")
-        return load_tokenizer(folder)
+            try:
+                (Path(folder) / name).write_text(text, "utf-8")
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path} carries a tokenizer file {name!r} that cannot be written: {_first_line(error)}"
+                ) from None
+        try:
+            return load_tokenizer(folder)
+        except BackboneError as error:
+            raise CheckpointError(f"{path} carries a tokenizer that cannot be read: {error.__cause__}") from None
+
+
+def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
+    """The untrained model that a checkpoint describes, to be filled with its tensors."""
+    hf_config = _hf_config(plain, path)
+    try:
+        model = convert(build(hf_config, config.task), replace(config, backbone_sha256=""))
+    except CodaError:
+        raise
+    except Exception as error:  # transformers and torch check sizes and names in their own ways, with any exception
+        raise CheckpointError(f"{path} describes a model that cannot be built: {_first_line(error)}") from error
+    model.coda_config = config
+    return model
 
 
 def _hf_config(plain: Any, path: Path) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**plain)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} describes no known architecture: {_first_line(error)}") from None
+    except Exception as error:  # what a configuration class makes of a bad field is its own affair
+        raise CheckpointError(f"{path} describes no known architecture: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -164,10 +183,7 @@ _FIELDS = {
 
 def _read(path: Path) -> dict[str, Any]:
     """The payload of a ``model.pt``, checked in form."""
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is no checkpoint or is cut off: expected a file that coda_models.save wrote"
-        )
+    _check_archive(path)
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -177,8 +193,8 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path} holds Python code beside tensors and was not opened: save it again with coda_models.save"
             ) from None
         raise CheckpointError(f"{path} is damaged: {reason}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from None
+    except Exception as error:  # the unpickler lets out whatever a stray opcode runs into
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a torch file but no CoDA checkpoint: write one with coda_models.save")
     if payload.get("format_version") != FORMAT_VERSION:
@@ -188,13 +204,32 @@ def _read(path: Path) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(payload.get(name), kind):
             raise CheckpointError(f"{path} is damaged: its field {name!r} is missing or of the wrong type")
+    for name, known in (("kind", ("complete", "delta")), ("truncation_side", ("left", "right"))):
+        if payload[name] not in known:
+            raise CheckpointError(f"{path} is damaged: its field {name!r} is {payload[name]!r}, not one of {known}")
     return payload
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file that is no torch archive or has a bad checksum inside: torch itself does not look at those."""
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no checkpoint or is cut off: expected a file that coda_models.save wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
+            bad = archive.testzip()
+    except Exception as error:  # zipfile has a dozen kinds for a damaged directory
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+    if not pickled:
+        raise CheckpointError(f"{path} is a zip archive but no torch file: write one with coda_models.save")
+    if bad is not None:
+        raise CheckpointError(f"{path} is damaged: its part {bad!r} does not have the checksum that it records")
 
 
 def _fill(model: CodaModel, state: Mapping[str, Any], expected: set[str], sha256: str, path: Path) -> None:
     """Copy checked tensors into the model."""
     own = model.state_dict()
-    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
+    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected, key=str)
     if missing or extra:
         what = f"lacks {missing[0]!r}" if missing else f"has an unknown tensor {extra[0]!r}"
         raise CheckpointError(f"{path} does not fit its own configuration: it {what}")
@@ -206,6 +241,8 @@ def _fill(model: CodaModel, state: Mapping[str, Any], expected: set[str], sha256
                 f"{path} does not fit its own configuration: {name!r} has shape {list(tensor.shape)}, "
                 f"expected {list(own[name].shape)}"
             )
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{path} is damaged: {name!r} is no dense tensor on the CPU")
     if tensor_digest(state) != sha256:
         raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
     check_finite(state, path)
@@ -223,9 +260,7 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path} holds NaN or infinite weights in {bad!r}: training diverged, train it again")
 
 
-def save_pretrained(
-    model: CodaModel, folder: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
+def save_pretrained(model: CodaModel, folder: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write a folder with config.json (the CodaConfig under ``coda``), model.safetensors and tokenizer files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,9 +276,10 @@ def save_pretrained(
 def is_checkpoint_folder(folder: Path) -> bool:
     """Whether a folder's config.json says that it holds a CoDA model."""
     try:
-        return FOLDER_KEY in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
+        plain = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
         return False
+    return isinstance(plain, dict) and isinstance(plain.get(FOLDER_KEY), dict)
 
 
 def from_pretrained(folder: Path | str) -> Loaded:
@@ -254,9 +290,11 @@ def from_pretrained(folder: Path | str) -> Loaded:
     """
     folder = Path(folder)
     if not is_checkpoint_folder(folder):
-        raise CheckpointError(f"{folder} is no CoDA checkpoint: its config.json is missing or has no {FOLDER_KEY!r} part")
+        raise CheckpointError(
+            f"{folder} is no CoDA checkpoint: its config.json is missing or has no {FOLDER_KEY!r} part"
+        )
     plain = json.loads((folder / "config.json").read_text("utf-8"))
-    coda = dict(plain.pop(FOLDER_KEY))
+    coda = plain.pop(FOLDER_KEY)
     sha256 = coda.pop("sha256", "")
     config = CodaConfig.from_dict(coda)
     weights = folder / "model.safetensors"
@@ -264,9 +302,8 @@ def from_pretrained(folder: Path | str) -> Loaded:
         state = safetensors.torch.load_file(weights)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no model.safetensors") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{weights} is damaged or cut off: {_first_line(error)}") from None
-    model = convert(build(_hf_config(plain, folder), config.task), replace(config, backbone_sha256=""))
-    model.coda_config = config
+    model = _empty(plain, config, folder)
     _fill(model, state, set(model.state_dict()), sha256, weights)
     return Loaded(model, load_tokenizer(folder))

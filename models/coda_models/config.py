@@ -28,9 +28,7 @@ def parse_reduction(value: Reduction) -> Fraction:
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f"reduction {value!r} is no ratio: give something like '4' or '7/2'") from None
     if reduction < 1:
-        raise ConfigError(
-            f"reduction {value} is below 1, so a layer would route k > n tokens: use 1 (dense) or more"
-        )
+        raise ConfigError(f"reduction {value} is below 1, so a layer would route k > n tokens: use 1 (dense) or more")
     if max(reduction.numerator, reduction.denominator) > 10**6:
         raise ConfigError(f"reduction {value} needs integers above a million: round it to a simpler ratio")
     return reduction
@@ -85,23 +83,25 @@ class CodaConfig:
                 raise ConfigError(f"{name} {value!r} is not a whole number of at least {low}")
         for name, high in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 1e-6 <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= high:
                 raise ConfigError(f"{name} {value!r} is outside 1e-06 … {high:g}")
         for name in ("backbone", "backbone_sha256"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not text")
-        single = isinstance(self.reduction, (int, str, Fraction))
+        single = not isinstance(self.reduction, Sequence) or isinstance(self.reduction, str)
         values = [self.reduction] if single else list(self.reduction)  # type: ignore[arg-type]  # single says so
         parsed = tuple(parse_reduction(value) for value in values)  # type: ignore[arg-type]
         object.__setattr__(self, "reduction", parsed[0] if single else parsed)
         if self.routed_layers is not None:
+            if not isinstance(self.routed_layers, Sequence):
+                raise ConfigError(f"routed_layers {self.routed_layers!r} is no list of layer indices")
             layers = tuple(self.routed_layers)
             if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in layers):
                 raise ConfigError(f"routed_layers {layers} must be layer indices from 0 on")
             object.__setattr__(self, "routed_layers", tuple(sorted(set(layers))))
 
     def layer_reductions(self, layers: int) -> list[Fraction]:
-        """r of each of ``layers`` layers, 1 where a layer does not route.
+        """r of each of ``layers`` layers, 1 where a layer does not route; without adapters none does.
 
         Raises:
             ConfigError: the configuration speaks of more or fewer layers.
@@ -116,7 +116,7 @@ class CodaConfig:
         beyond = [i for i in routed if i >= layers]
         if beyond:
             raise ConfigError(f"routed_layers names layer {beyond[0]} but the model's last layer is {layers - 1}")
-        return [r if i in routed else Fraction(1) for i, r in enumerate(reductions)]
+        return [r if i in routed and self.bottleneck else Fraction(1) for i, r in enumerate(reductions)]
 
     def with_reduction(self, reduction: Reduction | Sequence[Reduction]) -> "CodaConfig":
         """The same model at another r."""

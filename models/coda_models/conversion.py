@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from coda_ops.route import Schedule
 from transformers import PreTrainedModel
 
 from coda_models.adapter import Adapter
@@ -12,7 +13,6 @@ from coda_models.errors import BackboneError
 from coda_models.layer import CodaLayer
 from coda_models.model import CodaModel
 from coda_models.router import Router
-from coda_ops.route import Schedule
 
 
 def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
@@ -72,9 +72,5 @@ def backbone_digest(model: CodaModel) -> str:
     """SHA-256 of the encoder's own tensors: embeddings, blocks, final norm and position bias, no head."""
     own = ("embeddings.", "relative_bias.", "final_norm.")
     return tensor_digest(
-        {
-            name: tensor
-            for name, tensor in model.state_dict().items()
-            if name.startswith(own) or ".block." in name
-        }
+        {name: tensor for name, tensor in model.state_dict().items() if name.startswith(own) or ".block." in name}
     )

@@ -6,14 +6,14 @@ from fractions import Fraction
 from typing import NamedTuple, final
 
 import torch
+from coda_ops.put_tokens import put_tokens
+from coda_ops.route import Schedule, route, slot_count, soft_top_k
+from coda_ops.take_tokens import take_tokens
 from torch import Tensor, nn
 
 from coda_models.adapter import Adapter
 from coda_models.attention import Attention, bias_between, mask_bias
 from coda_models.router import Router
-from coda_ops.put_tokens import put_tokens
-from coda_ops.route import Schedule, route, slot_count, soft_top_k
-from coda_ops.take_tokens import take_tokens
 
 
 class FeedForward(nn.Module):
@@ -42,7 +42,7 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def read(self, x: Tensor) -> Tensor:
-        """What router, adapter and attention read: the normed input of a pre-norm layer, x itself of a post-norm one."""
+        """What router, adapter and attention read: the normed input (pre-norm) or x itself (post-norm)."""
 
     @abstractmethod
     def output(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class PreNormBlock(Block):
         return x + self.update(x, query, memory, bias)
 
     def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        attended = self.dropout(self.attention(query, memory, bias))
+        attended: Tensor = self.dropout(self.attention(query, memory, bias))
         fed: Tensor = self.dropout(self.feed_forward(self.norm2(x + attended)))
         return attended + fed
 
@@ -174,9 +174,7 @@ class CodaLayer(nn.Module):
         return slot_count(tokens, self.reduction)
 
 
-def _logit_bias(
-    valid: Tensor, queries: Tensor, keys: Tensor, table: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _logit_bias(valid: Tensor, queries: Tensor, keys: Tensor, table: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Mask and, where there is one, relative position bias. [batch, heads or 1, q or 1, k]"""
     masked = mask_bias(valid, dtype)
     return masked if table is None else masked + bias_between(table, queries, keys)

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
@@ -31,9 +38,7 @@ class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers sh
         self._final = target
         self._over = over
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set r for the step about to run."""
         progress = min(1.0, state.global_step / max(1, state.max_steps * self._over))
         if progress >= 1:
@@ -41,9 +46,7 @@ class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers sh
         else:
             self._model.set_reduction([annealed(target, progress) for target in self._targets])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave the model at its target, however short training was."""
         self._model.set_reduction(self._final)
 
@@ -90,9 +93,7 @@ class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships n
         self._stages = stages
         collator.tokens = stages[0][0]
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set the length for the batches that follow."""
         done = state.global_step / max(1, state.max_steps)
         self._collator.tokens = next((n for n, until in self._stages if done < until), self._stages[-1][0])
@@ -122,9 +123,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         if teacher is not None:
             teacher.eval().to(self.args.device)
 
-    def compute_loss(
-        self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
-    ) -> Any:
+    def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Cross-entropy, mixed with the divergence from the teacher where there is one."""
         output = model(**inputs)
         loss = output.loss

@@ -75,11 +75,12 @@ class Bundle:
             Output arrays by name.
 
         Raises:
-            InputError: a missing or unknown name, a wrong shape, or a sequence longer than ``manifest.max_tokens``.
+            InputError: a missing or unknown name, a wrong type or shape, a sequence longer than
+                ``manifest.max_tokens``, or values that the model cannot look up, such as ids beyond its vocabulary.
         """
         feed = self.prepare(inputs)
         names = [output.name for output in self.manifest.outputs]
-        return dict(zip(names, self.session.run(names, feed), strict=True))
+        return dict(zip(names, run_session(self.session, names, feed), strict=True))
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
@@ -89,19 +90,47 @@ class Bundle:
             raise InputError(f"input {unknown[0]!r} is unknown: this model takes {', '.join(wanted)}")
         if "input_ids" not in inputs:
             raise InputError(f"input 'input_ids' is missing: this model takes {', '.join(wanted)}")
-        ids = np.asarray(inputs["input_ids"])
+        given = {name: _array(name, value) for name, value in inputs.items()}
+        ids = given["input_ids"]
         if ids.ndim != 2 or 0 in ids.shape or ids.dtype.kind not in "iu":
-            raise InputError(f"input_ids must be integers of shape [batch, sequence], not {ids.dtype} {list(ids.shape)}")
+            raise InputError(
+                f"input_ids must be integers of shape [batch, sequence], not {ids.dtype} {list(ids.shape)}"
+            )
         if ids.shape[1] > self.manifest.max_tokens:
             raise InputError(
                 f"input_ids has {ids.shape[1]} tokens but this model takes at most {self.manifest.max_tokens}: truncate"
             )
-        filled = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), **inputs}
-        feed = {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
-        for name, array in feed.items():
-            if array.shape != ids.shape:
-                raise InputError(f"{name} has shape {list(array.shape)} but input_ids has {list(ids.shape)}")
-        return feed
+        filled = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), **given}
+        for name in wanted:
+            if filled[name].dtype.kind not in "iub":
+                raise InputError(f"{name} must hold integers, not {filled[name].dtype}")
+            if filled[name].shape != ids.shape:
+                raise InputError(f"{name} has shape {list(filled[name].shape)} but input_ids has {list(ids.shape)}")
+        return {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} has rows of different lengths: pad them and mask the padding") from None
+
+
+def run_session(session: ort.InferenceSession, names: list[str], feed: Arrays) -> list[NDArray[Any]]:
+    """Run a session.
+
+    Raises:
+        InputError: what onnxruntime says of inputs that it cannot run.
+    """
+    try:
+        results: list[NDArray[Any]] = session.run(names, feed)
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise InputError(f"onnxruntime cannot run the model on this input: {_first_line(error)}") from None
+    return results
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_session(
@@ -135,5 +164,4 @@ def open_session(
         )
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BundleError(f"onnxruntime cannot load {where}: {reason}") from None
+        raise BundleError(f"onnxruntime cannot load {where}: {_first_line(error)}") from None

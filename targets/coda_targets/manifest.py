@@ -95,10 +95,14 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         plain = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with coda-compile MODEL -o DIR") from None
+        raise BundleError(
+            f"{folder} is no bundle: it has no {MANIFEST}; make one with coda-compile MODEL -o DIR"
+        ) from None
     except NotADirectoryError:
         raise BundleError(f"{folder} is a file, not a bundle folder") from None
-    except (ValueError, UnicodeDecodeError):
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
         raise BundleError(f"{path} is damaged: it is not JSON; compile the model again") from None
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if version != SCHEMA_VERSION:
@@ -116,9 +120,22 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
+    for part in (manifest, *manifest.inputs, *manifest.outputs, *manifest.layers, *manifest.files):
+        _check_types(part, path)
     for file in manifest.files:
         _inside(folder, file.path)
     return manifest
+
+
+_TYPES: dict[Any, type] = {str: str, int: int, dict[str, str]: dict, dict[str, int]: dict, dict[str, Any]: dict}
+
+
+def _check_types(part: Any, path: Path) -> None:
+    """Refuse a field of another type than its annotation; tuples were built from lists and are checked by their items."""
+    for field in fields(part):
+        value, kind = getattr(part, field.name), _TYPES.get(field.type, tuple)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BundleError(f"{path} is damaged: {field.name} is {value!r}; compile the model again")
 
 
 def _tensor(item: dict[str, Any]) -> TensorInfo:
@@ -131,7 +148,11 @@ def _inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(f"{folder / MANIFEST} names {name!r}, which lies outside the bundle: do not use this bundle")
     path = folder / pure
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
+        inside = False
+    if not inside:
         raise BundleError(f"{path} is a link that leaves the bundle: do not use this bundle")
     return path
 
@@ -148,9 +169,7 @@ def hash_file(path: Path) -> str:
 def list_files(folder: Path) -> tuple[FileInfo, ...]:
     """Every file below a folder but the manifest itself, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return tuple(
-        FileInfo(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths
-    )
+    return tuple(FileInfo(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

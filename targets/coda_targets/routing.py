@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coda_targets.bundle import Arrays, Bundle, open_session
-from coda_targets.errors import TargetError
+from coda_targets.bundle import Arrays, Bundle, open_session, run_session
+from coda_targets.errors import BundleError, TargetError
 from coda_targets.target import Target
 
 LAYER_TAG = "coda.layer"  # metadata key that export.py puts on every node of a layer
@@ -46,6 +46,10 @@ class RoutingProbe:
 
     Args:
         model: an ONNX file whose Route nodes carry the metadata ``coda.layer``.
+
+    Raises:
+        BundleError: the file is missing or damaged.
+        TargetError: onnx, or the runtime of the target, is not installed.
     """
 
     def __init__(self, model: Path, target: Target, *, threads: int = 0) -> None:
@@ -53,9 +57,7 @@ class RoutingProbe:
         self._names: list[str] = []
         proto = self._expose(model)
         self._outputs = [output.name for output in proto.graph.output][: -len(self._names) or None]
-        self._session = open_session(
-            proto.SerializeToString(), target, threads=threads, weights=model.parent.resolve()
-        )
+        self._session = open_session(proto.SerializeToString(), target, threads=threads, weights=model.parent.resolve())
 
     @classmethod
     def of(cls, bundle: Bundle) -> "RoutingProbe":
@@ -67,25 +69,33 @@ class RoutingProbe:
             import onnx
         except ImportError:
             raise TargetError("reading routing decisions needs onnx: pip install onnx") from None
-        proto = onnx.load(str(model), load_external_data=False)
+        try:
+            proto = onnx.load(str(model), load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+            raise BundleError(f"{model} is missing or damaged: {type(error).__name__}; compile the model again") from None
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         for node in proto.graph.node:
             if node.domain != _DOMAIN or node.op_type != "Route":
                 continue
-            self._layers.append(next(int(p.value) for p in node.metadata_props if p.key == LAYER_TAG))
+            layer = next((p.value for p in node.metadata_props if p.key == LAYER_TAG), "")
+            if not layer.isdecimal():
+                raise BundleError(f"{model} has a Route node without its layer: compile the model again")
+            self._layers.append(int(layer))
             for field, name in zip(_FIELDS, (node.input[0], *node.output), strict=True):
                 proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[field], None))
                 self._names.append(name)
         return proto
 
     def run(self, inputs: Arrays) -> tuple[Arrays, list[Decision]]:
-        """The model's outputs and the decision of every routed layer, bottom first."""
-        values = self._session.run([*self._outputs, *self._names], inputs)
+        """The model's outputs and the decision of every routed layer, bottom first.
+
+        Raises:
+            InputError: as for ``Bundle.run``.
+        """
+        values = run_session(self._session, [*self._outputs, *self._names], inputs)
         outputs = dict(zip(self._outputs, values, strict=False))
         routed = values[len(self._outputs) :]
         step = len(_FIELDS)
-        decisions = [
-            Decision(layer, *routed[i * step : (i + 1) * step]) for i, layer in enumerate(self._layers)
-        ]
+        decisions = [Decision(layer, *routed[i * step : (i + 1) * step]) for i, layer in enumerate(self._layers)]
         return outputs, sorted(decisions, key=lambda decision: decision.layer)

@@ -91,11 +91,13 @@ def _load(folder: Path) -> "Tokenizer":
         raise TargetError("running on text needs the tokenizers library: pip install tokenizers") from None
     path = folder / TOKENIZER
     if not path.is_file():
-        raise BundleError(f"{folder} holds no tokenizer: feed token ids through Bundle.run, or compile with --tokenizer")
+        raise BundleError(
+            f"{folder} holds no tokenizer: feed token ids through Bundle.run, or compile with --tokenizer"
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{path} is damaged: {error}") from None
+        raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
 
 
 def _padding(tokenizer: "Tokenizer") -> dict[str, Any]:

@@ -19,7 +19,9 @@ Pass = ir.passes.InPlacePass
 
 _PASSES: dict[str, Callable[[], Pass]] = {
     "strip_export_metadata": StripExportMetadata,
-    "fold_constants": lambda: FoldConstantsPass(shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19),
+    "fold_constants": lambda: FoldConstantsPass(
+        shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19
+    ),
     "eliminate_identities": common.IdentityEliminationPass,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,

@@ -1,9 +1,9 @@
 """Remove what the exporter notes about its own run."""
 
 import onnx_ir as ir
+from coda_targets.routing import LAYER_TAG
 
 from coda_compile.export import ROLE_TAG
-from coda_targets.routing import LAYER_TAG
 
 _KEPT = {LAYER_TAG, ROLE_TAG}
 
@@ -19,9 +19,9 @@ class StripExportMetadata(ir.passes.InPlacePass):
         modified = False
         graph = model.graph
         values = [*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)]
-        for item in (model, graph, *values):
-            modified |= bool(item.metadata_props)
-            item.metadata_props.clear()
+        for notes in (model.metadata_props, graph.metadata_props, *(value.metadata_props for value in values)):
+            modified |= bool(notes)
+            notes.clear()
         for node in graph:
             for key in [key for key in node.metadata_props if key not in _KEPT]:
                 del node.metadata_props[key]

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from coda_compile.sources import Source
 from coda_models.checkpoint import load
+
+from coda_compile.sources import Source
 
 
 def read(path: Path, backbone: str | None) -> Source:

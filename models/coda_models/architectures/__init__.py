@@ -3,6 +3,7 @@
 A family module is named after its model type and has one function, ``parts(model, task) -> Parts``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -53,9 +54,16 @@ class FirstToken(nn.Module):
         return x.select(1, 0)
 
 
-def token_head(model: Any) -> nn.Module:
-    """The head that every family shares for token classification."""
-    return nn.Sequential(model.dropout, model.classifier)
+def choose_head(model: Any, task: str, sequence: Callable[[], nn.Module]) -> nn.Module | None:
+    """A model's own head for a task, or ``None`` for feature extraction.
+
+    Args:
+        sequence: gives the head for sequence classification, which differs between families; the one for tokens does
+            not.
+    """
+    if task == "sequence-classification":
+        return sequence()
+    return nn.Sequential(model.dropout, model.classifier) if task == "token-classification" else None
 
 
 def after_padding(config: Any) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from coda_models.architectures import Parts, token_head
+from coda_models.architectures import Parts, choose_head
 from coda_models.attention import Attention
 from coda_models.errors import UnsupportedModelError
 from coda_models.layer import FeedForward, PostNormBlock
@@ -50,15 +50,10 @@ def parts(model: Any, task: str) -> Parts:
     """Take a BERT model apart."""
     refuse_variants(model.config)
     base = model.base_model
-    heads = {
-        "sequence-classification": lambda: nn.Sequential(model.bert.pooler, model.dropout, model.classifier),
-        "token-classification": lambda: token_head(model),
-        "feature-extraction": lambda: None,
-    }
     return Parts(
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
-        head=heads[task](),
+        head=choose_head(model, task, lambda: nn.Sequential(model.bert.pooler, model.dropout, model.classifier)),
         input_names=("input_ids", "attention_mask", "token_type_ids"),
         max_tokens=model.config.max_position_embeddings,
     )

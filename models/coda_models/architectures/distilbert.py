@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from coda_models.architectures import FirstToken, Parts, token_head
+from coda_models.architectures import FirstToken, Parts, choose_head
 from coda_models.attention import Attention
 from coda_models.layer import FeedForward, PostNormBlock
 
@@ -30,17 +30,14 @@ def _block(layer: Any, config: Any) -> PostNormBlock:
 def parts(model: Any, task: str) -> Parts:
     """Take a DistilBERT model apart."""
     base = model.base_model
-    heads = {
-        "sequence-classification": lambda: nn.Sequential(
-            FirstToken(), model.pre_classifier, nn.ReLU(), model.dropout, model.classifier
-        ),
-        "token-classification": lambda: token_head(model),
-        "feature-extraction": lambda: None,
-    }
     return Parts(
         embeddings=base.embeddings,
         blocks=[_block(layer, model.config) for layer in base.transformer.layer],
-        head=heads[task](),
+        head=choose_head(
+            model,
+            task,
+            lambda: nn.Sequential(FirstToken(), model.pre_classifier, nn.ReLU(), model.dropout, model.classifier),
+        ),
         input_names=("input_ids", "attention_mask"),
         max_tokens=model.config.max_position_embeddings,
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, after_padding, token_head
+from coda_models.architectures import Parts, choose_head
 from coda_models.attention import Attention, RelativeBias
 from coda_models.layer import FeedForward, PostNormBlock
 
@@ -31,17 +31,13 @@ def parts(model: Any, task: str) -> Parts:
     encoder = base.encoder
     bucket = type(encoder).relative_position_bucket
     buckets = model.config.relative_attention_num_buckets
-    heads = {
-        "sequence-classification": lambda: model.classifier,
-        "token-classification": lambda: token_head(model),
-        "feature-extraction": lambda: None,
-    }
     return Parts(
         embeddings=base.embeddings,
         blocks=[_block(layer, model.config) for layer in encoder.layer],
-        head=heads[task](),
+        head=choose_head(model, task, lambda: model.classifier),
         input_names=("input_ids", "attention_mask"),
-        max_tokens=after_padding(model.config),
+        # MPNet counts positions from its own padding id, 1, whatever the configuration calls padding.
+        max_tokens=int(model.config.max_position_embeddings - base.embeddings.padding_idx - 1),
         relative_bias=RelativeBias(
             encoder.relative_attention_bias,
             lambda distance: bucket(distance, num_buckets=buckets),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, after_padding, token_head
+from coda_models.architectures import Parts, after_padding, choose_head
 from coda_models.architectures.bert import block, refuse_variants
 
 
@@ -10,15 +10,10 @@ def parts(model: Any, task: str) -> Parts:
     """Take a RoBERTa model apart."""
     refuse_variants(model.config)
     base = model.base_model
-    heads = {
-        "sequence-classification": lambda: model.classifier,
-        "token-classification": lambda: token_head(model),
-        "feature-extraction": lambda: None,
-    }
     return Parts(
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
-        head=heads[task](),
+        head=choose_head(model, task, lambda: model.classifier),
         input_names=("input_ids", "attention_mask"),
         max_tokens=after_padding(model.config),
     )

