@@ -83,7 +83,9 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             f"{type(tokenizer).__name__} has no tokenizer.json form: save the model with a fast tokenizer"
         )
     if tokenizer.pad_token_id is None:
-        raise CompileError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again")
+        raise CompileError(
+            f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again"
+        )
     tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
     tokenizer.model_max_length = max_tokens
     backend = tokenizer.backend_tokenizer

@@ -17,10 +17,14 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _DefaultGroup(click.Group):
-    """A group whose first argument may be a model instead of a command: then the command is compile."""
+    """A group whose first argument may be a model instead of a command: then the command is compile.
+
+    Without any argument it shows its help.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
+        args = args or ["--help"]
+        if args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
             args = ["compile", *args]
         return super().parse_args(ctx, args)
 
@@ -41,7 +45,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Turn a model into a verified bundle.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, cuda, tensorrt.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
@@ -66,7 +70,7 @@ def compile(
     from coda_targets import get_target
 
     get_target(target)
-    folder = output or Path(f"{model.name.removesuffix('.pt')}-{target}")
+    folder = output or Path(f"{model.resolve().name.removesuffix('.pt')}-{target}")
     progress = console.Progress()
     with progress.stage("start"):
         from coda_compile.pipeline import compile as compile_model
@@ -87,7 +91,7 @@ def _reduction(text: str | None) -> str | list[str] | None:
     return text.split(",") if text and "," in text else text
 
 
-@cli.command()
+@cli.command(short_help="Predict with a bundle, one JSON line a text.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--file", "-f", "source", type=click.File("r", encoding="utf-8"), help="One text a line; - is stdin.")
@@ -114,17 +118,28 @@ def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, b
 
 def _texts(texts: tuple[str, ...], source: Any) -> Iterator[str]:
     if texts:
-        yield from texts
+        yield from map(_utf8, texts)
     elif source is None and sys.stdin.isatty():
         raise CodaError("no text to run on: give some, or --file FILE, or pipe lines in")
     else:
         try:
-            yield from (line.rstrip("\n") for line in source or sys.stdin if line.strip())
+            yield from (_utf8(line.rstrip("\n")) for line in source or sys.stdin if line.strip())
         except UnicodeDecodeError:
-            raise CodaError("the input is not UTF-8 text: convert it, for example with iconv") from None
+            raise _not_utf8() from None
 
 
-@cli.command()
+def _utf8(text: str) -> str:
+    """Refuse the lone surrogates that Python reads foreign bytes of arguments and stdin as."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _not_utf8()
+    return text
+
+
+def _not_utf8() -> CodaError:
+    return CodaError("the input is not UTF-8 text: convert it, for example with iconv")
+
+
+@cli.command(short_help="Is a bundle intact, and right on this machine?")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
     """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones."""
@@ -135,7 +150,7 @@ def verify(bundle: Path) -> None:
     console.verified(verify_bundle(Bundle(bundle)))
 
 
-@cli.command()
+@cli.command(short_help="What is inside a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def inspect(bundle: Path) -> None:
     """Summarise BUNDLE: operators, tokens routed in each layer, multiply-adds against dense, sizes."""

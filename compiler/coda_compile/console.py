@@ -1,7 +1,7 @@
 """What people see in the terminal; silent about progress when piped."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+# Labels, folders and words are anyone's text: none of it is markup.
+_out = Console(highlight=False, markup=False, emoji=False)
+_err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class Progress:
@@ -36,7 +37,7 @@ class Progress:
         took = time.perf_counter() - began
         self.seconds += took
         if _err.is_terminal:
-            _err.print(f"[green]✓[/] {name:<8} {took:6.1f} s")
+            _err.print(Text.assemble(("✓", "green"), f" {name:<8} {took:6.1f} s"))
 
 
 def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
@@ -45,7 +46,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     n = manifest.max_tokens
     size = sum(file.bytes for file in manifest.files)
     ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
-    _out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s")
+    _out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         _out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
     try_it = (
@@ -82,14 +83,15 @@ def inspected(bundle: Bundle) -> None:
     """A readable summary of a bundle."""
     m = bundle.manifest
     n = m.max_tokens
-    _out.print(f"[bold]{bundle.folder}[/]  {m.architecture}, {m.task}, {m.target} {m.precision}")
+    title = Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}, {m.target} {m.precision}")
+    _out.print(title, soft_wrap=True)
     for kind, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
         listed = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
-        _out.print(f"  {kind:<9}{listed}", markup=False)
+        _out.print(f"  {kind:<9}{listed}", soft_wrap=True)
     _out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} tokens")
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
-        _out.print(f"  labels   {shown}")
+        _out.print(f"  labels   {shown}", soft_wrap=True)
 
     layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
     for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
@@ -113,15 +115,12 @@ def inspected(bundle: Bundle) -> None:
         f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
     )
 
-    tables: Sequence[tuple[str, list[tuple[str, str]]]] = (
-        ("operators", [(name, str(count)) for name, count in sorted(m.operators.items(), key=lambda x: (-x[1], x[0]))]),
-        ("files", [(file.path, f"{file.bytes / 1e6:,.2f} MB") for file in m.files]),
-        ("made with", sorted(m.versions.items())),
-    )
-    for title, rows in tables:
-        table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2))
-        table.add_column()
-        table.add_column(justify="right")
-        for row in rows:
-            table.add_row(*row)
-        _out.print(table)
+    counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
+    _out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+    files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
+    files.add_column()
+    files.add_column(justify="right")
+    for file in m.files:
+        files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
+    _out.print(files)
+    _out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")

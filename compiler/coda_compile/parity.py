@@ -27,7 +27,7 @@ class Tolerances:
         outputs: absolute, times the largest output where that exceeds 1.
     """
 
-    scores: float = 5e-5
+    scores: float = 2e-5
     gates: float = 2e-5
     outputs: float = 5e-5
 

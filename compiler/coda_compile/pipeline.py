@@ -77,9 +77,7 @@ def compile(
                     path,
                     _verified_on(lowered_for),
                     tolerances=tolerances,
-                    on_failure=lambda case, expected, actual: keep_failure(
-                        failed, path, case.inputs, expected, actual
-                    ),
+                    on_failure=lambda case, expected, actual: keep_failure(failed, path, case.inputs, expected, actual),
                 )
             except VerificationError as error:
                 raise VerificationError(f"{error}; reproduction in {failed}") from None

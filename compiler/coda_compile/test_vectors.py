@@ -5,7 +5,7 @@ decided, and by which margins, stands in ``expected.json``.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
@@ -51,8 +52,23 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def read(folder: Path) -> tuple[Arrays, Arrays, dict[str, Any]]:
-    """Inputs, expected outputs and the content of expected.json.
+@dataclass(frozen=True)
+class Expected:
+    """What a bundle should compute.
+
+    Attributes:
+        outputs: by name.
+        tolerances: what counts as arithmetic error.
+        routing: for each routed layer its scores, [batch, tokens], and the positions that each example selects.
+    """
+
+    outputs: Arrays
+    tolerances: Tolerances
+    routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
+
+
+def read(folder: Path) -> tuple[Arrays, Expected]:
+    """Inputs, and what is expected of them.
 
     Raises:
         BundleError: absent or damaged.
@@ -63,15 +79,26 @@ def read(folder: Path) -> tuple[Arrays, Arrays, dict[str, Any]]:
             for path in sorted((folder / DATA_SET).glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
                 tensor = onnx.TensorProto.FromString(path.read_bytes())
                 found[tensor.name] = numpy_helper.to_array(tensor)
-        expected = json.loads((folder / EXPECTED).read_text("utf-8"))
-        Tolerances(**expected["tolerances"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"the test data of {folder} are damaged: {error}; compile the model again") from None
+        plain = json.loads((folder / EXPECTED).read_text("utf-8"))
+        tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
+        mask = arrays["input"]["attention_mask"].astype(bool)
+        routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        raise BundleError(f"the test data of {folder} are damaged: {type(error).__name__}; compile again") from None
-    if not arrays["input"] or not arrays["output"]:
+        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
+        raise BundleError(f"the test data of {folder} are damaged: {reason}; compile the model again") from None
+    if not arrays["output"]:
         raise BundleError(f"{folder} has no test data in {DATA_SET}: compile the model again")
-    return arrays["input"], arrays["output"], expected
+    return arrays["input"], Expected(arrays["output"], tolerances, routing)
+
+
+def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
+    scores = np.zeros(mask.shape, np.float32)
+    for example, row in enumerate(item["scores"]):
+        scores[example][mask[example]] = row
+    selected = [[int(position) for position in row] for row in item["selected"]]
+    if len(selected) != len(mask) or not all(mask[e][row].all() for e, row in enumerate(selected)):
+        raise ValueError("a selection that does not fit its input")
+    return scores, selected
 
 
 def verify_bundle(bundle: Bundle) -> CaseParity:
@@ -82,20 +109,14 @@ def verify_bundle(bundle: Bundle) -> CaseParity:
         VerificationError: this machine computes something else than the one that compiled it.
     """
     bundle.check()
-    inputs, wanted, expected = read(bundle.folder)
+    inputs, expected = read(bundle.folder)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs))
     mask = inputs["attention_mask"].astype(bool)
     batch, tokens = mask.shape
-    comparison = Comparison(
-        f"test data, {batch} x {tokens} tokens", mask, Tolerances(**expected["tolerances"]), replayed=False
-    )
-    recorded = {item["layer"]: item for item in expected["routing"]}
-    if set(recorded) != {decision.layer for decision in decisions}:
+    comparison = Comparison(f"test data, {batch} x {tokens} tokens", mask, expected.tolerances, replayed=False)
+    if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")
     for decision in decisions:
-        item = recorded[decision.layer]
-        scores = np.zeros(mask.shape, np.float32)
-        for example, row in enumerate(item["scores"]):
-            scores[example][mask[example]] = row
-        comparison.layer(scores, item["selected"], decision)
-    return comparison.outputs(wanted, outputs)
+        scores, selected = expected.routing[decision.layer]
+        comparison.layer(scores, selected, decision)
+    return comparison.outputs(expected.outputs, outputs)

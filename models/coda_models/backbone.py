@@ -1,5 +1,7 @@
 """Pretrained Hugging Face encoders: from a folder, the local hub cache or the hub, or built from a config alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from coda_models.errors import BackboneError
 
@@ -32,20 +35,49 @@ def build(config: PretrainedConfig, task: str) -> PreTrainedModel:
 
 
 def load_backbone(
-    source: Path | str, task: str, *, hf_config: PretrainedConfig | None = None, **options: Any
+    source: Path | str,
+    task: str,
+    *,
+    hf_config: PretrainedConfig | None = None,
+    trained: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """A pretrained encoder with the head of a task, in float32.
 
     Args:
         source: a folder, or a hub name that is looked up in the local cache first and then on the hub.
         hf_config: the configuration to load it with; by default the encoder's own, changed by ``options``.
+        trained: refuse weights that lack some, which transformers would fill at random; a head that is yet to be
+            trained, or comes with a delta, is lacking.
 
     Raises:
-        BackboneError: not found, or unreadable.
+        BackboneError: not found, unreadable, or incomplete.
     """
     config = hf_config or _attempt(source, AutoConfig.from_pretrained, **options)
-    model: PreTrainedModel = _attempt(source, AUTO_CLASSES[task].from_pretrained, config=config)
-    return model.float().eval()
+    with _quiet():
+        model, info = _attempt(source, AUTO_CLASSES[task].from_pretrained, config=config, output_loading_info=True)
+    # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if trained and lacking:
+        raise BackboneError(
+            f"the weights in {source} lack {lacking[0]!r}: train the model for {task} and save it again"
+        )
+    pretrained: PreTrainedModel = model.float().eval()
+    return pretrained
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bars, and its advice to train whatever is lacking."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from coda_targets.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,40 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
-    for part in (manifest, *manifest.inputs, *manifest.outputs, *manifest.layers, *manifest.files):
-        _check_types(part, path)
+    bad = [field.name for field in fields(Manifest) if not _fits(getattr(manifest, field.name), field.type)]
+    bad = bad or [field for field, makes_sense in _senses(manifest).items() if not makes_sense]
+    if bad:
+        raise BundleError(f"{path} is damaged: its field {bad[0]!r} makes no sense; compile the model again")
     for file in manifest.files:
         _inside(folder, file.path)
     return manifest
 
 
-_TYPES: dict[Any, type] = {str: str, int: int, dict[str, str]: dict, dict[str, int]: dict, dict[str, Any]: dict}
+def _senses(manifest: Manifest) -> dict[str, bool]:
+    """Which values are what every reader counts on."""
+    return {
+        "opset": "" in manifest.opset,
+        "layers": bool(manifest.layers) and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
+        "max_tokens": manifest.max_tokens > 0,
+        "width": manifest.width > 0,
+        "feed_forward": manifest.feed_forward > 0,
+    }
 
 
-def _check_types(part: Any, path: Path) -> None:
-    """Refuse a field of another type than its annotation; tuples were built from lists and are checked by their items."""
-    for field in fields(part):
-        value, kind = getattr(part, field.name), _TYPES.get(field.type, tuple)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise BundleError(f"{path} is damaged: {field.name} is {value!r}; compile the model again")
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of an annotated type."""
+    inner = get_args(kind)
+    if kind is Any:
+        return True
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if inner:
+        return any(_fits(value, one) for one in inner)
+    if is_dataclass(value):
+        return isinstance(value, kind) and all(_fits(getattr(value, f.name), f.type) for f in fields(value))
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _tensor(item: dict[str, Any]) -> TensorInfo:

@@ -24,7 +24,14 @@ def run_node(body, inputs, attributes=None):
             )
             for name, array in inputs.items()
         ],
-        [helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None) for name in names],
+        [
+            helper.make_tensor_value_info(
+                name,
+                types.get(name, onnx.TensorProto.FLOAT),
+                [f"{name}_{axis}" for axis in range(2 if body.name == "Route" else next(iter(inputs.values())).ndim)],
+            )
+            for name in names
+        ],
     )
     model = helper.make_model(
         graph,

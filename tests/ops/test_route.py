@@ -198,8 +198,7 @@ def test_gates_are_exactly_one_where_nothing_is_left_out(reduction, final):
 
 @pytest.mark.parametrize(
     ("n", "reduction", "k"),
-    [(7, "7/2", 2), (8, "7/2", 3), (1, "7/2", 1), (0, "7/2", 0), (10, "5/2", 4), (3 * 10**9, "3", 10**9)]
-    + [(9007199254740993, "1", 9007199254740993)],
+    [(7, "7/2", 2), (8, "7/2", 3), (1, "7/2", 1), (0, "7/2", 0), (10, "5/2", 4), (2**53 + 1, "1", 2**53 + 1)],
 )
 def test_slot_count_is_exact(n, reduction, k):
     assert slot_count(n, Fraction(reduction)) == k

@@ -25,13 +25,14 @@ def read(folder: Path) -> Source:
     """Load a folder that ``save_pretrained`` of transformers wrote.
 
     Raises:
+        CompileError: a config.json that is none.
         UnsupportedModelError: another architecture, or a head that no task here has.
     """
     try:
         plain = json.loads((folder / "config.json").read_text("utf-8"))
         architecture = str((plain.get("architectures") or [""])[0])
-        family = plain.get("model_type")
-    except (ValueError, AttributeError, TypeError, IndexError):
+        family = str(plain.get("model_type"))
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):
         raise CompileError(f"{folder / 'config.json'} is not a Hugging Face configuration") from None
     if family not in FAMILIES:
         raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
@@ -39,8 +40,8 @@ def read(folder: Path) -> Source:
     if task is None:
         known = ", ".join(sorted(set(_TASK_OF_HEAD.values())))
         raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
-    pooling = _pooling(folder)
-    model = convert(load_backbone(folder, task), CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling))
+    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=_pooling(folder))
+    model = convert(load_backbone(folder, task, trained=True), config)
     check_finite(model.state_dict(), folder)
     return Source("Hugging Face model", model, load_tokenizer(folder))
 
@@ -50,5 +51,8 @@ def _pooling(folder: Path) -> str:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"
-    plain = json.loads(path.read_text("utf-8"))
-    return "first" if plain.get("pooling_mode_cls_token") else "mean"
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+        return "first" if plain.get("pooling_mode_cls_token") else "mean"
+    except (OSError, ValueError, AttributeError):
+        raise CompileError(f"{path} is damaged: it should say how sentences are pooled") from None

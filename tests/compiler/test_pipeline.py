@@ -1,0 +1,390 @@
+"""Every kind of model through the whole compiler, and the invariants of CODA.md on what comes out."""
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from coda_compile import compile
+from coda_compile.errors import CodaError, CompileError
+from coda_compile.parity import Comparison, Tolerances, margin
+from coda_compile.verify import Case, make_case, reference
+from coda_models import CodaConfig, CodaModel, convert
+from coda_ops.route import slot_count
+from coda_targets import Bundle, TargetError
+from coda_targets.bundle import Arrays, open_session
+from coda_targets.routing import Decision, RoutingProbe
+from tests.conftest import TINY, tiny_backbone, tiny_coda
+
+VARIANTS: dict[str, tuple[str, CodaConfig]] = {
+    **{f"{family}, k to k": (family, CodaConfig(reduction=2)) for family in sorted(TINY)},
+    "bert, k to all": ("bert", CodaConfig(reduction=3, attention="k_to_all")),
+    "mpnet, k to all": ("mpnet", CodaConfig(reduction=2, attention="k_to_all")),
+    "pre-norm, k to all, tokens": (
+        "roberta-prelayernorm",
+        CodaConfig(reduction=4, attention="k_to_all", task="token-classification"),
+    ),
+    "roberta, 7/2, tokens": ("roberta", CodaConfig(reduction="7/2", task="token-classification")),
+    "distilbert, one dense layer": ("distilbert", CodaConfig(reduction=[1, 3])),
+    "mpnet, features": ("mpnet", CodaConfig(reduction=2, task="feature-extraction")),
+    "bert, features of the first token": (
+        "bert",
+        CodaConfig(reduction=3, task="feature-extraction", pooling="first", routed_layers=[0]),
+    ),
+    "bert, dense": ("bert", CodaConfig(reduction=1)),
+    "bert, k is always 1": ("bert", CodaConfig(reduction=100)),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled model beside its original."""
+
+    model: CodaModel
+    bundle: Bundle
+    probe: RoutingProbe
+
+    @property
+    def routed(self) -> dict[int, Fraction]:
+        return {i: x.reduction for i, x in enumerate(self.model.coda_layers()) if x.reduction != 1}
+
+    def case(self, batch: int, tokens: int, seed: int) -> Case:
+        return make_case(self.model, batch, min(tokens, self.model.max_tokens), ragged=True, seed=seed)
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Variant:
+    family, config = VARIANTS[request.param]
+    model = tiny_coda(family, config, seed=7)
+    bundle = compile(model, output=tmp_path_factory.mktemp("variant") / "bundle")
+    return Variant(model, Bundle(bundle.folder, threads=1), RoutingProbe.of(Bundle(bundle.folder, threads=1)))
+
+
+many = settings(max_examples=15, deadline=None)
+shapes = {"batch": st.integers(1, 6), "tokens": st.integers(1, 66), "seed": st.integers(0, 2**31)}
+
+
+def assume_no_tie(case: Case, decisions: list[Decision]) -> None:
+    """Leave out inputs whose routing hangs on float noise: point 6 of CODA.md speaks of them."""
+    mask = case.inputs["attention_mask"].astype(bool)
+    for d in decisions:
+        assume(all(margin(d.scores[e], mask[e], d.selected(e)) > 1e-4 for e in range(len(mask))))
+
+
+def valid_outputs(outputs: Arrays, example: int, tokens: int) -> Arrays:
+    """What one example gives, without padding."""
+    return {name: value[example, :tokens] if value.ndim == 3 else value[example] for name, value in outputs.items()}
+
+
+def assert_close(actual: Arrays, expected: Arrays) -> None:
+    assert list(actual) == list(expected)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(actual[name], wanted, rtol=0, atol=3e-4 * max(1.0, np.abs(wanted).max()))
+
+
+@many
+@given(**shapes)
+def test_equals_torch_on_shapes_never_exported(variant: Variant, batch: int, tokens: int, seed: int):
+    case = variant.case(batch, tokens, seed)
+    outputs, decisions = variant.probe.run(case.inputs)
+    expected, wanted = reference(variant.model, case)
+    comparison = Comparison("property", case.inputs["attention_mask"].astype(bool), Tolerances(), replayed=False)
+    assert [d.layer for d in decisions] == [d.layer for d in wanted] == list(variant.routed)
+    for actual, own in zip(decisions, wanted, strict=True):
+        comparison.layer(own.scores, [own.selected(e) for e in range(len(own.indices))], actual)
+    loose = Comparison("outputs", case.inputs["attention_mask"].astype(bool), Tolerances(outputs=3e-4), replayed=False)
+    assume(not comparison.result.ties)  # a gate at a tie is another one
+    assert set(loose.outputs(expected, outputs).outputs) == set(expected)
+
+
+@many
+@given(**shapes, more=st.integers(1, 66))
+def test_padding_changes_nothing(variant: Variant, batch: int, tokens: int, seed: int, more: int):
+    case = variant.case(batch, tokens, seed)
+    ids = case.inputs["input_ids"]
+    more = min(more, variant.model.max_tokens - ids.shape[1])
+    padding = int(variant.model.hf_config.pad_token_id)
+    fill = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
+    padded = {n: np.pad(a, ((0, 0), (0, more)), constant_values=fill[n]) for n, a in case.inputs.items()}
+    outputs, decisions = variant.probe.run(case.inputs)
+    assume_no_tie(case, decisions)
+    wider = variant.bundle.run(padded)
+    for example, length in enumerate(case.inputs["attention_mask"].sum(1)):
+        assert_close(valid_outputs(wider, example, length), valid_outputs(outputs, example, length))
+
+
+@many
+@given(**shapes)
+def test_company_changes_nothing(variant: Variant, batch: int, tokens: int, seed: int):
+    case = variant.case(batch, tokens, seed)
+    outputs, decisions = variant.probe.run(case.inputs)
+    assume_no_tie(case, decisions)
+    for example, length in enumerate(case.inputs["attention_mask"].sum(1)):
+        alone = variant.bundle.run({n: a[example : example + 1, :length] for n, a in case.inputs.items()})
+        assert_close(valid_outputs(alone, 0, length), valid_outputs(outputs, example, length))
+
+
+@many
+@given(**shapes)
+def test_selection_is_the_stable_top_k(variant: Variant, batch: int, tokens: int, seed: int):
+    case = variant.case(batch, tokens, seed)
+    mask = case.inputs["attention_mask"].astype(bool)
+    _, decisions = variant.probe.run(case.inputs)
+    for d in decisions:
+        r = variant.routed[d.layer]
+        assert d.indices.shape == (len(mask), slot_count(mask.shape[1], r))
+        for e, valid in enumerate(mask):
+            n = int(valid.sum())
+            k = -(-n * r.denominator // r.numerator)
+            best = sorted(np.flatnonzero(valid), key=lambda i: (-d.scores[e, i], i))[:k]  # noqa: B023  used at once
+            assert d.selected(e) == sorted(int(i) for i in best)
+            assert d.used[e].tolist() == [True] * k + [False] * (len(d.used[e]) - k)
+            assert len(set(d.indices[e].tolist())) == len(d.indices[e])
+            assert ((d.gates[e] >= 0) & (d.gates[e] <= 1)).all()
+            assert (d.gates[e][k:] == 0).all()
+            if k == n:
+                assert (d.gates[e][:k] == 1).all()
+
+
+def expose(model: Path, pairs: list[tuple[str, str]]) -> bytes:
+    """The model with more outputs, and those alone."""
+    proto = onnx.load(str(model))
+    del proto.graph.output[:]
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return proto.SerializeToString()
+
+
+def writes(bundle: Bundle) -> dict[int, tuple[str, str]]:
+    """For each routed layer the names of X + Adapter(X) and of the layer's output."""
+    return {
+        int(next(p.value for p in node.metadata_props if p.key == "coda.layer")): (node.input[0], node.output[0])
+        for node in onnx.load(str(bundle.model_path)).graph.node
+        if node.op_type == "PutTokens"
+    }
+
+
+@settings(max_examples=10, deadline=None)
+@given(**shapes)
+def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(variant: Variant, batch: int, tokens: int, seed: int):
+    pairs = writes(variant.bundle)
+    assert list(pairs) == list(variant.routed)
+    if not pairs:
+        return
+    case = variant.case(batch, tokens, seed)
+    session = open_session(expose(variant.bundle.model_path, list(pairs.values())), variant.bundle.target, threads=1)
+    names = [name for pair in pairs.values() for name in pair]
+    values = dict(zip(names, session.run(names, case.inputs), strict=True))
+    _, decisions = variant.probe.run(case.inputs)
+    changed = 0
+    for d in decisions:
+        base, out = (values[name] for name in pairs[d.layer])
+        for e in range(len(base)):
+            unrouted = np.setdiff1d(np.arange(base.shape[1]), d.selected(e))
+            np.testing.assert_array_equal(out[e, unrouted], base[e, unrouted])
+            changed += int((out[e, d.selected(e)] != base[e, d.selected(e)]).any())
+    assert changed > 0
+
+
+def test_onnx_checker_accepts_the_model(variant: Variant):
+    onnx.checker.check_model(str(variant.bundle.model_path), full_check=True)
+
+
+def test_only_standard_and_coda_operators(variant: Variant):
+    proto = onnx.load(str(variant.bundle.model_path))
+    assert {node.domain for node in proto.graph.node} <= {"", "ai.coda"}
+    assert {(f.domain, f.name) for f in proto.functions} == {
+        (node.domain, node.op_type) for node in proto.graph.node if node.domain
+    }
+    assert all(node.domain == "" for function in proto.functions for node in function.node)
+
+
+def test_nodes_carry_layer_and_role(variant: Variant):
+    routers = {}
+    for node in onnx.load(str(variant.bundle.model_path)).graph.node:
+        tags = {p.key: p.value for p in node.metadata_props}
+        assert set(tags) <= {"coda.layer", "coda.role"}
+        assert tags["coda.role"]
+        if node.domain:
+            assert tags["coda.layer"] in ("0", "1")
+        routers[tags.get("coda.layer"), tags["coda.role"]] = True
+    for layer in range(2):
+        assert {role for own, role in routers if own == str(layer)} >= {"attention", "feed_forward", "adapter"}
+        assert ((str(layer), "router") in routers) == (layer in variant.routed)
+
+
+def test_nothing_tells_where_it_was_built(variant: Variant):
+    for path in variant.bundle.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for trace in (str(Path.cwd()), "site-packages", "stack_trace", "pkg.torch", str(variant.bundle.folder)):
+                assert trace.encode() not in content, f"{path.name} holds {trace}"
+
+
+def test_manifest_says_how_layers_route(variant: Variant):
+    layers = variant.bundle.manifest.layers
+    assert [x.reduction for x in layers] == [str(x.reduction) for x in variant.model.coda_layers()]
+    assert [x.slots for x in layers] == [x.slots(variant.model.max_tokens) for x in variant.model.coda_layers()]
+    assert variant.bundle.manifest.operators.get("ai.coda::Route", 0) == len(variant.routed)
+
+
+def test_outputs_of_each_task(variant: Variant):
+    n = variant.model.max_tokens
+    shapes = {name: value.shape for name, value in variant.bundle.run(variant.case(2, n, 0).inputs).items()}
+    assert shapes == {
+        "sequence-classification": {"logits": (2, 3)},
+        "token-classification": {"logits": (2, n, 3)},
+        "feature-extraction": {"last_hidden_state": (2, n, 32), "sentence_embedding": (2, 32)},
+    }[variant.bundle.manifest.task]
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A freshly converted model at r = 1: adapters are zero, so it is the backbone."""
+    model = convert(tiny_backbone("mpnet"), CodaConfig(reduction=4))
+    return compile(model, output=tmp_path_factory.mktemp("untrained") / "b", reduction=1)
+
+
+@many
+@given(**shapes)
+def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, tokens: int, seed: int):
+    random = np.random.default_rng(seed)
+    tokens = min(tokens, untrained.manifest.max_tokens)
+    ids = random.integers(4, 100, (batch, tokens))
+    mask = (np.arange(tokens) < random.integers(1, tokens + 1, (batch, 1))).astype(np.int64)
+    with torch.inference_mode():
+        expected = tiny_backbone("mpnet")(torch.from_numpy(ids), torch.from_numpy(mask)).logits.numpy()
+    assert_close(untrained.run({"input_ids": ids, "attention_mask": mask}), {"logits": expected})
+
+
+def test_dense_needs_no_routing_operators(untrained: Bundle):
+    assert [name for name in untrained.manifest.operators if name.startswith("ai.coda")] == ["ai.coda::Adapter"]
+
+
+def test_a_single_token_runs_dense(compiled: Bundle, tmp_path: Path):
+    """k = n = 1: gates are exactly 1, so r makes no difference."""
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    for token in (2, 17, 99):
+        ids = torch.tensor([[token]])
+        with torch.inference_mode():
+            expected = model(ids, torch.ones_like(ids)).logits.numpy()
+        np.testing.assert_allclose(compiled.run({"input_ids": ids.numpy()})["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str):
+    task = {"bert": "sequence-classification", "roberta": "token-classification"}[family]
+    backbone = tiny_backbone(family, task)
+    backbone.save_pretrained(tmp_path / "hf")
+    tokenizer.save_pretrained(tmp_path / "hf")
+    bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
+    assert bundle.manifest.task == task
+    assert not [name for name in bundle.manifest.operators if "::" in name]
+    assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
+    assert (bundle.folder / "tokenizer.json").is_file()
+    ids = np.random.default_rng(0).integers(4, 100, (3, 21))
+    with torch.inference_mode():
+        expected = backbone(torch.from_numpy(ids)).logits.numpy()
+    assert_close(bundle.run({"input_ids": ids}), {"logits": expected})
+    onnx.checker.check_model(str(bundle.model_path), full_check=True)
+
+
+def test_equal_scores_select_the_first_tokens(copied: Path):
+    """Ties constructed: with routers of zero all scores are equal."""
+    path = copied / "model.onnx"
+    proto = onnx.load(str(path))
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("router.weight"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(list(tensor.dims), np.float32), tensor.name))
+    onnx.save(proto, str(path))
+    mask = np.array([[1] * 9, [1] * 4 + [0] * 5, [0, 1, 1, 0, 1, 1, 0, 1, 0]])
+    ids = np.full((3, 9), 7)
+    bundle = Bundle(copied)
+    _, decisions = RoutingProbe.of(bundle).run(bundle.prepare({"input_ids": ids, "attention_mask": mask}))
+    for decision in decisions:
+        assert (decision.scores == 0).all()
+        assert [decision.selected(e) for e in range(3)] == [[0, 1, 2, 3, 4], [0, 1], [1, 2, 4]]
+
+
+def test_model_and_tokenizer_of_the_caller_stay_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_coda("bert", CodaConfig(reduction=4)).train()
+    before = (tokenizer.model_max_length, tokenizer.backend_tokenizer.to_str())
+    bundle = compile(model, output=tmp_path / "dense", tokenizer=tokenizer, reduction=1)
+    assert bundle.manifest.coda_config["reduction"] == "1"
+    assert model.training
+    assert model.coda_config.reduction == 4
+    assert [layer.reduction for layer in model.coda_layers()] == [4, 4]
+    assert (tokenizer.model_max_length, tokenizer.backend_tokenizer.to_str()) == before
+
+
+def test_stages_come_in_order(tmp_path: Path):
+    from contextlib import contextmanager
+
+    seen: list[str] = []
+
+    @contextmanager
+    def stage(name: str) -> Any:
+        seen.append(name)
+        yield
+        seen.append(f"{name} ended")
+
+    compile(tiny_coda("bert", CodaConfig(reduction=2)), "null", output=tmp_path / "b", stage=stage)
+    names = ["load", "export", "passes", "verify", "bundle"]
+    assert seen == [text for name in names for text in (name, f"{name} ended")]
+    bundle = Bundle(tmp_path / "b")
+    assert bundle.manifest.target == "null"
+    with pytest.raises(TargetError, match="target 'null' cannot run here"):
+        bundle.run({"input_ids": np.ones((1, 2), np.int64)})
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_unfinished_target_says_what_it_lacks(tmp_path: Path, name: str):
+    with pytest.raises(TargetError, match=rf"target '{name}' is not finished, it still lacks .*: use --target cpu"):
+        compile(tiny_coda(), name, output=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("reduction", "message"),
+    [
+        (0, "reduction 0 is below 1"),
+        ("1/2", "reduction 1/2 is below 1"),
+        ("four", "reduction 'four' is no ratio"),
+        ([2, 2, 2], "reduction lists 3 layers but the model has 2"),
+        (2.5, r"reduction 2\.5 is no ratio"),
+    ],
+)
+def test_bad_reduction(tmp_path: Path, reduction: Any, message: str):
+    with pytest.raises(CodaError, match=message):
+        compile(tiny_coda(), output=tmp_path / "b", reduction=reduction)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reduction", [2, "7/2", [1, 2]])
+def test_model_without_routers_runs_dense_only(tmp_path: Path, reduction: Any):
+    model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
+    with pytest.raises(CompileError, match="this model has no routers, so it runs at reduction 1 only"):
+        compile(model, output=tmp_path / "b", reduction=reduction)
+
+
+@pytest.mark.parametrize("reduction", ["1", [1, 1], "2/2"])
+def test_model_without_routers_may_be_told_so(tmp_path: Path, reduction: Any):
+    model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
+    bundle = compile(model, output=tmp_path / "b", reduction=reduction)
+    assert [layer.reduction for layer in bundle.manifest.layers] == ["1", "1"]
+
+
+def test_manifest_of_a_model_without_adapters_is_dense(tmp_path: Path):
+    model = convert(tiny_backbone("distilbert"), CodaConfig(reduction=4, bottleneck=0))
+    bundle = compile(model, output=tmp_path / "b")
+    assert [(layer.reduction, layer.slots) for layer in bundle.manifest.layers] == [("1", 66)] * 2
+    assert json.loads((bundle.folder / "config.json").read_text())["model_type"] == "distilbert"

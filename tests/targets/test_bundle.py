@@ -1,0 +1,183 @@
+"""Running a bundle: its inputs, its defaults, its errors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coda_targets import Bundle, BundleError
+from coda_targets.errors import InputError
+
+IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def test_outputs_by_name(compiled: Bundle):
+    outputs = compiled.run({"input_ids": IDS, "attention_mask": MASK})
+    assert list(outputs) == ["logits"]
+    assert (outputs["logits"].dtype, outputs["logits"].shape) == (np.float32, (2, 3))
+    assert np.isfinite(outputs["logits"]).all()
+
+
+def test_no_mask_means_all_valid(compiled: Bundle):
+    without = compiled.run({"input_ids": IDS})["logits"]
+    np.testing.assert_array_equal(
+        without, compiled.run({"input_ids": IDS, "attention_mask": np.ones_like(IDS)})["logits"]
+    )
+    assert np.abs(without - compiled.run({"input_ids": IDS, "attention_mask": MASK})["logits"]).max() > 1e-3
+
+
+def test_no_token_types_means_zero(compiled: Bundle):
+    full = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": np.zeros_like(IDS)}
+    without = {name: array for name, array in full.items() if name != "token_type_ids"}
+    np.testing.assert_array_equal(compiled.run(full)["logits"], compiled.run(without)["logits"])
+    ones = compiled.run({**full, "token_type_ids": np.ones_like(IDS)})["logits"]
+    assert np.abs(ones - compiled.run(full)["logits"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8, np.uint16])
+def test_every_integer_type_is_taken(compiled: Bundle, dtype: Any):
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    expected = compiled.run(inputs)["logits"]
+    got = compiled.run({name: array.astype(dtype) for name, array in inputs.items()})["logits"]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_boolean_mask_lists_and_strides_are_taken(compiled: Bundle):
+    expected = compiled.run({"input_ids": IDS, "attention_mask": MASK})["logits"]
+    got = compiled.run({"input_ids": IDS.tolist(), "attention_mask": MASK.astype(bool)})["logits"]
+    np.testing.assert_array_equal(got, expected)
+    strided = compiled.run({"input_ids": np.repeat(IDS, 2, axis=1)[:, ::2], "attention_mask": MASK})["logits"]
+    np.testing.assert_array_equal(strided, expected)
+
+
+def test_inputs_are_not_changed(compiled: Bundle):
+    inputs = {"input_ids": IDS.copy(), "attention_mask": MASK.copy()}
+    compiled.run(inputs)
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    np.testing.assert_array_equal(inputs["input_ids"], IDS)
+
+
+def test_unknown_name(compiled: Bundle):
+    with pytest.raises(InputError, match=r"input 'position_ids' is unknown: this model takes input_ids, attention_mask"):
+        compiled.run({"input_ids": IDS, "position_ids": IDS})
+
+
+def test_missing_ids(compiled: Bundle):
+    with pytest.raises(InputError, match="input 'input_ids' is missing"):
+        compiled.run({"attention_mask": MASK})
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        IDS.astype(np.float32),
+        IDS.astype(str),
+        IDS.astype(bool),
+        IDS.astype(object),
+        IDS[0],
+        IDS[None],
+        IDS[:, :0],
+        IDS[:0],
+        np.int64(3),
+    ],
+    ids=["float", "text", "bool", "object", "1-d", "3-d", "no tokens", "no examples", "scalar"],
+)
+def test_wrong_type_or_shape_of_ids(compiled: Bundle, ids: Any):
+    with pytest.raises(InputError, match=r"input_ids must be integers of shape \[batch, sequence\], not "):
+        compiled.run({"input_ids": ids})
+
+
+def test_ragged_lists(compiled: Bundle):
+    with pytest.raises(InputError, match="input_ids has rows of different lengths: pad them"):
+        compiled.run({"input_ids": [[1, 2], [3]]})
+
+
+@pytest.mark.parametrize("mask", [MASK[:, :4], MASK[:1], MASK[0], MASK[..., None]])
+@pytest.mark.parametrize("name", ["attention_mask", "token_type_ids"])
+def test_shape_that_differs_from_ids(compiled: Bundle, name: str, mask: Any):
+    with pytest.raises(InputError, match=rf"{name} has shape \[.*\] but input_ids has \[2, 5\]"):
+        compiled.run({"input_ids": IDS, name: mask})
+
+
+def test_mask_that_is_no_integer(compiled: Bundle):
+    with pytest.raises(InputError, match="attention_mask must hold integers, not float64"):
+        compiled.run({"input_ids": IDS, "attention_mask": MASK * 0.5})
+
+
+def test_longest_and_one_more(compiled: Bundle):
+    longest = compiled.manifest.max_tokens
+    assert compiled.run({"input_ids": np.full((1, longest), 5)})["logits"].shape == (1, 3)
+    with pytest.raises(InputError, match=rf"has {longest + 1} tokens but this model takes at most {longest}: truncate"):
+        compiled.run({"input_ids": np.full((1, longest + 1), 5)})
+
+
+@pytest.mark.parametrize("value", [100, 10**9, -101])
+def test_ids_beyond_the_vocabulary(compiled: Bundle, value: int):
+    ids = IDS.copy()
+    ids[0, 1] = value
+    with pytest.raises(InputError, match="onnxruntime cannot run the model on this input: .*out of data bounds") as caught:
+        compiled.run({"input_ids": ids})
+    assert "\n" not in str(caught.value)
+
+
+def test_token_type_beyond_the_table(compiled: Bundle):
+    with pytest.raises(InputError, match="onnxruntime cannot run the model on this input"):
+        compiled.run({"input_ids": IDS, "token_type_ids": np.full_like(IDS, 7)})
+
+
+def test_example_without_a_valid_token(compiled: Bundle):
+    outputs = compiled.run({"input_ids": IDS, "attention_mask": np.array([[1] * 5, [0] * 5])})
+    assert np.isfinite(outputs["logits"]).all()
+    alone = compiled.run({"input_ids": IDS[:1]})["logits"]
+    np.testing.assert_allclose(outputs["logits"][:1], alone, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=st.integers(1, 5), tokens=st.integers(1, 66), seed=st.integers(0, 2**32 - 1))
+def test_every_shape_runs(compiled: Bundle, batch: int, tokens: int, seed: int):
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, 100, (batch, tokens))
+    mask = np.arange(tokens) < random.integers(1, tokens + 1, (batch, 1))
+    logits = compiled.run({"input_ids": ids, "attention_mask": mask})["logits"]
+    assert logits.shape == (batch, 3)
+    assert np.isfinite(logits).all()
+
+
+def test_repr_names_the_folder(compiled: Bundle):
+    assert repr(compiled) == f"Bundle('{compiled.folder}')"
+
+
+def test_text_path_is_taken(compiled: Bundle):
+    assert Bundle(str(compiled.folder)).manifest == compiled.manifest
+
+
+def test_opening_loads_no_model(copied: Path):
+    (copied / "model.onnx").unlink()
+    bundle = Bundle(copied)
+    with pytest.raises(BundleError, match=r"onnxruntime cannot load .*model\.onnx: ") as caught:
+        bundle.run({"input_ids": IDS})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08"])
+def test_model_that_is_none(copied: Path, content: bytes):
+    (copied / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"onnxruntime cannot load .*model\.onnx: ") as caught:
+        Bundle(copied).run({"input_ids": IDS})
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_off_model(copied: Path):
+    content = (copied / "model.onnx").read_bytes()
+    (copied / "model.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match="onnxruntime cannot load"):
+        Bundle(copied).run({"input_ids": IDS})
+
+
+def test_a_bundle_runs_after_it_was_moved(copied: Path, compiled: Bundle, tmp_path: Path):
+    moved = copied.rename(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(Bundle(moved).run({"input_ids": IDS})["logits"], compiled.run({"input_ids": IDS})["logits"])

@@ -1,0 +1,256 @@
+"""manifest.json: what it says, what it refuses."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coda_compile import console
+from coda_ops.errors import CodaError
+from coda_targets import Bundle, BundleError
+from coda_targets.manifest import MANIFEST, Manifest, check_files, hash_file, list_files, read_manifest
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    plain = json.loads((folder / MANIFEST).read_text("utf-8"))
+    (folder / MANIFEST).write_text(json.dumps({**plain, **changes}), "utf-8")
+
+
+def test_round_trip(compiled: Bundle, tmp_path: Path):
+    manifest = read_manifest(compiled.folder)
+    (tmp_path / MANIFEST).write_text(manifest.dump(), "utf-8")
+    assert read_manifest(tmp_path) == manifest
+    assert (tmp_path / MANIFEST).read_bytes() == (compiled.folder / MANIFEST).read_bytes()
+
+
+def test_says_what_was_compiled(compiled: Bundle):
+    manifest = compiled.manifest
+    assert (manifest.task, manifest.architecture, manifest.target) == ("sequence-classification", "bert", "cpu")
+    assert [tensor.name for tensor in manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert all((tensor.dtype, tensor.shape) == ("int64", ("batch", "sequence")) for tensor in manifest.inputs)
+    assert [(o.name, o.dtype, o.shape) for o in manifest.outputs] == [("logits", "float32", ("batch", 3))]
+    assert manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert [(x.reduction, x.attention, x.slots) for x in manifest.layers] == [("2", "k_to_k", 33)] * 2
+    assert (manifest.width, manifest.feed_forward, manifest.max_tokens) == (32, 48, 66)
+    assert manifest.operators["ai.coda::Route"] == 2
+    assert manifest.coda_config["reduction"] == "2"
+
+
+def test_manifest_is_frozen(compiled: Bundle):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        compiled.manifest.width = 1  # type: ignore[misc]
+
+
+def test_lists_every_file_but_itself(compiled: Bundle):
+    present = {p.relative_to(compiled.folder).as_posix() for p in compiled.folder.rglob("*") if p.is_file()}
+    assert {file.path for file in compiled.manifest.files} == present - {MANIFEST}
+    assert list_files(compiled.folder) == compiled.manifest.files
+
+
+def test_no_manifest(tmp_path: Path):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json; make one with coda-compile"):
+        Bundle(tmp_path)
+
+
+def test_absent_folder(tmp_path: Path):
+    with pytest.raises(BundleError, match="is no bundle"):
+        Bundle(tmp_path / "nowhere")
+
+
+def test_file_instead_of_a_folder(compiled: Bundle):
+    with pytest.raises(BundleError, match="is a file, not a bundle folder"):
+        Bundle(compiled.model_path)
+
+
+def test_manifest_that_is_a_folder(tmp_path: Path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match="cannot be read: Is a directory"):
+        Bundle(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"schema_version": 1', b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json(copied: Path, text: bytes):
+    (copied / MANIFEST).write_bytes(text)
+    with pytest.raises(BundleError, match="is damaged: it is not JSON; compile the model again"):
+        Bundle(copied)
+
+
+def test_cut_off_json(copied: Path):
+    text = (copied / MANIFEST).read_bytes()
+    (copied / MANIFEST).write_bytes(text[: len(text) // 2])
+    with pytest.raises(BundleError, match="is not JSON"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_other_schema_version(copied: Path, version: Any):
+    edit(copied, schema_version=version)
+    with pytest.raises(BundleError, match=r"has schema version .*, this release reads 1$"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"'])
+def test_json_that_is_no_object(copied: Path, text: str):
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match="has schema version None"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize("name", sorted(field.name for field in dataclasses.fields(Manifest)))
+def test_missing_field(copied: Path, name: str):
+    plain = json.loads((copied / MANIFEST).read_text("utf-8"))
+    del plain[name]
+    (copied / MANIFEST).write_text(json.dumps(plain))
+    with pytest.raises(BundleError, match=name.replace("_", ".")):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", "66"),
+        ("max_tokens", True),
+        ("width", None),
+        ("task", 3),
+        ("opset", []),
+        ("inputs", 3),
+        ("inputs", [{"name": "input_ids"}]),
+        ("inputs", [{"name": 1, "dtype": "int64", "shape": []}]),
+        ("layers", [{}]),
+        ("layers", [3]),
+        ("layers", [{"reduction": 2, "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+        ("files", [{"path": 3, "bytes": 1, "sha256": ""}]),
+        ("files", [{"path": "model.onnx"}]),
+        ("files", [{"path": "model.onnx", "bytes": "1", "sha256": ""}]),
+        ("labels", None),
+        ("labels", [1]),
+        ("layers", []),
+        ("width", 0),
+        ("opset", {}),
+        ("opset", {"": "20"}),
+        ("layers", [{"reduction": "0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+        ("layers", [{"reduction": "2/0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+    ],
+)
+def test_field_of_a_wrong_type(copied: Path, name: str, value: Any):
+    edit(copied, **{name: value})
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged: .*; compile the model again$"):
+        Bundle(copied)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(name=st.sampled_from(sorted(field.name for field in dataclasses.fields(Manifest))), value=junk)
+def test_no_junk_escapes_as_another_error(compiled: Bundle, tmp_path: Path, name: str, value: Any):
+    plain = json.loads((compiled.folder / MANIFEST).read_text("utf-8"))
+    (tmp_path / MANIFEST).write_text(json.dumps({**plain, name: value}))
+    with contextlib.suppress(CodaError):
+        console.inspected(Bundle(tmp_path))
+
+
+def test_unknown_target_in_a_manifest(copied: Path):
+    edit(copied, target="abacus")
+    with pytest.raises(CodaError, match="target 'abacus' is unknown"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "..", "", ".", "a\\..\\..\\x", "C:\\x", "sub/../../bundle/model.onnx"]
+)
+def test_path_that_leaves_the_bundle(copied: Path, name: str):
+    edit(copied, files=[{"path": name, "bytes": 1, "sha256": "0" * 64}])
+    with pytest.raises(BundleError, match="lies outside the bundle: do not use this bundle"):
+        Bundle(copied)
+
+
+def test_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
+    outside = tmp_path / "outside.onnx"
+    (copied / "model.onnx").rename(outside)
+    (copied / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="is a link that leaves the bundle: do not use this bundle"):
+        Bundle(copied)
+
+
+def test_link_made_after_opening(copied: Path, tmp_path: Path):
+    bundle = Bundle(copied)
+    outside = tmp_path / "outside.onnx"
+    (copied / "model.onnx").rename(outside)
+    (copied / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        bundle.check()
+
+
+def test_folder_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
+    (copied / "test_data_set_0").rename(tmp_path / "elsewhere")
+    (copied / "test_data_set_0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        Bundle(copied)
+
+
+def test_loop_of_links(copied: Path):
+    (copied / "model.onnx").unlink()
+    (copied / "model.onnx").symlink_to("model.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        Bundle(copied).check()
+
+
+def test_bundle_behind_a_link_is_fine(compiled: Bundle, tmp_path: Path):
+    (tmp_path / "latest").symlink_to(compiled.folder)
+    Bundle(tmp_path / "latest").check()
+
+
+def test_intact_files_pass(compiled: Bundle):
+    compiled.check()
+    check_files(compiled.folder, compiled.manifest)
+
+
+def _every_file(folder: Path) -> list[Path]:
+    return [folder / file.path for file in read_manifest(folder).files]
+
+
+def test_every_missing_file_is_found(copied: Path):
+    for path in _every_file(copied):
+        kept = path.read_bytes()
+        path.unlink()
+        with pytest.raises(BundleError, match=r"is missing: compile the model again") as caught:
+            Bundle(copied).check()
+        assert str(path) in str(caught.value)
+        path.write_bytes(kept)
+    Bundle(copied).check()
+
+
+def test_every_changed_byte_is_found(copied: Path):
+    for path in _every_file(copied):
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        with pytest.raises(BundleError, match=r"is damaged: its SHA-256 is not the manifest's") as caught:
+            Bundle(copied).check()
+        assert str(path) in str(caught.value)
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("left", [0, 1, 50])
+def test_every_cut_off_file_is_found(copied: Path, left: int):
+    for path in _every_file(copied):
+        kept = path.read_bytes()
+        assert len(kept) > left
+        path.write_bytes(kept[:left])
+        with pytest.raises(BundleError, match=rf"is damaged: {left} bytes where the manifest says {len(kept)}"):
+            Bundle(copied).check()
+        path.write_bytes(kept)
+
+
+def test_hash_of_known_bytes(tmp_path: Path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
