@@ -10,14 +10,15 @@ from statistics import median
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress
+
 from coda_compile import Bundle, compile, console
 from coda_compile.bench.turns import in_turns, ratio
 from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
 from coda_targets.text import TextCodec
-from rich.console import Console
-from rich.progress import Progress
 
 HERE = Path(__file__).parent
 out = Console(highlight=False)

@@ -18,15 +18,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from coda_models import CodaConfig, CodaModel, convert, load, save
-from coda_models.backbone import load_backbone, load_tokenizer
-from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator
 from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from coda_models import CodaConfig, CodaModel, convert, load, save
+from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator
 
 TOKENS = 512
 HELD_OUT = 400

@@ -89,5 +89,3 @@ def copied(compiled: Bundle, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(compiled.folder, tmp_path / "bundle"))
-
-

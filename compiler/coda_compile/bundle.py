@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from coda_models.backbone import AUTO_CLASSES
-from coda_models.checkpoint import portable_config
-from coda_models.model import CodaModel
-from coda_targets import Target
-from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, TensorInfo, list_files
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.errors import CompileError, OutputError
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
+from coda_models.backbone import AUTO_CLASSES
+from coda_models.checkpoint import portable_config
+from coda_models.model import CodaModel
+from coda_targets import Target
+from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, TensorInfo, list_files
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.

@@ -105,9 +105,8 @@ def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, b
     coda-compile run reviews-cpu "A slow start, then a triumph."
     coda-compile run reviews-cpu --file reviews.txt > results.jsonl
     """
-    from coda_targets import Bundle
-
     from coda_compile.predict import predict
+    from coda_targets import Bundle
 
     opened = Bundle(bundle, threads=threads)
     for text, record, routed in predict(opened, _texts(texts, source), batch=batch, routing=show_routing):
@@ -143,9 +142,8 @@ def _not_utf8() -> CodaError:
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
     """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones."""
-    from coda_targets import Bundle
-
     from coda_compile.test_vectors import verify_bundle
+    from coda_targets import Bundle
 
     console.verified(verify_bundle(Bundle(bundle)))
 

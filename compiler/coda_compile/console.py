@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coda_targets import Bundle
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +12,7 @@ from rich.text import Text
 from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply_adds
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
+from coda_targets import Bundle
 
 # Labels, folders and words are anyone's text: none of it is markup.
 _out = Console(highlight=False, markup=False, emoji=False)

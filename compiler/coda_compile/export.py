@@ -10,15 +10,16 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from coda_models.attention import Attention
-from coda_models.layer import Block, CodaLayer, FeedForward
-from coda_models.model import CodaModel
-from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
-from coda_targets.routing import LAYER_TAG
 from onnxscript import values
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
+from coda_models.attention import Attention
+from coda_models.layer import Block, CodaLayer, FeedForward
+from coda_models.model import CodaModel
+from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
+from coda_ops.errors import first_line
+from coda_targets.routing import LAYER_TAG
 
 ROLE_TAG = "coda.role"
 OUTPUTS = {
@@ -75,18 +76,13 @@ def export(model: CodaModel, opset: int) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise CompileError(f"torch could not export this model: {_last_line(error)}") from error
+        raise CompileError(f"torch could not export this model: {first_line(error.__cause__ or error)}") from error
     if program is None:
         raise CompileError("torch exported nothing")
     exported = program.model
     _name_axes(exported)
     _tag(exported, wrapper)
     return exported
-
-
-def _last_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

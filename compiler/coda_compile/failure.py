@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+
 from coda_targets.bundle import Arrays
 
 REPRODUCE = "reproduce.py"

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from coda_targets.bundle import Arrays
-from coda_targets.routing import Decision
 from numpy.typing import NDArray
 
 from coda_compile.errors import VerificationError
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,6 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-from coda_models.config import Reduction
-from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError, get_target
-from coda_targets.bundle import MODEL
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile import test_vectors
@@ -21,6 +17,10 @@ from coda_compile.parity import Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.sources import Source, read_source
 from coda_compile.verify import make_case, reference, verify
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_targets import Bundle, Target, TargetError, get_target
+from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from coda_targets import Bundle, BundleError
-from coda_targets.bundle import Arrays
-from coda_targets.routing import Decision, RoutingProbe
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
+from coda_ops.errors import first_line
+from coda_targets import Bundle, BundleError
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision, RoutingProbe
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
@@ -84,8 +85,7 @@ def read(folder: Path) -> tuple[Arrays, Expected]:
         mask = arrays["input"]["attention_mask"].astype(bool)
         routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
-        raise BundleError(f"the test data of {folder} are damaged: {reason}; compile the model again") from None
+        raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
     if not arrays["output"]:
         raise BundleError(f"{folder} has no test data in {DATA_SET}: compile the model again")
     return arrays["input"], Expected(arrays["output"], tolerances, routing)

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from coda_compile.export import OUTPUTS
+from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
-from torch import Tensor
-
-from coda_compile.export import OUTPUTS
-from coda_compile.parity import CaseParity, Comparison, Tolerances
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The adapter: a bottleneck beside every layer."""
 
 import torch
-from coda_ops.adapter import adapter
 from torch import Tensor, nn
+
+from coda_ops.adapter import adapter
 
 
 class Adapter(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from coda_models.errors import BackboneError
+from coda_ops.errors import first_line
 
 AUTO_CLASSES: dict[str, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -92,17 +94,28 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
 
 def _attempt(source: Path | str, load: Any, **options: Any) -> Any:
     """Load offline, then online where the source may be a hub name; never run code that comes with it."""
-    local = Path(source).exists()
-    last: Exception | None = None
-    for offline in (True,) if local else (True, False):
-        try:
-            return load(str(source), local_files_only=offline, trust_remote_code=False, **options)
-        except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
-            last = error
-    reason = (str(last).strip() or type(last).__name__).splitlines()[0]
-    if local:
-        raise BackboneError(f"the backbone in {source} cannot be read: {reason}") from last
-    raise BackboneError(
-        f"the backbone {source!r} is neither a folder, nor in the local hub cache, nor on a hub in reach: "
-        "pass its folder with --backbone PATH"
-    ) from last
+    try:
+        return load(str(source), local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
+        if Path(source).exists():
+            raise BackboneError(f"the backbone in {source} cannot be read: {first_line(error)}") from error
+    _ask_hub(str(source))
+    try:
+        return load(str(source), trust_remote_code=False, **options)
+    except Exception as error:
+        raise BackboneError(f"the backbone {source!r} cannot be read from the hub: {first_line(error)}") from error
+
+
+def _ask_hub(name: str) -> None:
+    """One question to the hub, since a download without a connection retries for minutes.
+
+    Raises:
+        BackboneError: no hub in reach has it.
+    """
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # huggingface_hub's and its HTTP library's own, which changed between releases
+        raise BackboneError(
+            f"the backbone {name!r} is neither a folder, nor in the local hub cache, nor on a hub in reach: "
+            "pass its folder with --backbone PATH"
+        ) from error

@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from coda_ops.errors import CodaError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -25,6 +24,7 @@ from coda_models.conversion import convert
 from coda_models.digest import tensor_digest
 from coda_models.errors import BackboneError, CheckpointError
 from coda_models.model import CodaModel
+from coda_ops.errors import CodaError, first_line
 
 FORMAT = "coda-checkpoint"
 FORMAT_VERSION = 1
@@ -138,7 +138,7 @@ def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizer
                 (Path(folder) / name).write_text(text, "utf-8")
             except (OSError, ValueError) as error:
                 raise CheckpointError(
-                    f"{path} carries a tokenizer file {name!r} that cannot be written: {_first_line(error)}"
+                    f"{path} carries a tokenizer file {name!r} that cannot be written: {first_line(error)}"
                 ) from None
         try:
             return load_tokenizer(folder)
@@ -154,7 +154,7 @@ def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
     except CodaError:
         raise
     except Exception as error:  # transformers and torch check sizes and names in their own ways, with any exception
-        raise CheckpointError(f"{path} describes a model that cannot be built: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} describes a model that cannot be built: {first_line(error)}") from error
     model.coda_config = config
     return model
 
@@ -163,11 +163,7 @@ def _hf_config(plain: Any, path: Path) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**plain)
     except Exception as error:  # what a configuration class makes of a bad field is its own affair
-        raise CheckpointError(f"{path} describes no known architecture: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} describes no known architecture: {first_line(error)}") from error
 
 
 _FIELDS = {
@@ -187,14 +183,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if "Weights only load failed" in reason or "Unsupported" in str(error):
             raise CheckpointError(
                 f"{path} holds Python code beside tensors and was not opened: save it again with coda_models.save"
             ) from None
         raise CheckpointError(f"{path} is damaged: {reason}") from None
     except Exception as error:  # the unpickler lets out whatever a stray opcode runs into
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a torch file but no CoDA checkpoint: write one with coda_models.save")
     if payload.get("format_version") != FORMAT_VERSION:
@@ -219,7 +215,7 @@ def _check_archive(path: Path) -> None:
             pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
             bad = archive.testzip()
     except Exception as error:  # zipfile has a dozen kinds for a damaged directory
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     if not pickled:
         raise CheckpointError(f"{path} is a zip archive but no torch file: write one with coda_models.save")
     if bad is not None:
@@ -303,7 +299,7 @@ def from_pretrained(folder: Path | str) -> Loaded:
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no model.safetensors") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{weights} is damaged or cut off: {_first_line(error)}") from None
+        raise CheckpointError(f"{weights} is damaged or cut off: {first_line(error)}") from None
     model = _empty(plain, config, folder)
     _fill(model, state, set(model.state_dict()), sha256, weights)
     return Loaded(model, load_tokenizer(folder))

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from coda_ops.route import Schedule
 from transformers import PreTrainedModel
 
 from coda_models.adapter import Adapter
@@ -13,6 +12,7 @@ from coda_models.errors import BackboneError
 from coda_models.layer import CodaLayer
 from coda_models.model import CodaModel
 from coda_models.router import Router
+from coda_ops.route import Schedule
 
 
 def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:

@@ -6,14 +6,14 @@ from fractions import Fraction
 from typing import NamedTuple, final
 
 import torch
-from coda_ops.put_tokens import put_tokens
-from coda_ops.route import Schedule, route, slot_count, soft_top_k
-from coda_ops.take_tokens import take_tokens
 from torch import Tensor, nn
 
 from coda_models.adapter import Adapter
 from coda_models.attention import Attention, bias_between, mask_bias
 from coda_models.router import Router
+from coda_ops.put_tokens import put_tokens
+from coda_ops.route import Schedule, route, slot_count, soft_top_k
+from coda_ops.take_tokens import take_tokens
 
 
 class FeedForward(nn.Module):

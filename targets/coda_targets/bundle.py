@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import Manifest, check_files, read_manifest
 from coda_targets.target import Target, get_target
@@ -125,12 +126,8 @@ def run_session(session: ort.InferenceSession, names: list[str], feed: Arrays) -
     try:
         results: list[NDArray[Any]] = session.run(names, feed)
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise InputError(f"onnxruntime cannot run the model on this input: {_first_line(error)}") from None
+        raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
     return results
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_session(
@@ -164,4 +161,4 @@ def open_session(
         )
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
-        raise BundleError(f"onnxruntime cannot load {where}: {_first_line(error)}") from None
+        raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None

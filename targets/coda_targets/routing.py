@@ -72,7 +72,7 @@ class RoutingProbe:
         try:
             proto = onnx.load(str(model), load_external_data=False)
         except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-            raise BundleError(f"{model} is missing or damaged: {type(error).__name__}; compile the model again") from None
+            raise BundleError(f"{model} is missing or damaged: {type(error).__name__}; compile it again") from None
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         for node in proto.graph.node:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_models import CodaConfig
-from tests.conftest import tiny_coda
 
 
 @pytest.fixture(scope="session")

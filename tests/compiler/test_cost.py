@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_coda
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from coda_models import CodaConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from coda_compile.cost import layer_multiply_adds
+from coda_models import CodaConfig
 from coda_targets.manifest import LayerInfo
-from tests.conftest import tiny_coda
 
 
 @pytest.mark.parametrize(("reduction", "bound"), [("4", 4.2), ("8", 7.9)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.conftest import TINY, tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
@@ -23,7 +24,6 @@ from coda_ops.route import slot_count
 from coda_targets import Bundle, TargetError
 from coda_targets.bundle import Arrays, open_session
 from coda_targets.routing import Decision, RoutingProbe
-from tests.conftest import TINY, tiny_backbone, tiny_coda
 
 VARIANTS: dict[str, tuple[str, CodaConfig]] = {
     **{f"{family}, k to k": (family, CodaConfig(reduction=2)) for family in sorted(TINY)},
@@ -145,7 +145,7 @@ def test_selection_is_the_stable_top_k(variant: Variant, batch: int, tokens: int
         for e, valid in enumerate(mask):
             n = int(valid.sum())
             k = -(-n * r.denominator // r.numerator)
-            best = sorted(np.flatnonzero(valid), key=lambda i: (-d.scores[e, i], i))[:k]  # noqa: B023  used at once
+            best = sorted(np.flatnonzero(valid), key=lambda i: (-d.scores[e, i], i))[:k]
             assert d.selected(e) == sorted(int(i) for i in best)
             assert d.used[e].tolist() == [True] * k + [False] * (len(d.used[e]) - k)
             assert len(set(d.indices[e].tolist())) == len(d.indices[e])
@@ -240,11 +240,14 @@ def test_manifest_says_how_layers_route(variant: Variant):
 def test_outputs_of_each_task(variant: Variant):
     n = variant.model.max_tokens
     shapes = {name: value.shape for name, value in variant.bundle.run(variant.case(2, n, 0).inputs).items()}
-    assert shapes == {
-        "sequence-classification": {"logits": (2, 3)},
-        "token-classification": {"logits": (2, n, 3)},
-        "feature-extraction": {"last_hidden_state": (2, n, 32), "sentence_embedding": (2, 32)},
-    }[variant.bundle.manifest.task]
+    assert (
+        shapes
+        == {
+            "sequence-classification": {"logits": (2, 3)},
+            "token-classification": {"logits": (2, n, 3)},
+            "feature-extraction": {"last_hidden_state": (2, n, 32), "sentence_embedding": (2, 32)},
+        }[variant.bundle.manifest.task]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_a_contender_that_cannot_run_is_named(compiled: Bundle, tmp_path: Path):
 
 
 def test_inputs_that_do_not_fit_are_told(compiled: Bundle):
-    with pytest.raises(CodaError, match="cannot be measured.*at most 66"):
+    with pytest.raises(CodaError, match=r"cannot be measured.*at most 66"):
         in_turns({"long": compiled.folder}, {"input_ids": np.ones((1, 90), int)}, rounds=1, threads=1)
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
+
 from coda_ops import DOMAIN, VERSION
 from coda_ops.domain import BODY_OPSET
-from onnx import helper
 
 
 def run_node(body, inputs, attributes=None):

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from coda_ops import DOMAIN
-from coda_ops.put_tokens import body, put_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.ops.one_node import run_node
+
+from coda_ops import DOMAIN
+from coda_ops.put_tokens import body, put_tokens
 
 
 def oracle(base, indices, gates, update):

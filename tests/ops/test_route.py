@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from coda_ops import DOMAIN
-from coda_ops.route import Schedule, body, route, slot_count, soft_top_k
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.ops.one_node import run_node
+
+from coda_ops import DOMAIN
+from coda_ops.route import Schedule, body, route, slot_count, soft_top_k
 
 REDUCTIONS = [Fraction(1), Fraction(2), Fraction(3), Fraction(4), Fraction(7, 2), Fraction(9, 8), Fraction(100)]
 EPSILONS = [0.03, 1.0]

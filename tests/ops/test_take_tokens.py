@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from coda_ops import DOMAIN
-from coda_ops.take_tokens import body, take_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.ops.one_node import run_node
+
+from coda_ops import DOMAIN
+from coda_ops.take_tokens import body, take_tokens
 
 
 def oracle(x, indices):

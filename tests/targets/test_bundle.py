@@ -62,7 +62,9 @@ def test_inputs_are_not_changed(compiled: Bundle):
 
 
 def test_unknown_name(compiled: Bundle):
-    with pytest.raises(InputError, match=r"input 'position_ids' is unknown: this model takes input_ids, attention_mask"):
+    with pytest.raises(
+        InputError, match=r"input 'position_ids' is unknown: this model takes input_ids, attention_mask"
+    ):
         compiled.run({"input_ids": IDS, "position_ids": IDS})
 
 
@@ -119,7 +121,9 @@ def test_longest_and_one_more(compiled: Bundle):
 def test_ids_beyond_the_vocabulary(compiled: Bundle, value: int):
     ids = IDS.copy()
     ids[0, 1] = value
-    with pytest.raises(InputError, match="onnxruntime cannot run the model on this input: .*out of data bounds") as caught:
+    with pytest.raises(
+        InputError, match="onnxruntime cannot run the model on this input: .*out of data bounds"
+    ) as caught:
         compiled.run({"input_ids": ids})
     assert "\n" not in str(caught.value)
 
@@ -180,4 +184,6 @@ def test_cut_off_model(copied: Path):
 
 def test_a_bundle_runs_after_it_was_moved(copied: Path, compiled: Bundle, tmp_path: Path):
     moved = copied.rename(tmp_path / "elsewhere")
-    np.testing.assert_array_equal(Bundle(moved).run({"input_ids": IDS})["logits"], compiled.run({"input_ids": IDS})["logits"])
+    np.testing.assert_array_equal(
+        Bundle(moved).run({"input_ids": IDS})["logits"], compiled.run({"input_ids": IDS})["logits"]
+    )

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tests.conftest import tiny_coda
 
 from coda_models import CodaConfig
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
 from coda_targets.routing import LAYER_TAG, Decision, RoutingProbe
-from tests.conftest import tiny_coda
 
 
 def inputs(batch: int, tokens: int, seed: int) -> dict[str, np.ndarray]:

@@ -13,9 +13,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from coda_targets.bundle import Arrays
 
 from coda_compile.errors import CodaError
+from coda_targets.bundle import Arrays
 
 WARM_UP = 3
 

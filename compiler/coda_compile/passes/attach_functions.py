@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import onnx
 import onnx_ir as ir
-from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens
 
 from coda_compile.errors import CompileError
+from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens
 
 _SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
 

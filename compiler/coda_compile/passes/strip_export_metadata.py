@@ -1,9 +1,9 @@
 """Remove what the exporter notes about its own run."""
 
 import onnx_ir as ir
-from coda_targets.routing import LAYER_TAG
 
 from coda_compile.export import ROLE_TAG
+from coda_targets.routing import LAYER_TAG
 
 _KEPT = {LAYER_TAG, ROLE_TAG}
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from coda_compile.errors import CompileError
 
 if TYPE_CHECKING:
-    from coda_models.model import CodaModel
     from transformers import PreTrainedTokenizerBase
+
+    from coda_models.model import CodaModel
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     if path.is_dir() and not (path / "config.json").is_file():
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
 
-    from coda_models.checkpoint import is_checkpoint_folder
-
     from coda_compile.sources import checkpoint, huggingface
+    from coda_models.checkpoint import is_checkpoint_folder
 
     if path.is_file() or is_checkpoint_folder(path):
         return checkpoint.read(path, backbone)

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from coda_models.checkpoint import load
-
 from coda_compile.sources import Source
+from coda_models.checkpoint import load
 
 
 def read(path: Path, backbone: str | None) -> Source:

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
+from coda_compile.errors import CompileError
+from coda_compile.sources import Source
 from coda_models.architectures import FAMILIES
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import UnsupportedModelError
-
-from coda_compile.errors import CompileError
-from coda_compile.sources import Source
 
 _TASK_OF_HEAD = {
     "ForSequenceClassification": "sequence-classification",
