@@ -4,12 +4,12 @@ python examples/demo.py --backbone FOLDER_OR_HUB_NAME [--texts ../shared/data/mo
 """
 
 import json
-import zipfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
+import train_reviews
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,22 +25,20 @@ out = Console(highlight=False)
 
 
 def read_texts(path: Path, count: int) -> list[tuple[str, str]]:
-    """(text, label) pairs: film reviews from the zip, spread over it, or one text a line without labels."""
-    if path.suffix != ".zip":
+    """(text, label) pairs: reviews that training never saw, or one text a line without labels."""
+    if path.suffix == ".txt":
         return [(line, "") for line in path.read_text("utf-8").splitlines() if line][:count]
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
-        chosen = names[:: max(1, len(names) // count)][:count]
-        return [(archive.read(name).decode("latin-1"), name.split("/")[-2]) for name in chosen]
+    _, texts, _, labels = train_reviews.split(*train_reviews.read_texts(path))
+    return list(zip(texts, labels, strict=True))[:count]
 
 
 def show_predictions(bundle: Bundle, texts: list[tuple[str, str]]) -> None:
     """Label, probability and the end of each text."""
-    out.print("\n[bold]predictions[/] on real reviews")
+    out.print("\n[bold]predictions[/]")
     for (text, record, _), (_, label) in zip(predict(bundle, [t for t, _ in texts]), texts, strict=True):
         tail = " ".join(text.split())[-70:]
         truth = f", labelled {label}" if label else ""
-        out.print(f"  {record['label']} {record['score']:.0%}{truth:<14}  … {tail}", markup=False)
+        out.print(f"  {record['label']} {record['score']:.0%}{truth:<14}  … {tail}", markup=False, soft_wrap=True)
 
 
 def show_routing(bundle: Bundle) -> None:
@@ -61,7 +59,8 @@ def show_parity(bundle: Bundle) -> None:
     out.print(
         f"  logits within {max(case['outputs']['logits'] for case in cases):.1e}, "
         f"scores within {max(case['scores'] for case in cases):.1e}, "
-        f"{sum(len(case['ties']) for case in cases)} differing selections, all explained"
+        f"{sum(len(case['ties']) for case in cases)} selections differ by a tie",
+        soft_wrap=True,
     )
 
 

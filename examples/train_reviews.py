@@ -68,6 +68,14 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
+def split(texts: list[str], names: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Training texts, held-out texts, and the labels of both; the same for every seed and every program here."""
+    train, test, train_names, test_names = train_test_split(
+        texts, names, test_size=HELD_OUT, random_state=0, stratify=names
+    )
+    return train, test, train_names, test_names
+
+
 def svm_accuracy(train: list[str], test: list[str], train_labels: list[str], test_labels: list[str]) -> float:
     """A linear SVM on TF-IDF of words and word pairs of the whole texts: what routing has to be worth."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
@@ -141,9 +149,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: int, r
     out.mkdir(parents=True, exist_ok=True)
     texts, names = read_texts(data)
     classes = sorted(set(names))
-    train_texts, test_texts, train_names, test_names = train_test_split(
-        texts, names, test_size=HELD_OUT, random_state=0, stratify=names
-    )
+    train_texts, test_texts, train_names, test_names = split(texts, names)
     tokenizer = load_tokenizer(backbone)
     if tokenizer is None:
         raise click.ClickException(f"{backbone} has no tokenizer")
