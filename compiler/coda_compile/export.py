@@ -22,6 +22,7 @@ from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG
 
 ROLE_TAG = "coda.role"
+TAGS = (LAYER_TAG, ROLE_TAG)  # the metadata that every node keeps to the end
 OUTPUTS = {
     "sequence-classification": ("logits",),
     "token-classification": ("logits",),

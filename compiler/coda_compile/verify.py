@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coda_compile.errors import VerificationError
 from coda_compile.export import OUTPUTS
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
 from coda_targets.bundle import Arrays
+from coda_targets.errors import InputError
 from coda_targets.routing import Decision, RoutingProbe
 
 
@@ -87,16 +89,19 @@ def verify(
     probe = RoutingProbe(path, target)
     results = []
     for case in cases(model):
-        outputs, decisions = probe.run(case.inputs)
         expected: Arrays = {}
+        outputs: Arrays = {}
         try:
+            outputs, decisions = probe.run(case.inputs)
             comparison = Comparison(
                 case.name, case.inputs["attention_mask"].astype(bool), tolerances or Tolerances(), replayed=True
             )
             expected = _replay(model, case, decisions, comparison)
             results.append(comparison.outputs(expected, outputs))
-        except Exception:
+        except Exception as error:
             on_failure(case, expected, outputs)
+            if isinstance(error, InputError):  # a valid input, so the model is what cannot run
+                raise VerificationError(f"verification failed on input '{case.name}': {error}") from None
             raise
     return results
 

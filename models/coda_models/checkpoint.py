@@ -143,7 +143,8 @@ def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizer
         try:
             return load_tokenizer(folder)
         except BackboneError as error:
-            raise CheckpointError(f"{path} carries a tokenizer that cannot be read: {error.__cause__}") from None
+            reason = first_line(error.__cause__ or error)
+            raise CheckpointError(f"{path} carries a tokenizer that cannot be read: {reason}") from None
 
 
 def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:

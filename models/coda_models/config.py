@@ -77,14 +77,14 @@ class CodaConfig:
         for name, known in (("attention", ATTENTIONS), ("task", TASKS), ("pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
-        for name, low in (("bottleneck", 0), ("iterations", 1)):
+        for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name} {value!r} is not a whole number of at least {low}")
-        for name, high in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
+        for name, most in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= high:
-                raise ConfigError(f"{name} {value!r} is outside 1e-06 … {high:g}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= most:
+                raise ConfigError(f"{name} {value!r} is outside 1e-06 … {most:g}")
         for name in ("backbone", "backbone_sha256"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not text")

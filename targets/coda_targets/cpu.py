@@ -11,12 +11,12 @@ TARGET = Target(
     precisions=("fp32",),
     static_shapes=False,
     lowering=(
-        "strip_export_metadata",
         "fold_constants",
         "eliminate_identities",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",
+        "strip_export_metadata",  # after the passes that write notes of their own
         "attach_functions",
     ),
     install="pip install onnxruntime",

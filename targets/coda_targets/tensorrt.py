@@ -11,12 +11,12 @@ TARGET = Target(
     precisions=("fp32", "fp16"),
     static_shapes=True,
     lowering=(
-        "strip_export_metadata",
         "fold_constants",
         "eliminate_identities",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",
+        "strip_export_metadata",  # after the passes that write notes of their own
     ),
     install="pip install onnxruntime-gpu tensorrt",
     lacks="static sequence buckets with a constant k of at most 3840, function bodies inlined, and an engine cache",

@@ -76,7 +76,7 @@ def test_missing_or_damaged_model(copied: Path, content: bytes | None):
     (copied / "model.onnx").unlink()
     if content is not None:
         (copied / "model.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.onnx is missing or damaged: \w+; compile the model again"):
+    with pytest.raises(BundleError, match=r"model\.onnx is missing or damaged: \w+; compile it again"):
         RoutingProbe.of(Bundle(copied))
 
 

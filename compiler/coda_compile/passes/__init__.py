@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from coda_compile.errors import CompileError
+from coda_compile.export import ROLE_TAG, TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 
@@ -63,12 +64,30 @@ def operator_counts(model: ir.Model) -> Counter[str]:
     return Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph)
 
 
+def _tags(model: ir.Model) -> dict[str | None, dict[str, str]]:
+    """Layer and role of the node behind every value."""
+    return {
+        value.name: {key: node.metadata_props[key] for key in TAGS if key in node.metadata_props}
+        for node in model.graph
+        for value in node.outputs
+    }
+
+
+def _hand_on(tags: dict[str | None, dict[str, str]], model: ir.Model) -> None:
+    """Tag the nodes that a foreign pass put in another's place, known by the value that they still compute."""
+    for node in model.graph:
+        if ROLE_TAG not in node.metadata_props:
+            node.metadata_props.update(tags.get(node.outputs[0].name) or {ROLE_TAG: "model"})
+
+
 def run_passes(model: ir.Model, names: Iterable[str]) -> list[PassReport]:
     """Run passes in order, in place, and say what each did; a pass that did nothing says so too."""
     reports = []
     for name in names:
         before = operator_counts(model)
+        tags = _tags(model)
         modified = bool(make_pass(name)(model).modified)
+        _hand_on(tags, model)
         after = operator_counts(model)
         changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}
         reports.append(PassReport(name, modified, sum(after.values()), changed))

@@ -2,10 +2,7 @@
 
 import onnx_ir as ir
 
-from coda_compile.export import ROLE_TAG
-from coda_targets.routing import LAYER_TAG
-
-_KEPT = {LAYER_TAG, ROLE_TAG}
+from coda_compile.export import TAGS
 
 
 class StripExportMetadata(ir.passes.InPlacePass):
@@ -23,7 +20,7 @@ class StripExportMetadata(ir.passes.InPlacePass):
             modified |= bool(notes)
             notes.clear()
         for node in graph:
-            for key in [key for key in node.metadata_props if key not in _KEPT]:
+            for key in [key for key in node.metadata_props if key not in TAGS]:
                 del node.metadata_props[key]
                 modified = True
             modified |= bool(node.doc_string)

@@ -1,0 +1,79 @@
+"""From torch to a graph whose CoDA operators are single, tagged nodes."""
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from coda_compile.errors import CompileError
+from coda_compile.export import export, save_onnx
+from coda_models import CodaConfig
+from tests.conftest import tiny_coda
+
+
+def test_axes_have_readable_names(raw: ir.Model):
+    for value in raw.graph.inputs:
+        assert [str(d.value) for d in value.shape] == ["batch", "sequence"]
+    (logits,) = raw.graph.outputs
+    assert [d if isinstance(d, int) else d.value for d in logits.shape] == ["batch", 3]
+
+
+def test_one_node_for_each_operator(raw: ir.Model):
+    own = Counter(node.op_type for node in raw.graph if node.domain == "ai.coda")
+    assert own == {"Route": 2, "TakeTokens": 2, "PutTokens": 2, "Adapter": 2}
+    assert not raw.functions
+    assert {node.domain for node in raw.graph} == {"", "ai.coda"}
+
+
+def test_attributes_of_a_route_node(raw: ir.Model):
+    node = next(node for node in raw.graph if node.op_type == "Route")
+    plain = {name: attribute.value for name, attribute in node.attributes.items()}
+    assert plain == pytest.approx(
+        {
+            "numerator": 2,
+            "denominator": 1,
+            "iterations": 20,
+            "epsilon_start": 4.0,
+            "epsilon_decay": 0.7,
+            "epsilon_final": 0.03,
+        }
+    )
+
+
+def test_tags_are_those_of_the_modules(raw: ir.Model):
+    roles = {"Route": "routing", "TakeTokens": "routing", "PutTokens": "routing", "Adapter": "adapter"}
+    for layer in ("0", "1"):
+        own = [node for node in raw.graph if node.metadata_props.get("coda.layer") == layer]
+        for kind, role in roles.items():
+            assert [node.metadata_props["coda.role"] for node in own if node.op_type == kind] == [role]
+        found = {node.metadata_props["coda.role"] for node in own}
+        assert found >= {"attention", "feed_forward", "norm", "router", "adapter", "routing"}
+    outside = {node.metadata_props["coda.role"] for node in raw.graph if "coda.layer" not in node.metadata_props}
+    assert outside == {"model", "embeddings", "head"}
+
+
+def test_what_torch_cannot_export_is_one_sentence():
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+
+    class Stubborn(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(x.sum().item() > 0) if x.sum() > 0 else x
+
+    model.head = torch.nn.Sequential(model.head, Stubborn())
+    with pytest.raises(CompileError, match="^torch could not export this model: ") as caught:
+        export(model, 20)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_beyond_the_limit_lie_beside_the_model(raw: ir.Model, tmp_path: Path):
+    save_onnx(raw, tmp_path / "one.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
+    save_onnx(raw, tmp_path / "two.onnx", external_above=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
+    one, two = (onnx.load(str(tmp_path / name)) for name in ("one.onnx", "two.onnx"))
+    for a, b in zip(one.graph.initializer, two.graph.initializer, strict=True):
+        assert a.name == b.name
+        assert (onnx.numpy_helper.to_array(a) == onnx.numpy_helper.to_array(b)).all()

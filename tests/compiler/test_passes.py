@@ -1,0 +1,92 @@
+"""The passes of a target, in order, on a real exported graph."""
+
+from collections.abc import Callable
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from coda_compile.errors import CompileError
+from coda_compile.export import ROLE_TAG, TAGS
+from coda_compile.passes import make_pass, operator_counts, run_passes
+from coda_targets import get_target
+
+LOWERING = get_target("cpu").lowering
+
+
+def test_unknown_pass_lists_the_known():
+    with pytest.raises(CompileError, match=r"pass 'fuse' is unknown: use one of strip_export_metadata, fold_constants"):
+        make_pass("fuse")
+
+
+def test_every_pass_is_idempotent(raw: ir.Model):
+    for name in LOWERING:
+        make_pass(name)(raw)
+        before = ir.to_proto(raw).SerializeToString(deterministic=True)
+        assert not make_pass(name)(raw).modified, f"{name} says that its second run changed something"
+        assert ir.to_proto(raw).SerializeToString(deterministic=True) == before, f"{name} changed something unsaid"
+
+
+def test_the_whole_lowering_is_idempotent(raw: ir.Model):
+    before_functions = LOWERING[: LOWERING.index("attach_functions")]  # folding would go into the bodies
+    run_passes(raw, before_functions)
+    again = run_passes(raw, before_functions)
+    assert [(x.name, x.modified, x.operators) for x in again] == [(name, False, {}) for name in before_functions]
+
+
+def test_reports_count_what_was_done(raw: ir.Model):
+    start = operator_counts(raw)
+    reports = run_passes(raw, LOWERING)
+    assert [report.name for report in reports] == list(LOWERING)
+    total = start.copy()
+    for report in reports:
+        total.update(report.operators)
+        assert 0 not in report.operators.values()
+        assert report.nodes == sum(total.values())
+    assert +total == operator_counts(raw)
+    assert reports[-1].nodes == len(list(raw.graph)) < sum(start.values())
+    changes = {report.name: report for report in reports}
+    assert (changes["strip_export_metadata"].modified, changes["strip_export_metadata"].operators) == (True, {})
+    assert (changes["attach_functions"].modified, changes["attach_functions"].operators) == (True, {})
+    assert list(changes["lift_constants"].operators) == ["Constant"]
+    assert changes["lift_constants"].operators["Constant"] < 0
+
+
+def test_a_pass_that_did_nothing_says_so(plain: Callable[[], ir.Model]):
+    reports = run_passes(plain(), LOWERING)
+    assert [(report.modified, report.nodes, report.operators) for report in reports] == [(False, 1, {})] * len(LOWERING)
+
+
+def test_coda_operators_survive_every_pass(raw: ir.Model):
+    before = {name: count for name, count in operator_counts(raw).items() if "::" in name}
+    assert before == {f"ai.coda::{name}": 2 for name in ("Route", "TakeTokens", "PutTokens", "Adapter")}
+    run_passes(raw, LOWERING)
+    assert {name: count for name, count in operator_counts(raw).items() if "::" in name} == before
+
+
+def test_result_passes_the_checker(raw: ir.Model):
+    run_passes(raw, LOWERING)
+    onnx.checker.check_model(ir.to_proto(raw), full_check=True)
+    assert not {"Constant", "Identity"} & set(operator_counts(raw))
+
+
+def test_every_node_keeps_its_tags(raw: ir.Model):
+    before = {node.outputs[0].name: {k: v for k, v in node.metadata_props.items() if k in TAGS} for node in raw.graph}
+    run_passes(raw, LOWERING)
+    for node in raw.graph:
+        assert node.metadata_props[ROLE_TAG]
+        assert dict(node.metadata_props) == before.get(node.outputs[0].name, dict(node.metadata_props))
+
+
+def test_node_in_anothers_place_takes_over_its_tags(plain: Callable[[], ir.Model]):
+    model = ir.from_proto(
+        onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 20]> agraph (int64[N] x, float[N] like) => (float[N] y)'
+            " { y = CastLike(x, like) }"
+        )
+    )
+    next(iter(model.graph)).metadata_props.update({"coda.layer": "3", "coda.role": "norm"})
+    run_passes(model, ["fold_constants"])
+    (node,) = model.graph
+    assert node.op_type == "Cast"
+    assert dict(node.metadata_props) == {"coda.layer": "3", "coda.role": "norm"}

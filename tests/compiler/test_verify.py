@@ -1,0 +1,251 @@
+"""A compiled model that is wrong anywhere is refused, by name."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+import coda_compile.pipeline
+from coda_compile import compile
+from coda_compile.errors import VerificationError
+from coda_compile.export import save_onnx
+from coda_compile.verify import cases, make_case, reference, verify
+from coda_models import CodaConfig
+from coda_ops import DOMAIN
+from coda_targets import Bundle, get_target
+from coda_targets.routing import RoutingProbe
+from tests.conftest import tiny_coda
+
+CPU = get_target("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """What the ``compiled`` bundle was made from."""
+    return tiny_coda("bert", CodaConfig(reduction=2))
+
+
+def weight(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+
+
+def nudge(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
+    """Add to the largest element of a weight."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = weight(proto, name)
+        array = numpy_helper.to_array(tensor).copy()
+        array.flat[np.abs(array).argmax()] += by
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    return change
+
+
+def first_dense(proto: onnx.ModelProto, role: str) -> str:
+    """The weight of layer 1's first matrix product of a role; the exporter transposes those, under names of its own."""
+    for node in proto.graph.node:
+        tags = {p.key: p.value for p in node.metadata_props}
+        if node.op_type == "MatMul" and tags.get("coda.layer") == "1" and tags["coda.role"] == role:
+            return node.input[1]
+    raise AssertionError(role)
+
+
+def dense(role: str) -> Callable[[onnx.ModelProto], None]:
+    return lambda proto: nudge(first_dense(proto, role), 0.05)(proto)
+
+
+def swap_gates(proto: onnx.ModelProto) -> None:
+    """Let Route's body give the gates of a hard top-k: 1 for every token."""
+    body = next(f for f in proto.functions if f.name == "Route")
+    next(n for n in body.node if n.op_type == "Exp").op_type = "Ceil"
+
+
+def smallest_first(proto: onnx.ModelProto) -> None:
+    body = next(f for f in proto.functions if f.name == "Route")
+    top = next(n for n in body.node if n.op_type == "TopK")
+    next(a for a in top.attribute if a.name == "largest").i = 0
+
+
+def leave_order(proto: onnx.ModelProto) -> None:
+    body = next(f for f in proto.functions if f.name == "Route")
+    second = [n for n in body.node if n.op_type == "TopK"][1]
+    next(a for a in second.attribute if a.name == "largest").i = 1
+
+
+CORRUPTIONS = {
+    "embedding": (nudge("model.embeddings.position_embeddings.weight", 0.5), "scores of layer 0"),
+    "adapter of layer 0": (nudge("model.layers.0.adapter.up", 0.05), "scores of layer 1"),
+    "adapter of layer 1": (nudge("model.layers.1.adapter.down", 0.5), "logits"),
+    "router": (nudge("model.layers.1.router.weight", 0.05), "scores of layer 1"),
+    "norm": (nudge("model.layers.1.block.norm2.weight", 0.05), "logits"),
+    "attention": (dense("attention"), "logits"),
+    "feed-forward": (dense("feed_forward"), "logits"),
+    "head": (nudge("model.head.2.bias", 0.01), "logits"),
+    "not a number": (nudge("model.head.2.weight", float("nan")), "logits"),
+    "gates": (swap_gates, "gates of layer 0"),
+    "selection": (smallest_first, "selection of layer 0"),
+    "order": (leave_order, "selection of layer 0, example 0 is not a sorted set"),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_corruption_is_caught(name: str, model, compiled: Bundle, tmp_path: Path):
+    change, what = CORRUPTIONS[name]
+    proto = onnx.load(str(compiled.model_path))
+    change(proto)
+    onnx.save(proto, str(tmp_path / "model.onnx"))
+    seen: list[tuple] = []
+    with pytest.raises(VerificationError, match=rf"^verification failed on input '\d x \d+ tokens, \w+': {what}") as caught:
+        verify(model, tmp_path / "model.onnx", CPU, on_failure=lambda *given: seen.append(given))
+    ((case, expected, actual),) = seen
+    assert f"'{case.name}'" in str(caught.value)
+    assert list(actual) == ["logits"]
+    assert list(expected) in ([], ["logits"])
+
+
+def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """torch would fail on positions outside the sequence, with an error of its own."""
+
+    class Beyond(RoutingProbe):
+        def run(self, inputs):
+            outputs, decisions = super().run(inputs)
+            shifted = [dataclasses.replace(d, indices=d.indices + inputs["input_ids"].shape[1]) for d in decisions]
+            return outputs, shifted
+
+    monkeypatch.setattr("coda_compile.verify.RoutingProbe", Beyond)
+    with pytest.raises(VerificationError, match="selection of layer 0, example 0 is not a sorted set of valid positions"):
+        verify(model, compiled.model_path, CPU)
+
+
+def test_intact_model_passes(model, compiled: Bundle):
+    results = verify(model, compiled.model_path, CPU)
+    assert [result.case for result in results] == [case.name for case in cases(model)]
+    for result in results:
+        assert 0 < result.outputs["logits"] < 5e-5
+        assert result.skipped == 0
+        assert result.scores < 5e-4
+    assert min(result.narrowest for result in results) < float("inf")
+
+
+def test_cases_reach_the_edges(model):
+    shapes = [case.inputs["input_ids"].shape for case in cases(model)]
+    assert {batch for batch, _ in shapes} == {1, 3, 8}
+    assert {tokens for _, tokens in shapes} >= {1, 2, model.max_tokens}
+    ragged = [case.inputs["attention_mask"].sum(1) for case in cases(model) if "ragged" in case.name]
+    assert all((lengths.max(), lengths.min()) == (lengths[0], 1) for lengths in ragged)
+
+
+def test_cases_are_the_same_every_time(model):
+    for one, two in zip(cases(model), cases(model), strict=True):
+        assert one.name == two.name
+        for name, array in one.inputs.items():
+            np.testing.assert_array_equal(array, two.inputs[name])
+
+
+def test_padding_id_stands_for_padding_alone(model):
+    case = make_case(model, 4, 20, ragged=True, seed=3)
+    np.testing.assert_array_equal(case.inputs["input_ids"] == 0, case.inputs["attention_mask"] == 0)
+
+
+def test_reference_is_torchs_own_choice(model):
+    outputs, decisions = reference(model, make_case(model, 2, 9, ragged=True))
+    assert list(outputs) == ["logits"]
+    assert [decision.layer for decision in decisions] == [0, 1]
+
+
+def corrupting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the compiler write a wrong adapter."""
+
+    def save(compiled: ir.Model, path: Path) -> None:
+        save_onnx(compiled, path)
+        proto = onnx.load(str(path))
+        nudge("model.layers.0.adapter.up", 0.5)(proto)
+        onnx.save(proto, str(path))
+
+    monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
+
+
+def test_failed_compile_leaves_a_reproduction_and_no_bundle(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    corrupting(monkeypatch)
+    output = tmp_path / "model-cpu"
+    with pytest.raises(VerificationError, match="scores of layer 1 differ by .*; reproduction in ") as caught:
+        compile(model, output=output)
+    kept = tmp_path / "model-cpu-failed"
+    assert str(caught.value).endswith(str(kept))
+    assert list(tmp_path.iterdir()) == [kept]
+    assert {path.name for path in kept.iterdir()} == {
+        "model.onnx",
+        "inputs.npz",
+        "expected.npz",
+        "actual.npz",
+        "reproduce.py",
+    }
+    ran = subprocess.run([sys.executable, str(kept / "reproduce.py")], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("logits: ")
+
+
+def test_reproduction_of_wrong_outputs_prints_the_difference(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def save(compiled: ir.Model, path: Path) -> None:
+        save_onnx(compiled, path)
+        proto = onnx.load(str(path))
+        nudge("model.head.2.bias", 1.0)(proto)
+        onnx.save(proto, str(path))
+
+    monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
+    with pytest.raises(VerificationError, match="logits differ by 1 "):
+        compile(model, output=tmp_path / "b")
+    script = tmp_path / "b-failed" / "reproduce.py"
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd="/")
+    assert ran.stdout.strip() == "logits: largest difference 1"
+
+
+def test_older_bundle_survives_a_failed_compile(model, copied: Path, monkeypatch: pytest.MonkeyPatch):
+    corrupting(monkeypatch)
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(VerificationError):
+        compile(model, output=copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in copied.parent.iterdir()) == ["bundle", "bundle-failed"]
+
+
+def test_lowering_that_breaks_the_model_is_caught(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_passes = coda_compile.pipeline.run_passes
+
+    def breaking(compiled: ir.Model, names: tuple[str, ...]):
+        reports = run_passes(compiled, names)
+        route = next(node for node in compiled.graph if (node.domain, node.op_type) == (DOMAIN, "Route"))
+        route.attributes["numerator"] = ir.AttrInt64("numerator", 3)
+        return reports
+
+    monkeypatch.setattr(coda_compile.pipeline, "run_passes", breaking)
+    with pytest.raises(VerificationError, match=r"^verification failed on input '3 x \d+ tokens, ragged': onnxruntime cannot"):
+        compile(model, output=tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b-failed"]
+
+
+def test_target_that_runs_nothing_is_verified_on_the_cpu(model):
+    assert dataclasses.replace(get_target("null"), providers=CPU.providers) == coda_compile.pipeline._verified_on(
+        get_target("null")
+    )
+    assert coda_compile.pipeline._verified_on(CPU) is CPU
+
+
+def test_corrupted_copy_is_refused_by_its_own_test_data(copied: Path):
+    """The same corruption, found again on another machine without torch."""
+    from coda_compile.test_vectors import verify_bundle
+    from coda_targets.manifest import MANIFEST, list_files, read_manifest
+
+    proto = onnx.load(str(copied / "model.onnx"))
+    nudge("model.layers.0.adapter.up", 0.05)(proto)
+    onnx.save(proto, str(copied / "model.onnx"))
+    honest = dataclasses.replace(read_manifest(copied), files=list_files(copied))
+    (copied / MANIFEST).write_text(honest.dump(), "utf-8")
+    with pytest.raises(VerificationError, match=r"test data, 3 x 37 tokens.*scores of layer 1"):
+        verify_bundle(Bundle(copied))

@@ -1,0 +1,143 @@
+"""Annealing, growing length, and a few real steps of transformers' Trainer."""
+
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import tiny_coda
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+from coda_models import CodaConfig, CodaModel
+from coda_models.conversion import backbone_digest
+from coda_models.errors import ConfigError
+from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator
+
+
+def state(step: int, steps: int = 100) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=steps)
+
+
+def reductions(model: CodaModel, callback: AnnealReduction, steps: int = 100) -> list[list[Fraction]]:
+    seen = []
+    for step in range(steps):
+        callback.on_step_begin(None, state(step, steps), None)  # type: ignore[arg-type]
+        seen.append([layer.reduction for layer in model.coda_layers()])
+    return seen
+
+
+def test_r_rises_from_1_over_the_first_half_and_holds():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    seen = [r for r, _ in reductions(model, AnnealReduction(model, 4))]
+    assert seen[0] == 1
+    assert seen == sorted(seen)
+    assert seen[24] < 4
+    assert set(seen[50:]) == {Fraction(4)}
+    assert all(r.denominator <= 8 for r in seen)
+
+
+def test_each_layer_has_its_own_target():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    seen = reductions(model, AnnealReduction(model, [1, "7/2"]))
+    assert {r for r, _ in seen} == {Fraction(1)}
+    assert seen[-1][1] == Fraction(7, 2)
+
+
+def test_training_that_stops_early_still_ends_at_the_target():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    AnnealReduction(model, 3).on_train_end(None, state(2), None)  # type: ignore[arg-type]
+    assert model.coda_config.reduction == 3
+
+
+@pytest.mark.parametrize("over", [0.0, 1.5])
+def test_impossible_annealing_is_refused(over: float):
+    with pytest.raises(ConfigError, match="fraction in"):
+        AnnealReduction(tiny_coda("bert"), 4, over)
+
+
+def test_collator_keeps_the_first_token_and_the_tail(tokenizer: PreTrainedTokenizerFast):
+    collator = TailCollator(tokenizer, 4)
+    rows = [{"input_ids": [2, 10, 11, 12, 13, 3], "labels": 1}, {"input_ids": [2, 9, 3], "labels": 0}]
+    batch = collator(rows)
+    assert batch["input_ids"].tolist() == [[2, 12, 13, 3], [2, 9, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_length_grows_by_stages(tokenizer: PreTrainedTokenizerFast):
+    collator = TailCollator(tokenizer, 512)
+    callback = GrowLength(collator, ((16, 0.5), (32, 0.8), (64, 1.0)))
+    lengths = [collator.tokens]
+    for step in (0, 49, 50, 79, 80, 99, 100):
+        callback.on_step_begin(None, state(step), None)  # type: ignore[arg-type]
+        lengths.append(collator.tokens)
+    assert lengths == [16, 16, 16, 32, 32, 64, 64, 64]
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    """Texts whose label is whether token 96 stands in them."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(count):
+        ids = torch.randint(4, 90, (9,), generator=generator).tolist()
+        made.append({"input_ids": [2, *ids[:4], 96 if i % 2 else 97, *ids[4:], 3], "labels": i % 2})
+    return made
+
+
+def run(model: CodaModel, folder: Path, tokenizer: Any, steps: int, target: str = "2", **options: Any) -> CodaTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+    )
+    trainer = CodaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows(),
+        data_collator=TailCollator(tokenizer, 32),
+        callbacks=[AnnealReduction(model, target)],
+        **options,
+    )
+    trainer.train()
+    return trainer
+
+
+def losses(trainer: CodaTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_learns_and_leaves_the_backbone_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    history = losses(run(model, tmp_path, tokenizer, 30))
+    assert sum(history[-5:]) < sum(history[:5])
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed <= set(model.trainable_names())
+    assert {name.split(".")[-2] for name in changed} >= {"adapter", "router", "norm1", "norm2"}
+    assert model.coda_config.reduction == 2
+    assert backbone_digest(model) != model.coda_config.backbone_sha256  # norms are trained, and saved in a delta
+
+
+def test_full_distillation_ignores_labels(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    teacher = tiny_coda("bert", CodaConfig(reduction=1), seed=3)
+    model = tiny_coda("bert", CodaConfig(reduction=1), seed=4)
+    trainer = run(model, tmp_path, tokenizer, 1, teacher=teacher, distillation=1.0)
+    batch = TailCollator(tokenizer, 32)(rows(4))
+    model.train()
+    seen = []
+    for labels in (batch["labels"], 1 - batch["labels"]):
+        torch.manual_seed(0)  # dropout
+        seen.append(trainer.compute_loss(model, {**batch, "labels": labels}))
+    assert torch.equal(*seen)
+    assert seen[0].requires_grad
+    assert all(parameter.grad is None for parameter in teacher.parameters())
