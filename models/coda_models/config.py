@@ -88,7 +88,7 @@ class CodaConfig:
         for name in ("backbone", "backbone_sha256"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not text")
-        single = not isinstance(self.reduction, Sequence) or isinstance(self.reduction, str)
+        single = not isinstance(self.reduction, Sequence) or isinstance(self.reduction, (str, bytes))
         values = [self.reduction] if single else list(self.reduction)  # type: ignore[arg-type]  # single says so
         parsed = tuple(parse_reduction(value) for value in values)  # type: ignore[arg-type]
         object.__setattr__(self, "reduction", parsed[0] if single else parsed)

@@ -59,7 +59,7 @@ def test_function_and_model_import_one_opset(raw: ir.Model):
 def test_two_schedules_are_refused(raw: ir.Model):
     second = [node for node in raw.graph if node.op_type == "Route"][1]
     second.attributes["epsilon_final"] = ir.AttrFloat32("epsilon_final", 1.0)
-    with pytest.raises(CompileError, match="this model has 2 soft top-k schedules: all layers must share one"):
+    with pytest.raises(CompileError, match=r"this model has 2 soft top-k schedules: all layers must share one"):
         AttachFunctions().call(raw)
 
 

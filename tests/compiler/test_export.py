@@ -7,11 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from tests.conftest import tiny_coda
 
 from coda_compile.errors import CompileError
 from coda_compile.export import export, save_onnx
 from coda_models import CodaConfig
-from tests.conftest import tiny_coda
 
 
 def test_axes_have_readable_names(raw: ir.Model):
@@ -63,7 +63,7 @@ def test_what_torch_cannot_export_is_one_sentence():
             return x * float(x.sum().item() > 0) if x.sum() > 0 else x
 
     model.head = torch.nn.Sequential(model.head, Stubborn())
-    with pytest.raises(CompileError, match="^torch could not export this model: ") as caught:
+    with pytest.raises(CompileError, match=r"^torch could not export this model: ") as caught:
         export(model, 20)
     assert "\n" not in str(caught.value)
 

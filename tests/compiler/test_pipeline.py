@@ -345,7 +345,7 @@ def test_stages_come_in_order(tmp_path: Path):
     assert seen == [text for name in names for text in (name, f"{name} ended")]
     bundle = Bundle(tmp_path / "b")
     assert bundle.manifest.target == "null"
-    with pytest.raises(TargetError, match="target 'null' cannot run here"):
+    with pytest.raises(TargetError, match=r"target 'null' cannot run here"):
         bundle.run({"input_ids": np.ones((1, 2), np.int64)})
 
 
@@ -375,7 +375,7 @@ def test_bad_reduction(tmp_path: Path, reduction: Any, message: str):
 @pytest.mark.parametrize("reduction", [2, "7/2", [1, 2]])
 def test_model_without_routers_runs_dense_only(tmp_path: Path, reduction: Any):
     model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
-    with pytest.raises(CompileError, match="this model has no routers, so it runs at reduction 1 only"):
+    with pytest.raises(CompileError, match=r"this model has no routers, so it runs at reduction 1 only"):
         compile(model, output=tmp_path / "b", reduction=reduction)
 
 

@@ -23,7 +23,7 @@ def test_every_round_visits_every_contender(compiled: Bundle):
 
 
 def test_a_contender_that_cannot_run_is_named(compiled: Bundle, tmp_path: Path):
-    with pytest.raises(CodaError, match="cannot be measured"):
+    with pytest.raises(CodaError, match=r"cannot be measured"):
         in_turns({"good": compiled.folder, "broken": tmp_path}, INPUTS, rounds=1, threads=1)
 
 

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
+from tests.conftest import tiny_coda
 
 import coda_compile.pipeline
 from coda_compile import compile
@@ -21,7 +22,6 @@ from coda_models import CodaConfig
 from coda_ops import DOMAIN
 from coda_targets import Bundle, get_target
 from coda_targets.routing import RoutingProbe
-from tests.conftest import tiny_coda
 
 CPU = get_target("cpu")
 
@@ -102,7 +102,9 @@ def test_every_corruption_is_caught(name: str, model, compiled: Bundle, tmp_path
     change(proto)
     onnx.save(proto, str(tmp_path / "model.onnx"))
     seen: list[tuple] = []
-    with pytest.raises(VerificationError, match=rf"^verification failed on input '\d x \d+ tokens, \w+': {what}") as caught:
+    with pytest.raises(
+        VerificationError, match=rf"^verification failed on input '\d x \d+ tokens, \w+': {what}"
+    ) as caught:
         verify(model, tmp_path / "model.onnx", CPU, on_failure=lambda *given: seen.append(given))
     ((case, expected, actual),) = seen
     assert f"'{case.name}'" in str(caught.value)
@@ -120,7 +122,9 @@ def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkey
             return outputs, shifted
 
     monkeypatch.setattr("coda_compile.verify.RoutingProbe", Beyond)
-    with pytest.raises(VerificationError, match="selection of layer 0, example 0 is not a sorted set of valid positions"):
+    with pytest.raises(
+        VerificationError, match=r"selection of layer 0, example 0 is not a sorted set of valid positions"
+    ):
         verify(model, compiled.model_path, CPU)
 
 
@@ -175,7 +179,7 @@ def corrupting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failed_compile_leaves_a_reproduction_and_no_bundle(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     corrupting(monkeypatch)
     output = tmp_path / "model-cpu"
-    with pytest.raises(VerificationError, match="scores of layer 1 differ by .*; reproduction in ") as caught:
+    with pytest.raises(VerificationError, match=r"scores of layer 1 differ by .*; reproduction in ") as caught:
         compile(model, output=output)
     kept = tmp_path / "model-cpu-failed"
     assert str(caught.value).endswith(str(kept))
@@ -199,7 +203,7 @@ def test_reproduction_of_wrong_outputs_prints_the_difference(model, tmp_path: Pa
         onnx.save(proto, str(path))
 
     monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
-    with pytest.raises(VerificationError, match="logits differ by 1 "):
+    with pytest.raises(VerificationError, match=r"logits differ by 1 "):
         compile(model, output=tmp_path / "b")
     script = tmp_path / "b-failed" / "reproduce.py"
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd="/")
@@ -225,7 +229,9 @@ def test_lowering_that_breaks_the_model_is_caught(model, tmp_path: Path, monkeyp
         return reports
 
     monkeypatch.setattr(coda_compile.pipeline, "run_passes", breaking)
-    with pytest.raises(VerificationError, match=r"^verification failed on input '3 x \d+ tokens, ragged': onnxruntime cannot"):
+    with pytest.raises(
+        VerificationError, match=r"^verification failed on input '3 x \d+ tokens, ragged': onnxruntime cannot"
+    ):
         compile(model, output=tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b-failed"]
 

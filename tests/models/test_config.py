@@ -88,18 +88,18 @@ def test_a_bad_field_is_named(field, value, part):
 
 @pytest.mark.parametrize("plain", [None, [], "config", 3])
 def test_what_is_no_mapping_is_refused(plain):
-    with pytest.raises(ConfigError, match="a mapping of fields"):
+    with pytest.raises(ConfigError, match=r"a mapping of fields"):
         CodaConfig.from_dict(plain)
 
 
 @pytest.mark.parametrize("field", ["routing", "Reduction", "", 3])
 def test_an_unknown_field_is_refused(field):
-    with pytest.raises(ConfigError, match="is unknown to this release"):
+    with pytest.raises(ConfigError, match=r"is unknown to this release"):
         CodaConfig.from_dict({**CodaConfig().to_dict(), field: 1})
 
 
 def test_another_version_is_refused_before_its_fields_are_read():
-    with pytest.raises(ConfigError, match="configuration version 99"):
+    with pytest.raises(ConfigError, match=r"configuration version 99"):
         CodaConfig.from_dict({**CodaConfig().to_dict(), "version": 99, "attention": "whatever version 99 has"})
 
 
@@ -131,17 +131,17 @@ def test_layer_reductions():
 
 @pytest.mark.parametrize("listed", [[], [4], [4, 4, 4]])
 def test_a_list_of_the_wrong_length_is_refused(listed):
-    with pytest.raises(ConfigError, match=f"reduction lists {len(listed)} layers but the model has 2"):
+    with pytest.raises(ConfigError, match=rf"reduction lists {len(listed)} layers but the model has 2"):
         CodaConfig(reduction=listed).layer_reductions(2)
 
 
 def test_routed_layers_beyond_the_model_are_refused():
-    with pytest.raises(ConfigError, match="routed_layers names layer 2 but the model's last layer is 1"):
+    with pytest.raises(ConfigError, match=r"routed_layers names layer 2 but the model's last layer is 1"):
         CodaConfig(routed_layers=[0, 2]).layer_reductions(2)
 
 
 def test_with_reduction_keeps_the_rest():
     config = CodaConfig(reduction=4, attention="k_to_all", backbone="x")
     assert config.with_reduction("7/2") == dataclasses.replace(config, reduction=Fraction(7, 2))
-    with pytest.raises(ConfigError, match="below 1"):
+    with pytest.raises(ConfigError, match=r"below 1"):
         config.with_reduction("1/2")

@@ -81,20 +81,20 @@ def test_the_digest_is_recorded_and_checked(family):
     config = convert(tiny_backbone(family), CodaConfig(backbone="tiny")).coda_config
     assert re.fullmatch("[0-9a-f]{64}", config.backbone_sha256)
     assert convert(tiny_backbone(family), config).coda_config == config
-    with pytest.raises(BackboneError, match="'tiny' has SHA-256 .* but the checkpoint was trained on"):
+    with pytest.raises(BackboneError, match=r"'tiny' has SHA-256 .* but the checkpoint was trained on"):
         convert(tiny_backbone(family, seed=1), config)
 
 
 @pytest.mark.parametrize("config", [CodaConfig(reduction=[4, 4, 4]), CodaConfig(routed_layers=[2])])
 def test_a_configuration_for_other_layers_is_refused(config):
-    with pytest.raises(ConfigError, match="the model"):
+    with pytest.raises(ConfigError, match=r"the model"):
         convert(tiny_backbone("bert"), config)
 
 
 def test_an_unknown_family_is_refused_and_the_known_ones_named():
     backbone = tiny_backbone("bert")
     backbone.config.model_type = "gpt2"
-    with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported: use one of bert, roberta"):
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2' is not supported: use one of bert, roberta"):
         convert(backbone, CodaConfig())
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_family_is_refused_and_the_known_ones_named():
 def test_a_decoder_is_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.is_decoder = True
-    with pytest.raises(UnsupportedModelError, match="is a decoder"):
+    with pytest.raises(UnsupportedModelError, match=r"is a decoder"):
         convert(backbone, CodaConfig())
 
 
@@ -110,5 +110,5 @@ def test_a_decoder_is_refused(kind):
 def test_relative_key_positions_are_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.position_embedding_type = "relative_key"
-    with pytest.raises(UnsupportedModelError, match="'relative_key' of .* is not supported"):
+    with pytest.raises(UnsupportedModelError, match=r"'relative_key' of .* is not supported"):
         convert(backbone, CodaConfig())

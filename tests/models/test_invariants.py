@@ -91,7 +91,7 @@ def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(model: CodaModel, lengt
 @some
 @given(**shapes, more=st.integers(1, 20))
 def test_padding_and_company_change_nothing(model: CodaModel, lengths: list[int], seed: int, more: int):
-    x, mask = batch(lengths, seed)
+    _x, mask = batch(lengths, seed)
     ids = torch.randint(4, 100, mask.shape, generator=torch.Generator().manual_seed(seed)) * mask
     together = model(ids, mask.long()).logits
     for i, n in enumerate(lengths):

@@ -37,9 +37,9 @@ def attention(request):
     return request.param
 
 
-def layer_of(family, attention, reduction=2, dtype=torch.float64):
+def layer_of(family, attention, reduction=2, dtype=torch.float64, final=0.03):
     """The second layer of a tiny model, and its relative bias for MASK's length."""
-    model = tiny_coda(family, CodaConfig(reduction=reduction, attention=attention)).to(dtype)
+    model = tiny_coda(family, CodaConfig(reduction=reduction, attention=attention, epsilon_final=final)).to(dtype)
     return list(model.coda_layers())[1], table_of(model, MASK.shape[1])
 
 
@@ -140,7 +140,7 @@ def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, dtyp
 
 def test_k_to_k_reads_routed_tokens_alone_and_k_to_all_reads_all(family, attention):
     """What the unrouted tokens hold moves the gates a little, but in k_to_k never the update they weigh."""
-    layer, table = layer_of(family, attention, "7/2")
+    layer, table = layer_of(family, attention, "7/2", final=1.0)
     x, mask = states(2, 13), torch.ones(2, 13, dtype=torch.bool)
 
     def update(x, selection):
@@ -188,18 +188,18 @@ def test_examples_do_not_see_each_other(family, attention):
 
 def test_a_replayed_selection_is_taken(family, attention):
     """Gates still come from the layer's own scores; unused slots weigh nothing."""
-    layer, table = layer_of(family, attention)
+    layer, table = layer_of(family, attention, final=1.0)
     x, mask = states(1, 13), torch.ones(1, 13, dtype=torch.bool)
     indices = torch.tensor([[1, 2, 5, 7, 9, 11, 12]])
     used = torch.tensor([[True] * 5 + [False] * 2])
     y, routing = layer(x, mask, table, (indices, used))
     base = x + layer.adapter(layer.block.read(x))
     changed = (y != base).any(-1)[0].nonzero()[:, 0].tolist()
-    open_gates = routing.gates[0] > 0
-    assert changed == indices[0][open_gates].tolist()
-    assert set(changed) <= {1, 2, 5, 7, 9}
-    assert changed
+    assert changed == [1, 2, 5, 7, 9]
     assert torch.equal(routing.indices, indices)
+    wanted = gates_oracle(routing.scores[0].numpy(), mask[0].numpy(), Fraction(2), 1.0)[changed]
+    torch.testing.assert_close(routing.gates[0, :5], torch.tensor(wanted), rtol=0, atol=1e-9)
+    assert routing.gates[0, 5:].eq(0).all()
 
 
 def test_a_layer_without_a_valid_token_is_its_adapter_and_finite(family, attention):

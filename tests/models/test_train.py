@@ -53,7 +53,7 @@ def test_training_that_stops_early_still_ends_at_the_target():
 
 @pytest.mark.parametrize("over", [0.0, 1.5])
 def test_impossible_annealing_is_refused(over: float):
-    with pytest.raises(ConfigError, match="fraction in"):
+    with pytest.raises(ConfigError, match=r"fraction in"):
         AnnealReduction(tiny_coda("bert"), 4, over)
 
 

@@ -69,7 +69,7 @@ def test_unknown_name(compiled: Bundle):
 
 
 def test_missing_ids(compiled: Bundle):
-    with pytest.raises(InputError, match="input 'input_ids' is missing"):
+    with pytest.raises(InputError, match=r"input 'input_ids' is missing"):
         compiled.run({"attention_mask": MASK})
 
 
@@ -94,7 +94,7 @@ def test_wrong_type_or_shape_of_ids(compiled: Bundle, ids: Any):
 
 
 def test_ragged_lists(compiled: Bundle):
-    with pytest.raises(InputError, match="input_ids has rows of different lengths: pad them"):
+    with pytest.raises(InputError, match=r"input_ids has rows of different lengths: pad them"):
         compiled.run({"input_ids": [[1, 2], [3]]})
 
 
@@ -106,7 +106,7 @@ def test_shape_that_differs_from_ids(compiled: Bundle, name: str, mask: Any):
 
 
 def test_mask_that_is_no_integer(compiled: Bundle):
-    with pytest.raises(InputError, match="attention_mask must hold integers, not float64"):
+    with pytest.raises(InputError, match=r"attention_mask must hold integers, not float64"):
         compiled.run({"input_ids": IDS, "attention_mask": MASK * 0.5})
 
 
@@ -122,14 +122,14 @@ def test_ids_beyond_the_vocabulary(compiled: Bundle, value: int):
     ids = IDS.copy()
     ids[0, 1] = value
     with pytest.raises(
-        InputError, match="onnxruntime cannot run the model on this input: .*out of data bounds"
+        InputError, match=r"onnxruntime cannot run the model on this input: .*out of data bounds"
     ) as caught:
         compiled.run({"input_ids": ids})
     assert "\n" not in str(caught.value)
 
 
 def test_token_type_beyond_the_table(compiled: Bundle):
-    with pytest.raises(InputError, match="onnxruntime cannot run the model on this input"):
+    with pytest.raises(InputError, match=r"onnxruntime cannot run the model on this input"):
         compiled.run({"input_ids": IDS, "token_type_ids": np.full_like(IDS, 7)})
 
 
@@ -178,7 +178,7 @@ def test_model_that_is_none(copied: Path, content: bytes):
 def test_cut_off_model(copied: Path):
     content = (copied / "model.onnx").read_bytes()
     (copied / "model.onnx").write_bytes(content[: len(content) // 2])
-    with pytest.raises(BundleError, match="onnxruntime cannot load"):
+    with pytest.raises(BundleError, match=r"onnxruntime cannot load"):
         Bundle(copied).run({"input_ids": IDS})
 
 

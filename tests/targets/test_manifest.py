@@ -58,32 +58,32 @@ def test_no_manifest(tmp_path: Path):
 
 
 def test_absent_folder(tmp_path: Path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match=r"is no bundle"):
         Bundle(tmp_path / "nowhere")
 
 
 def test_file_instead_of_a_folder(compiled: Bundle):
-    with pytest.raises(BundleError, match="is a file, not a bundle folder"):
+    with pytest.raises(BundleError, match=r"is a file, not a bundle folder"):
         Bundle(compiled.model_path)
 
 
 def test_manifest_that_is_a_folder(tmp_path: Path):
     (tmp_path / MANIFEST).mkdir()
-    with pytest.raises(BundleError, match="cannot be read: Is a directory"):
+    with pytest.raises(BundleError, match=r"cannot be read: Is a directory"):
         Bundle(tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"schema_version": 1', b"\xff\xfe", b"[" * 100_000])
 def test_damaged_json(copied: Path, text: bytes):
     (copied / MANIFEST).write_bytes(text)
-    with pytest.raises(BundleError, match="is damaged: it is not JSON; compile the model again"):
+    with pytest.raises(BundleError, match=r"is damaged: it is not JSON; compile the model again"):
         Bundle(copied)
 
 
 def test_cut_off_json(copied: Path):
     text = (copied / MANIFEST).read_bytes()
     (copied / MANIFEST).write_bytes(text[: len(text) // 2])
-    with pytest.raises(BundleError, match="is not JSON"):
+    with pytest.raises(BundleError, match=r"is not JSON"):
         Bundle(copied)
 
 
@@ -97,7 +97,7 @@ def test_other_schema_version(copied: Path, version: Any):
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"x"'])
 def test_json_that_is_no_object(copied: Path, text: str):
     (copied / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match="has schema version None"):
+    with pytest.raises(BundleError, match=r"has schema version None"):
         Bundle(copied)
 
 
@@ -161,7 +161,7 @@ def test_no_junk_escapes_as_another_error(compiled: Bundle, tmp_path: Path, name
 
 def test_unknown_target_in_a_manifest(copied: Path):
     edit(copied, target="abacus")
-    with pytest.raises(CodaError, match="target 'abacus' is unknown"):
+    with pytest.raises(CodaError, match=r"target 'abacus' is unknown"):
         Bundle(copied)
 
 
@@ -170,7 +170,7 @@ def test_unknown_target_in_a_manifest(copied: Path):
 )
 def test_path_that_leaves_the_bundle(copied: Path, name: str):
     edit(copied, files=[{"path": name, "bytes": 1, "sha256": "0" * 64}])
-    with pytest.raises(BundleError, match="lies outside the bundle: do not use this bundle"):
+    with pytest.raises(BundleError, match=r"lies outside the bundle: do not use this bundle"):
         Bundle(copied)
 
 
@@ -178,7 +178,7 @@ def test_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
     outside = tmp_path / "outside.onnx"
     (copied / "model.onnx").rename(outside)
     (copied / "model.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match="is a link that leaves the bundle: do not use this bundle"):
+    with pytest.raises(BundleError, match=r"is a link that leaves the bundle: do not use this bundle"):
         Bundle(copied)
 
 
@@ -187,14 +187,14 @@ def test_link_made_after_opening(copied: Path, tmp_path: Path):
     outside = tmp_path / "outside.onnx"
     (copied / "model.onnx").rename(outside)
     (copied / "model.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+    with pytest.raises(BundleError, match=r"is a link that leaves the bundle"):
         bundle.check()
 
 
 def test_folder_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
     (copied / "test_data_set_0").rename(tmp_path / "elsewhere")
     (copied / "test_data_set_0").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+    with pytest.raises(BundleError, match=r"is a link that leaves the bundle"):
         Bundle(copied)
 
 

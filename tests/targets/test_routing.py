@@ -99,12 +99,12 @@ def test_route_without_its_layer(copied: Path, value: str | None):
             if value is not None:
                 node.metadata_props.add(key=LAYER_TAG, value=value)
     onnx.save(model, str(path))
-    with pytest.raises(BundleError, match="has a Route node without its layer"):
+    with pytest.raises(BundleError, match=r"has a Route node without its layer"):
         RoutingProbe.of(Bundle(copied))
 
 
 def test_input_that_cannot_run(compiled: Bundle):
     feed = inputs(1, 4, seed=0)
     feed["input_ids"][0, 0] = 1000
-    with pytest.raises(InputError, match="onnxruntime cannot run the model on this input"):
+    with pytest.raises(InputError, match=r"onnxruntime cannot run the model on this input"):
         RoutingProbe.of(compiled).run(feed)

@@ -82,5 +82,5 @@ def test_tokenizers_library_absent(compiled: Bundle, monkeypatch: pytest.MonkeyP
     import sys
 
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(TargetError, match="pip install tokenizers"):
+    with pytest.raises(TargetError, match=r"pip install tokenizers"):
         TextCodec(compiled)
