@@ -118,7 +118,7 @@ def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, b
 def _texts(texts: tuple[str, ...], source: Any) -> Iterator[str]:
     if texts:
         yield from map(_utf8, texts)
-    elif source is None and sys.stdin.isatty():
+    elif source is None and (sys.stdin is None or sys.stdin.isatty()):  # None where the shell closed it
         raise CodaError("no text to run on: give some, or --file FILE, or pipe lines in")
     else:
         try:
@@ -172,9 +172,6 @@ def main() -> None:
         _end(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted, nothing was kept", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
 
 
 def _end(message: str, status: int) -> None:

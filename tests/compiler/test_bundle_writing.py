@@ -136,7 +136,7 @@ def test_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: PreTrai
 def test_folder_that_is_no_bundle_is_refused_and_untouched(model, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(OutputError, match=r"photos exists and is no bundle: remove it or choose another folder with -o"):
+    with pytest.raises(OutputError, match=r"photos exists and is no bundle: remove it or choose another folder"):
         compile(model, output=tmp_path / "photos")
     assert contents(tmp_path) == {"photos/cat.jpg": b"cat"}
 
