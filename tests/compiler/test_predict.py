@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
 from coda_compile.predict import predict
 from coda_models import CodaConfig
 from coda_targets import Bundle
-from tests.conftest import tiny_coda
 
 TEXTS = ["good film", "bad w1 w2 w3 w4 w5 w6", "plot", "w9 w8"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from coda_compile.errors import CompileError
@@ -16,7 +17,6 @@ from coda_models.backbone import build
 from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
 from coda_ops.errors import CodaError
 from coda_targets import Bundle
-from tests.conftest import tiny_backbone, tiny_coda
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ def test_masked_language_model_gives_features(tmp_path: Path):
     assert read_source(tmp_path).model.coda_config.task == "feature-extraction"
 
 
-@pytest.mark.parametrize(("mode", "pooling"), [("pooling_mode_cls_token", "first"), ("pooling_mode_mean_tokens", "mean")])
+@pytest.mark.parametrize(
+    ("mode", "pooling"), [("pooling_mode_cls_token", "first"), ("pooling_mode_mean_tokens", "mean")]
+)
 def test_pooling_of_sentence_transformers(tmp_path: Path, mode: str, pooling: str):
     tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
@@ -98,7 +100,9 @@ def test_head_that_was_never_trained_is_refused(tmp_path: Path):
 
 
 def test_absent(tmp_path: Path):
-    with pytest.raises(CompileError, match=r"model\.pt does not exist: give a model\.pt, a checkpoint folder or a Hugging"):
+    with pytest.raises(
+        CompileError, match=r"model\.pt does not exist: give a model\.pt, a checkpoint folder or a Hugging"
+    ):
         read_source(tmp_path / "model.pt")
 
 
@@ -122,7 +126,9 @@ def test_file_that_is_no_checkpoint(tmp_path: Path, content: bytes):
 @pytest.mark.parametrize("model_type", ["gpt2", "t5", "", None, ["bert"], {"a": 1}, 3])
 def test_other_architecture_names_the_supported(hugging_face: Path, model_type: Any):
     edit(hugging_face, model_type=model_type)
-    with pytest.raises(UnsupportedModelError, match="is not supported: use one of bert, roberta, xlm-roberta, distilbert"):
+    with pytest.raises(
+        UnsupportedModelError, match="is not supported: use one of bert, roberta, xlm-roberta, distilbert"
+    ):
         read_source(hugging_face)
 
 
@@ -133,7 +139,9 @@ def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
         read_source(hugging_face)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"bert"', '{"architectures": {"a": 1}}', '{"architectures": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"bert"', '{"architectures": {"a": 1}}', '{"architectures": 3}']
+)
 def test_config_that_is_none(hugging_face: Path, text: str):
     (hugging_face / "config.json").write_text(text)
     with pytest.raises(CompileError, match=r"config\.json is not a Hugging Face configuration"):
