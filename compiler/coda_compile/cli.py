@@ -73,6 +73,8 @@ def compile(
     folder = output or Path(f"{model.resolve().name.removesuffix('.pt')}-{target}")
     progress = console.Progress()
     with progress.stage("start"):
+        import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
+
         from coda_compile.pipeline import compile as compile_model
         from coda_compile.sources import read_tokenizer
     bundle = compile_model(

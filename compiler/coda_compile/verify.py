@@ -1,6 +1,7 @@
 """Verify a compiled model against torch, on shapes that the export never saw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def verify(
     Raises:
         VerificationError: which output, layer and input.
     """
-    probe = RoutingProbe(path, target)
+    probe = RoutingProbe(path, target, threads=1)
     results = []
     for case in cases(model):
         expected: Arrays = {}
@@ -106,6 +107,18 @@ def verify(
     return results
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sum in one order, however many cores there are: what is measured here is written into the bundle."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 @torch.inference_mode()
 def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
     """Torch's own outputs and decisions for one input."""
@@ -123,6 +136,7 @@ def _outputs(model: CodaModel, output: CodaOutput) -> Arrays:
     return {name: getattr(output, name).numpy() for name in OUTPUTS[model.coda_config.task]}
 
 
+@_one_thread()
 @torch.inference_mode()
 def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison: Comparison) -> Arrays:
     """Torch's outputs with the compiled model's selections, comparing each layer's decision on the way."""

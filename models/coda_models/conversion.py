@@ -8,7 +8,7 @@ from coda_models.adapter import Adapter
 from coda_models.architectures import take_apart
 from coda_models.config import CodaConfig
 from coda_models.digest import tensor_digest
-from coda_models.errors import BackboneError
+from coda_models.errors import BackboneError, UnsupportedModelError
 from coda_models.layer import CodaLayer
 from coda_models.model import CodaModel
 from coda_models.router import Router
@@ -26,11 +26,13 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
         config: a ``backbone_sha256`` in it is checked against the model; an empty one is filled in.
 
     Raises:
-        UnsupportedModelError: the architecture has no routed form.
+        UnsupportedModelError: the architecture has no routed form, or the model no layers.
         ConfigError: the configuration speaks of layers that the model does not have.
         BackboneError: the model is another one than ``config.backbone_sha256`` says.
     """
     parts = take_apart(model, config.task)
+    if not parts.blocks:
+        raise UnsupportedModelError(f"this {model.config.model_type} model has no layers, so there is nothing to route")
     reductions = config.layer_reductions(len(parts.blocks))
     schedule = Schedule(config.iterations, config.epsilon_start, config.epsilon_decay, config.epsilon_final)
     routed = range(len(reductions)) if config.routed_layers is None else config.routed_layers

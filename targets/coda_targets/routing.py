@@ -73,6 +73,8 @@ class RoutingProbe:
             proto = onnx.load(str(model), load_external_data=False)
         except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
             raise BundleError(f"{model} is missing or damaged: {type(error).__name__}; compile it again") from None
+        if not proto.graph.node:
+            raise BundleError(f"{model} is damaged: it has no graph; compile it again")
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         for node in proto.graph.node:

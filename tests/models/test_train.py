@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from coda_models import CodaConfig, CodaModel
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
-from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator
+from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator, annealed
 
 
 def state(step: int, steps: int = 100) -> Any:
@@ -141,3 +141,69 @@ def test_full_distillation_ignores_labels(tmp_path: Path, tokenizer: PreTrainedT
     assert torch.equal(*seen)
     assert seen[0].requires_grad
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_list_of_targets_must_fit_the_model():
+    with pytest.raises(ConfigError, match="reduction lists 3 layers but the model has 2"):
+        AnnealReduction(tiny_coda("bert"), [2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("progress", "r"), [(0, 1), (0.01, 1), (0.125, Fraction(21, 16)), (0.5, Fraction(9, 4)), (1, Fraction(7, 2))]
+)
+def test_annealing_is_linear_in_exact_eighths(progress: float, r: Fraction):
+    assert annealed(Fraction(7, 2), progress) == r
+    assert isinstance(annealed(Fraction(7, 2), progress), Fraction)
+
+
+def test_a_row_of_the_allowed_length_is_left_whole(tokenizer: PreTrainedTokenizerFast):
+    batch = TailCollator(tokenizer, 4)([{"input_ids": [2, 10, 11, 3], "labels": 1}])
+    assert batch["input_ids"].tolist() == [[2, 10, 11, 3]]
+
+
+def trainer_of(model: CodaModel, folder: Path, **options: Any) -> CodaTrainer:
+    arguments = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, dataloader_pin_memory=False)
+    return CodaTrainer(model=model, args=arguments, **options)
+
+
+def test_distillation_is_the_weighted_sum(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """(1 - w) · cross-entropy + w · T² · KL(teacher || student) at temperature T, averaged over examples."""
+    teacher, model = tiny_coda("bert", CodaConfig(reduction=1), seed=3), tiny_coda("bert", CodaConfig(reduction=2))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.coda_layers():
+        layer.block.attention.dropout = 0.0
+    batch = TailCollator(tokenizer, 32)(rows(4))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=0.25, temperature=3.0)
+    with torch.no_grad():
+        loss = trainer.compute_loss(model.train(), batch)
+        student, wanted = model(**inputs).logits, teacher(**inputs).logits
+    p, q = (wanted / 3).softmax(-1), (student / 3).softmax(-1)
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    truth = -student.log_softmax(-1)[torch.arange(4), batch["labels"]].mean()
+    torch.testing.assert_close(loss, 0.75 * truth + 0.25 * 9 * divergence, rtol=0, atol=1e-5)
+
+
+def test_evaluation_does_not_ask_the_teacher(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    teacher, model = tiny_coda("bert", seed=3), tiny_coda("bert")
+    batch = TailCollator(tokenizer, 32)(rows(4))
+    trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=1.0)
+    with torch.no_grad():
+        loss, output = trainer.compute_loss(model.eval(), batch, return_outputs=True)
+        assert torch.equal(loss, model(**batch).loss)
+    assert torch.equal(output.loss, loss)
+
+
+def test_a_student_distilled_from_its_own_logits_has_nothing_to_learn(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+):
+    model = tiny_coda("roberta", CodaConfig(reduction=1), seed=3)
+    trainer = trainer_of(
+        model, tmp_path, teacher=tiny_coda("roberta", CodaConfig(reduction=1), seed=3), distillation=1.0
+    )
+    batch = TailCollator(tokenizer, 32)(rows(4))
+    model.training = True  # the trainer's view alone: the layers below stay without dropout
+    with torch.no_grad():
+        assert trainer.compute_loss(model, batch).abs() < 1e-5

@@ -108,3 +108,9 @@ def test_input_that_cannot_run(compiled: Bundle):
     feed["input_ids"][0, 0] = 1000
     with pytest.raises(InputError, match=r"onnxruntime cannot run the model on this input"):
         RoutingProbe.of(compiled).run(feed)
+
+
+def test_empty_model(copied: Path):
+    (copied / "model.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"model\.onnx is damaged: it has no graph; compile it again"):
+        RoutingProbe.of(Bundle(copied))

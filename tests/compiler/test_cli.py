@@ -1,0 +1,446 @@
+"""The command line as people meet it: exit codes, one sentence on stderr, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.conftest import tiny_backbone, tiny_coda
+from transformers import PreTrainedTokenizerFast
+
+from coda_compile import __version__
+from coda_compile.cli import cli, main
+from coda_models import CodaConfig, save
+from coda_targets import Bundle
+from coda_targets.manifest import MANIFEST
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def refused(self, status: int = 1) -> str:
+        """The one sentence of a command that failed."""
+        assert self.status == status, self
+        assert "Traceback" not in self.err + self.out
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith("coda-compile: ")
+        return line.removeprefix("coda-compile: ")
+
+    def worked(self) -> str:
+        assert (self.status, self.err) == (0, "")
+        return self.out
+
+
+def whole(*arguments: str, cwd: Path, **options: Any) -> Ended:
+    """A process of its own."""
+    command = [sys.executable, "-m", "coda_compile", *arguments]
+    done = subprocess.run(command, capture_output=True, cwd=cwd, env=ENVIRONMENT, **options)
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """``main`` itself, in this process and in an empty folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "200")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["coda-compile", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return Ended(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model.pt that carries its tokenizer."""
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    save(tiny_coda("bert", CodaConfig(reduction=2)), path, tokenizer=tokenizer)
+    return path
+
+
+# Parsing.
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_mentions_the_commands(arguments: list[str]):
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    for command in ("compile", "run", "inspect", "verify"):
+        assert f"\n  {command} " in result.output
+
+
+def test_main_without_arguments_shows_help(call: Call):
+    assert call().worked().startswith("Usage: ")
+
+
+@pytest.mark.parametrize("command", ["compile", "run", "inspect", "verify"])
+def test_every_command_has_help(command: str):
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: cli {command} [OPTIONS] ")
+
+
+def test_version():
+    assert CliRunner().invoke(cli, ["--version"]).output == f"coda-compile, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.pt", "--target", "gpu", "-o", "DIR"],
+        ["--target", "gpu", "model.pt", "-o", "DIR"],
+        ["-t", "gpu", "-o", "DIR", "model.pt"],
+        ["compile", "model.pt", "-t", "gpu"],
+    ],
+)
+def test_compile_is_the_default_command(call: Call, arguments: list[str]):
+    assert call(*arguments).refused() == "target 'gpu' is unknown: use one of cpu, cuda, tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compile"], "Missing argument 'MODEL'. (see `"),
+        (["run"], "Missing argument 'BUNDLE'. (see `"),
+        (["inspect"], "Missing argument 'BUNDLE'. (see `"),
+        (["verify"], "Missing argument 'BUNDLE'. (see `"),
+        (["model.pt", "extra"], "Got unexpected extra argument (extra) (see `"),
+        (["model.pt", "--colour"], "No such option"),
+        (["model.pt", "-o"], "Option '-o' requires an argument."),
+        (["run", "b", "--batch", "0", "x"], "Invalid value for '--batch': 0 is not in the range x>=1."),
+        (["run", "b", "--threads", "-1", "x"], "Invalid value for '--threads': -1 is not in the range x>=0."),
+        (["run", "b", "--file", "nowhere.txt"], "Invalid value for '--file' / '-f': 'nowhere.txt': No such file"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(call: Call, arguments: list[str], message: str):
+    assert call(*arguments).refused(2).startswith(message)
+
+
+# Compiling.
+
+
+@pytest.fixture(scope="module")
+def shipped(checkpoint: Path) -> Ended:
+    """The command of the README, run once."""
+    return whole("model.pt", "--target", "cpu", "-o", "shipped", cwd=checkpoint.parent)
+
+
+def test_compile(shipped: Ended, checkpoint: Path):
+    first, *_, last = shipped.worked().splitlines()
+    assert first.startswith("shipped: 0.2 MB for cpu, verified, in ")
+    assert last == '  next: coda-compile run shipped "some text"'
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["model.pt", "shipped"]
+    Bundle(checkpoint.parent / "shipped").check()
+
+
+def test_output_is_named_after_model_and_target(call: Call, checkpoint: Path):
+    out = call(str(checkpoint), "-r", "1", "-t", "null").worked()
+    assert out.startswith("model-null: ")
+    assert "fewer multiply-adds" not in out
+    assert Bundle("model-null").manifest.coda_config["reduction"] == "1"
+
+
+def test_one_reduction_a_layer_and_another_tokenizer(
+    call: Call, checkpoint: Path, compiled: Bundle, tokenizer: PreTrainedTokenizerFast
+):
+    out = call(str(checkpoint), "-r", "1,4", "--tokenizer", str(compiled.folder), "-o", "two").worked()
+    assert "x fewer multiply-adds than the dense adapter at 66 tokens" in out
+    assert [layer.reduction for layer in Bundle("two").manifest.layers] == ["1", "4"]
+    assert (Path("two") / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.pt"], "nowhere.pt does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder"),
+        (["MODEL", "-t", "cuda"], "target 'cuda' is not finished, it still lacks placement read back"),
+        (["MODEL", "-t", "tensorrt"], "target 'tensorrt' is not finished, it still lacks static sequence buckets"),
+        (["MODEL", "-o", "no/such/folder"], "does not exist: make it, or choose another folder with -o DIR"),
+        (["MODEL", "-o", "MODEL"], "exists and is no bundle: remove it or choose another folder with -o DIR"),
+        (["MODEL", "-o", "/dev/null"], "/dev/null exists and is no bundle"),
+        (["MODEL", "-o", "x" * 300], "File name too long"),
+        (["MODEL", "-r", "0"], "reduction 0 is below 1"),
+        (["MODEL", "-r", "many"], "reduction 'many' is no ratio"),
+        (["MODEL", "-r", ""], "reduction '' is no ratio"),
+        (["MODEL", "-r", "2,2,2"], "reduction lists 3 layers but the model has 2"),
+        (["MODEL", "-r", "2,"], "reduction '' is no ratio"),
+        (["MODEL", "--tokenizer", "."], "holds no tokenizer"),
+        (["BUNDLE"], "is a compiled bundle already: give the model that it was made from"),
+        (["."], ". is a folder without config.json: give a checkpoint or Hugging Face folder"),
+    ],
+)
+def test_refusals_leave_nothing_behind(
+    call: Call, checkpoint: Path, compiled: Bundle, arguments: list[str], message: str
+):
+    names = {"MODEL": str(checkpoint), "BUNDLE": str(compiled.folder)}
+    assert message in call(*(names.get(argument, argument) for argument in arguments)).refused()
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_file_that_is_no_checkpoint(call: Call):
+    Path("notes.pt").write_text("hello")
+    assert "notes.pt is no checkpoint or is cut off" in call("notes.pt").refused()
+    assert [path.name for path in Path.cwd().iterdir()] == ["notes.pt"]
+
+
+def test_unsupported_architecture_names_the_supported(call: Call):
+    Path("gpt").mkdir()
+    Path("gpt/config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2Model"]}))
+    message = (
+        "model type 'gpt2' is not supported: use one of bert, roberta, xlm-roberta, distilbert, mpnet, roberta-pre"
+    )
+    assert call("gpt").refused().startswith(message)
+    assert [path.name for path in Path.cwd().iterdir()] == ["gpt"]
+
+
+def test_delta_without_and_with_its_backbone(call: Call):
+    save(tiny_coda("bert", CodaConfig(reduction=2)), "delta.pt", delta=True)
+    assert "delta.pt is a delta that names no backbone: pass one with --backbone PATH" in call("delta.pt").refused()
+    assert "pass its folder with --backbone PATH" in call("delta.pt", "--backbone", "./nowhere").refused()
+    tiny_backbone("bert", seed=3).save_pretrained("other")
+    assert "pass the original one with --backbone PATH" in call("delta.pt", "--backbone", "other").refused()
+    tiny_backbone("bert").save_pretrained("right")
+    assert call("delta.pt", "--backbone", "right", "-o", "b").worked().startswith("b: ")
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["b", "delta.pt", "other", "right"]
+
+
+def test_torch_absent(checkpoint: Path, tmp_path: Path):
+    code = (
+        "import sys; sys.modules['torch'] = None; from coda_compile.cli import main;"
+        f"sys.argv = ['coda-compile', {str(checkpoint)!r}, '-o', 'b']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    message = Ended(done.returncode, done.stdout, done.stderr).refused()
+    assert message == 'compiling needs torch, which is not installed: pip install "coda-compile[torch]"'
+    assert list(tmp_path.iterdir()) == []
+
+
+# A compilation that ends in the middle: a step of it tells when it is there, then waits or fails.
+_MIDDLE = """
+import errno, signal, sys
+import coda_compile.pipeline as pipeline
+from coda_compile.cli import main
+
+write_report = pipeline.write_report
+
+def stop(folder, *args):
+    write_report(folder, *args)
+    print(folder, flush=True)
+    if {wait}:
+        signal.pause()
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.json"))
+
+pipeline.write_report = stop
+sys.argv = ["coda-compile", {checkpoint!r}, "-o", "b"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, tmp_path: Path):
+    code = _MIDDLE.format(wait=True, checkpoint=str(checkpoint))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        partial = Path(process.stdout.readline().strip())
+        assert (partial.parent, (partial / "report.json").is_file()) == (tmp_path, True)
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert Ended(process.returncode, out, err).refused(130) == "interrupted, nothing was kept"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk(checkpoint: Path, tmp_path: Path):
+    code = _MIDDLE.format(wait=False, checkpoint=str(checkpoint))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    message = Ended(done.returncode, done.stdout, done.stderr).refused()
+    assert message.startswith("no space left on the disk writing ")
+    assert message.endswith("report.json: free some and try again; nothing was kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Running.
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.split("\n")[:-1]]
+
+
+def test_run_on_arguments(call: Call, compiled: Bundle):
+    good, bad = records(call("run", str(compiled.folder), "good film", "bad [plot] é\u2028x").worked())
+    assert (good["text"], bad["text"]) == ("good film", "bad [plot] é\u2028x")
+    assert set(good) == {"text", "label", "score"}
+
+
+def test_run_on_a_file(call: Call, compiled: Bundle):
+    Path("texts").write_text("good film\n\n  \nbad\r\nw1 w2", "utf-8")
+    texts = [record["text"] for record in records(call("run", str(compiled.folder), "-f", "texts").worked())]
+    assert texts == ["good film", "bad", "w1 w2"]
+
+
+def test_run_on_stdin(compiled: Bundle, tmp_path: Path):
+    done = whole("run", str(compiled.folder), "--batch", "2", cwd=tmp_path, input="good\nbad é\nfilm\n".encode())
+    assert [record["text"] for record in records(done.worked())] == ["good", "bad é", "film"]
+    dash = whole("run", str(compiled.folder), "-f", "-", cwd=tmp_path, input=b"good\n")
+    assert records(dash.worked())[0] == pytest.approx(records(done.out)[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("text", [b"", b"\n \n"])
+def test_run_on_empty_stdin(compiled: Bundle, tmp_path: Path, text: bytes):
+    assert whole("run", str(compiled.folder), cwd=tmp_path, input=text).worked() == ""
+
+
+def test_run_without_any_stdin(compiled: Bundle, tmp_path: Path):
+    command = f"exec {sys.executable} -m coda_compile run {compiled.folder} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert "no text to run on" in Ended(done.returncode, done.stdout, done.stderr).refused()
+
+
+@pytest.mark.parametrize("way", ["stdin", "file", "argument"])
+def test_run_on_what_is_not_utf8(compiled: Bundle, tmp_path: Path, way: str):
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    arguments = {"stdin": [], "file": ["-f", "latin"], "argument": [os.fsdecode(b"caf\xe9")]}[way]
+    done = whole("run", str(compiled.folder), *arguments, cwd=tmp_path, input=b"caf\xe9\n")
+    assert done.refused() == "the input is not UTF-8 text: convert it, for example with iconv"
+
+
+def test_run_into_a_closed_pipe_or_a_full_device(compiled: Bundle, tmp_path: Path):
+    command = [sys.executable, "-m", "coda_compile", "run", str(compiled.folder), "good"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        closed = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(write)
+    assert (closed.returncode, closed.stderr) == (1, "")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert "no space left" in Ended(done.returncode, "", done.stderr).refused()
+
+
+def test_show_routing(call: Call, compiled: Bundle):
+    lines = call("run", str(compiled.folder), "--show-routing", "good [film] w1 w2").worked().splitlines()
+    assert json.loads(lines[0])["text"] == "good [film] w1 w2"
+    assert len(lines) == 3
+    for layer, line in enumerate(lines[1:]):
+        assert line.split()[:2] == ["layer", str(layer)]
+        assert "words" in line
+
+
+def test_run_on_a_bundle_without_a_tokenizer(call: Call, copied: Path):
+    (copied / "tokenizer.json").unlink()
+    assert "holds no tokenizer: feed token ids through Bundle.run" in call("run", str(copied), "good").refused()
+
+
+def test_run_on_what_is_no_bundle(call: Call):
+    assert "is no bundle: it has no manifest.json" in call("run", "nowhere", "good").refused()
+
+
+@pytest.mark.parametrize("routing", [[], ["--show-routing"]])
+@pytest.mark.parametrize("content", [None, b"", b"damaged"])
+def test_run_on_a_damaged_model(call: Call, copied: Path, content: bytes | None, routing: list[str]):
+    (copied / "model.onnx").unlink()
+    if content is not None:
+        (copied / "model.onnx").write_bytes(content)
+    assert "model.onnx" in call("run", str(copied), *routing, "good").refused()
+
+
+def test_run_on_a_target_that_runs_nothing(call: Call, copied: Path):
+    plain = json.loads((copied / MANIFEST).read_text())
+    (copied / MANIFEST).write_text(json.dumps({**plain, "target": "null"}))
+    assert "target 'null' cannot run here" in call("run", str(copied), "good").refused()
+
+
+# Verifying and inspecting.
+
+
+def test_verify(call: Call, compiled: Bundle):
+    assert call("verify", str(compiled.folder)).worked().startswith("intact and right: scores within ")
+
+
+def test_verify_a_damaged_bundle(call: Call, copied: Path):
+    for name in ("model.onnx", "expected.json", "tokenizer.json", "test_data_set_0/output_0.pb"):
+        kept = (copied / name).read_bytes()
+        (copied / name).write_bytes(kept[:-1])
+        assert f"{name} is damaged" in call("verify", str(copied)).refused()
+        (copied / name).unlink()
+        assert f"{name} is missing" in call("verify", str(copied)).refused()
+        (copied / name).write_bytes(kept)
+    (copied / MANIFEST).write_bytes(b"{")
+    assert "manifest.json is damaged: it is not JSON" in call("verify", str(copied)).refused()
+
+
+def test_inspect(call: Call, compiled: Bundle):
+    out = call("inspect", str(compiled.folder)).worked()
+    for text in (
+        str(compiled.folder),
+        "bert, sequence-classification, cpu fp32",
+        "input_ids int64[batch, sequence]",
+        "logits float32[batch, 3]",
+        "up to 66 tokens",
+        "LABEL_0, LABEL_1, LABEL_2",
+        "k_to_k",
+        "ai.coda::Route 2",
+        "model.onnx",
+    ):
+        assert text in out
+
+
+def test_labels_and_folders_are_no_markup(call: Call, copied: Path, tmp_path: Path):
+    plain = json.loads((copied / MANIFEST).read_text())
+    (copied / MANIFEST).write_text(json.dumps({**plain, "labels": ["[red]", "[/x]", ":bug:"]}))
+    moved = copied.rename(tmp_path / "a[bold]c")
+    out = call("inspect", str(moved)).worked()
+    assert "[red], [/x], :bug:" in out
+    assert "a[bold]c" in out
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{"])
+def test_inspect_a_damaged_bundle(call: Call, copied: Path, damage: bytes):
+    (copied / MANIFEST).write_bytes(damage)
+    assert MANIFEST in call("inspect", str(copied)).refused()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "good film"], ["run", "--show-routing", "good film"], ["verify"], ["inspect"]]
+)
+def test_using_a_bundle_needs_no_torch(compiled: Bundle, arguments: list[str], tmp_path: Path):
+    command, *rest = arguments
+    code = (
+        "import sys; from coda_compile.cli import cli;"
+        f"cli.main({[command, str(compiled.folder), *rest]!r}, standalone_mode=False);"
+        "heavy = {'torch', 'transformers', 'onnx_ir', 'onnxscript', 'safetensors'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert Ended(done.returncode, done.stdout, done.stderr).worked()

@@ -1,0 +1,136 @@
+"""Backbones from folders, the cache and the hub; none of the tests asks a real hub."""
+
+import pytest
+import torch
+from tests.conftest import tiny_backbone
+
+from coda_models import backbone as module
+from coda_models.backbone import build, load_backbone, load_tokenizer
+from coda_models.errors import BackboneError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_backbone("bert").save_pretrained(tmp_path / "backbone")
+    return tmp_path / "backbone"
+
+
+@pytest.fixture
+def questions(monkeypatch):
+    """The names that a hub out of reach was asked for."""
+    asked = []
+
+    class Unreachable:
+        def model_info(self, name, timeout):
+            asked.append(name)
+            raise ConnectionError("Network is unreachable\nand more lines")
+
+    monkeypatch.setattr(module, "HfApi", Unreachable)
+    return asked
+
+
+def test_a_folder_comes_back_in_float32_and_evaluation_mode(folder):
+    wanted = tiny_backbone("bert")
+    wanted.half().save_pretrained(folder)
+    model = load_backbone(folder, "sequence-classification")
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, wanted.state_dict()[name].float())
+
+
+def test_options_change_the_configuration(folder):
+    model = load_backbone(folder, "feature-extraction", attention_probs_dropout_prob=0.5)
+    assert model.config.attention_probs_dropout_prob == 0.5
+
+
+def test_building_leaves_the_random_state_alone():
+    config = tiny_backbone("bert").config
+    before = torch.get_rng_state()
+    model = build(config, "sequence-classification")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+
+
+def test_a_head_yet_to_be_trained_is_fine_unless_a_trained_one_is_wanted(tmp_path):
+    tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path / "bare")
+    assert load_backbone(tmp_path / "bare", "token-classification") is not None
+    with pytest.raises(BackboneError, match=r"lack 'classifier\.bias': train the model for token-classification"):
+        load_backbone(tmp_path / "bare", "token-classification", trained=True)
+
+
+def test_a_trained_head_is_found(folder):
+    assert load_backbone(folder, "sequence-classification", trained=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b""),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "unheard-of"}'),
+        ("config.json", b'{"model_type": "bert", "hidden_act": "gemu"}'),
+        ("config.json", b'{"auto_map": {"AutoConfig": "own.Own"}}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"broken"),
+        ("model.safetensors", b"\xff" * 64),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(folder, name, content, questions):
+    (folder / name).write_bytes(content)
+    with pytest.raises(BackboneError, match="cannot be read: .+") as caught:
+        load_backbone(folder, "sequence-classification")
+    assert "\n" not in str(caught.value)
+    assert questions == []
+
+
+def test_a_name_that_no_hub_in_reach_has(questions):
+    """Asked once, since transformers would retry for minutes."""
+    with pytest.raises(BackboneError, match="neither a folder, nor in the local hub cache") as caught:
+        load_backbone("coda-tests/no-such-model", "sequence-classification")
+    assert "--backbone PATH" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert questions == ["coda-tests/no-such-model"]
+    with pytest.raises(BackboneError, match="neither a folder"):
+        load_tokenizer("coda-tests/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["no/such/place/at/all", "/no/such/folder", "white space", "..", "a--b/..c"])
+def test_what_is_no_hub_name_is_one_sentence(name, tmp_path, monkeypatch):
+    """The hub's own client refuses these before it asks anyone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(name, "sequence-classification")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_answers_but_fails_to_deliver(monkeypatch):
+    class Answers:
+        def model_info(self, name, timeout):
+            return object()
+
+    def load(name, **options):
+        raise OSError("disk full\nsecond line")
+
+    monkeypatch.setattr(module, "HfApi", Answers)
+    monkeypatch.setattr(module.AutoConfig, "from_pretrained", load)
+    with pytest.raises(BackboneError, match="cannot be read from the hub: disk full$"):
+        load_backbone("coda-tests/model", "sequence-classification")
+
+
+def test_a_folder_without_a_tokenizer_has_none(folder):
+    assert load_tokenizer(folder) is None
+
+
+def test_a_tokenizer_beside_the_encoder_is_found(folder, tokenizer):
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(folder)("w1 good")["input_ids"] == tokenizer("w1 good")["input_ids"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model": 3}'])
+def test_a_damaged_tokenizer_is_one_sentence(folder, tokenizer, text):
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(BackboneError, match="cannot be read: .+") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
