@@ -172,7 +172,9 @@ def main() -> None:
         _end(f"{error.format_message()}{hint}", 2)
     except click.ClickException as error:
         _end(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # to click that is an interrupt, too; here nobody is asked anything
+            raise error.__cause__ from None
         _end("interrupted, nothing was kept", 130)
 
 

@@ -444,3 +444,14 @@ def test_using_a_bundle_needs_no_torch(compiled: Bundle, arguments: list[str], t
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert Ended(done.returncode, done.stdout, done.stderr).worked()
+
+
+def test_end_of_file_is_no_interrupt(call: Call, compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """click takes both for the user's wish to stop; an EOFError from a library is a defect that must show."""
+
+    def broken(*_: Any) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("coda_compile.console.inspected", broken)
+    with pytest.raises(EOFError, match="Ran out of input"):
+        call("inspect", str(compiled.folder))

@@ -337,7 +337,8 @@ def test_a_tokenizer_file_with_bad_content(complete, text):
     refused(complete, "carries a tokenizer")
 
 
-def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(complete):
+def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(complete, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # what transformers would ask
     plain = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     files = {"tokenizer_config.json": json.dumps(plain), "own.py": "raise SystemExit('ran')"}
     edit(complete, lambda payload: payload.update(tokenizer_files=files))
