@@ -1,5 +1,6 @@
 """The command line as people meet it: exit codes, one sentence on stderr, nothing left behind."""
 
+import errno
 import json
 import os
 import signal
@@ -244,9 +245,9 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-# A compilation that ends in the middle: a step of it tells when it is there, then waits or fails.
+# A compilation that tells when it is in the middle, and waits there.
 _MIDDLE = """
-import errno, signal, sys
+import sys, time
 import coda_compile.pipeline as pipeline
 from coda_compile.cli import main
 
@@ -255,9 +256,8 @@ write_report = pipeline.write_report
 def stop(folder, *args):
     write_report(folder, *args)
     print(folder, flush=True)
-    if {wait}:
-        signal.pause()
-    raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.json"))
+    while True:  # signal.pause() would miss a signal that comes just before it
+        time.sleep(0.1)
 
 pipeline.write_report = stop
 sys.argv = ["coda-compile", {checkpoint!r}, "-o", "b"]
@@ -267,7 +267,7 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, tmp_path: Path):
-    code = _MIDDLE.format(wait=True, checkpoint=str(checkpoint))
+    code = _MIDDLE.format(checkpoint=str(checkpoint))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     ) as process:
@@ -280,13 +280,20 @@ def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk(checkpoint: Path, tmp_path: Path):
-    code = _MIDDLE.format(wait=False, checkpoint=str(checkpoint))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    message = Ended(done.returncode, done.stdout, done.stderr).refused()
+def test_full_disk(call: Call, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    from coda_compile import pipeline
+
+    write_report = pipeline.write_report
+
+    def full(folder: Path, *arguments: Any) -> None:
+        write_report(folder, *arguments)
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.json"))
+
+    monkeypatch.setattr(pipeline, "write_report", full)
+    message = call(str(checkpoint), "-o", "b").refused()
     assert message.startswith("no space left on the disk writing ")
     assert message.endswith("report.json: free some and try again; nothing was kept")
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path.cwd().iterdir()) == []
 
 
 # Running.

@@ -164,6 +164,20 @@ def test_reference_is_torchs_own_choice(model):
     assert [decision.layer for decision in decisions] == [0, 1]
 
 
+@pytest.fixture(scope="module")
+def once(model):
+    """The model exported and lowered once, for the tests that write it wrong."""
+    exported = coda_compile.pipeline.export(model, CPU.opset)
+    coda_compile.pipeline.run_passes(exported, CPU.lowering)
+    return exported
+
+
+@pytest.fixture
+def quick(once, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: ir.from_proto(ir.to_proto(once)))
+    monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
+
+
 def corrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the compiler write a wrong adapter."""
 
@@ -176,6 +190,7 @@ def corrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
 
 
+@pytest.mark.usefixtures("quick")
 def test_failed_compile_leaves_a_reproduction_and_no_bundle(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     corrupting(monkeypatch)
     output = tmp_path / "model-cpu"
@@ -195,6 +210,7 @@ def test_failed_compile_leaves_a_reproduction_and_no_bundle(model, tmp_path: Pat
     assert ran.stdout.startswith("logits: ")
 
 
+@pytest.mark.usefixtures("quick")
 def test_reproduction_of_wrong_outputs_prints_the_difference(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def save(compiled: ir.Model, path: Path) -> None:
         save_onnx(compiled, path)
@@ -210,6 +226,7 @@ def test_reproduction_of_wrong_outputs_prints_the_difference(model, tmp_path: Pa
     assert ran.stdout.strip() == "logits: largest difference 1"
 
 
+@pytest.mark.usefixtures("quick")
 def test_older_bundle_survives_a_failed_compile(model, copied: Path, monkeypatch: pytest.MonkeyPatch):
     corrupting(monkeypatch)
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
@@ -219,6 +236,7 @@ def test_older_bundle_survives_a_failed_compile(model, copied: Path, monkeypatch
     assert sorted(path.name for path in copied.parent.iterdir()) == ["bundle", "bundle-failed"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_lowering_that_breaks_the_model_is_caught(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_passes = coda_compile.pipeline.run_passes
 
