@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+from coda_ops.capacity import slot_count
 from coda_targets.manifest import LayerInfo, Manifest
 
 
@@ -13,7 +14,7 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
     r = Fraction(layer.reduction)
     if r == 1:
         return n * heavy + 2 * n * n * d + light
-    k = (n * r.denominator + r.numerator - 1) // r.numerator
+    k = slot_count(n, r)
     router = n * d
     if layer.attention == "k_to_k":
         return k * heavy + 2 * k * k * d + light + router

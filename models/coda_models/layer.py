@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from coda_models.adapter import Adapter
 from coda_models.attention import Attention, bias_between, mask_bias
 from coda_models.router import Router
+from coda_ops.capacity import slot_count
 from coda_ops.put_tokens import put_tokens
-from coda_ops.route import Schedule, route, slot_count, soft_top_k
+from coda_ops.route import Schedule, route, soft_top_k
 from coda_ops.take_tokens import take_tokens
 
 

@@ -13,6 +13,7 @@ import torch
 from onnx.defs import OpSchema
 from torch import Tensor
 
+from coda_ops.capacity import slot_count
 from coda_ops.domain import formal, function, schema
 
 # Valid scores are saturated to ±LIMIT and padding sits below them all, so that an infinite score of a valid token
@@ -35,11 +36,6 @@ class Schedule:
         return [max(self.final, self.start * self.decay**t) for t in range(self.iterations)]
 
 
-def slot_count(tokens: int, reduction: Fraction) -> int:
-    """K = ceil(tokens / reduction) in integers alone, so that torch, ONNX and C++ agree; 0 tokens give 0."""
-    return (tokens * reduction.denominator + reduction.numerator - 1) // reduction.numerator
-
-
 def saturate(scores: Tensor, mask: Tensor) -> Tensor:
     """Scores in float32 or better, valid ones within ±LIMIT, padding below them all. [batch, tokens]"""
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -58,10 +54,9 @@ def soft_top_k(scores: Tensor, mask: Tensor, reduction: Fraction, schedule: Sche
         [batch, tokens] in [0, 1]: exactly 1 where k = n, 0 for padding. After finitely many iterations Σλ is near,
         not equal to, k; the iteration is the definition, its limit is no substitute.
     """
-    p, q = reduction.numerator, reduction.denominator
     s = saturate(scores, mask)
     n = mask.sum(-1, keepdim=True)  # [batch, 1]
-    k = (n * q + p - 1) // p  # [batch, 1]
+    k = slot_count(n, reduction)  # [batch, 1]
     log_k = k.clamp(min=1).to(s.dtype).log()
     u, bound, epsilon = s, s, 1.0
     for epsilon in schedule.epsilons():
@@ -85,8 +80,7 @@ def _route(
     reduction = Fraction(numerator, denominator)
     tokens = scores.shape[1]
     slots = slot_count(tokens, reduction)
-    n = mask.sum(-1, keepdim=True)  # [batch, 1]
-    k = (n * denominator + numerator - 1) // numerator  # [batch, 1]
+    k = slot_count(mask.sum(-1, keepdim=True), reduction)  # [batch, 1]
     order = saturate(scores, mask).argsort(dim=-1, descending=True, stable=True)[:, :slots]
     used = torch.arange(slots, device=scores.device) < k  # [batch, slots]
     # Unused slots keep distinct positions of their own, behind the used ones, so that a scatter never collides.
@@ -108,7 +102,7 @@ def _(
     epsilon_final: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = scores.shape
-    slots = (tokens * denominator + numerator - 1) // numerator
+    slots = slot_count(tokens, Fraction(numerator, denominator))
     wide = torch.promote_types(scores.dtype, torch.float32)
     return (
         scores.new_empty((batch, slots), dtype=torch.int64),

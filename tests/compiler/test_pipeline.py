@@ -20,7 +20,7 @@ from coda_compile.errors import CodaError, CompileError
 from coda_compile.parity import Comparison, Tolerances, margin
 from coda_compile.verify import Case, make_case, reference
 from coda_models import CodaConfig, CodaModel, convert
-from coda_ops.route import slot_count
+from coda_ops.capacity import slot_count
 from coda_targets import Bundle, TargetError
 from coda_targets.bundle import Arrays, open_session
 from coda_targets.routing import Decision, RoutingProbe

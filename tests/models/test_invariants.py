@@ -12,7 +12,7 @@ from torch import Tensor
 from coda_models import CodaConfig, CodaModel
 from coda_models.attention import bias_between, mask_bias
 from coda_models.layer import CodaLayer
-from coda_ops.route import slot_count
+from coda_ops.capacity import slot_count
 
 some = settings(
     max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -11,7 +11,7 @@ from torch.nn.functional import linear, softmax
 
 from coda_models import CodaConfig
 from coda_models.layer import PreNormBlock
-from coda_ops.route import slot_count
+from coda_ops.capacity import slot_count
 
 ATTENTIONS = ("k_to_k", "k_to_all")
 MASK = torch.tensor(

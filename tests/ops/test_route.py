@@ -13,7 +13,8 @@ from tests.ops.one_node import run_node
 from tests.ops.route_oracle import gates_oracle, selection_oracle
 
 from coda_ops import DOMAIN
-from coda_ops.route import Schedule, body, route, slot_count, soft_top_k
+from coda_ops.capacity import slot_count
+from coda_ops.route import Schedule, body, route, soft_top_k
 
 REDUCTIONS = [Fraction(1), Fraction(2), Fraction(3), Fraction(4), Fraction(7, 2), Fraction(9, 8), Fraction(100)]
 EPSILONS = [0.03, 1.0]
