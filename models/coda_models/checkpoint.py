@@ -272,11 +272,16 @@ def save_pretrained(model: CodaModel, folder: Path | str, *, tokenizer: PreTrain
 
 def is_checkpoint_folder(folder: Path) -> bool:
     """Whether a folder's config.json says that it holds a CoDA model."""
+    return _folder_config(folder) is not None
+
+
+def _folder_config(folder: Path) -> dict[str, Any] | None:
+    """A checkpoint folder's config.json, or ``None`` where the folder is no checkpoint."""
     try:
         plain = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(plain, dict) and isinstance(plain.get(FOLDER_KEY), dict)
+        return None
+    return plain if isinstance(plain, dict) and isinstance(plain.get(FOLDER_KEY), dict) else None
 
 
 def from_pretrained(folder: Path | str) -> Loaded:
@@ -286,11 +291,11 @@ def from_pretrained(folder: Path | str) -> Loaded:
         CheckpointError: as for ``load``.
     """
     folder = Path(folder)
-    if not is_checkpoint_folder(folder):
+    plain = _folder_config(folder)
+    if plain is None:
         raise CheckpointError(
             f"{folder} is no CoDA checkpoint: its config.json is missing or has no {FOLDER_KEY!r} part"
         )
-    plain = json.loads((folder / "config.json").read_text("utf-8"))
     coda = plain.pop(FOLDER_KEY)
     sha256 = coda.pop("sha256", "")
     config = CodaConfig.from_dict(coda)

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from coda_models.config import Reduction, parse_reduction
+from coda_models.config import Reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
 
@@ -53,7 +53,7 @@ class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers sh
 
 def annealed(target: Fraction, progress: float) -> Fraction:
     """r after a fraction of the annealing, in eighths so that few distinct shapes occur."""
-    return 1 + parse_reduction(round(progress * 8)) * (target - 1) / 8 if round(progress * 8) else Fraction(1)
+    return 1 + Fraction(round(progress * 8), 8) * (target - 1)
 
 
 class TailCollator:
