@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from coda_compile import Bundle, compile, console
-from coda_compile.bench.turns import in_turns, ratio
+from coda_compile.bench.statistics import ratio_interval
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
@@ -70,19 +71,21 @@ def show_latency(coda: Bundle, dense: Bundle, text: str, rounds: int) -> None:
     tokens = inputs["input_ids"].shape[1]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("timing, in turns", total=None)
-        seconds = in_turns(
-            {"CoDA": coda.folder, "dense adapter": dense.folder},
-            inputs,
+        timings = in_turns(
+            [Contender.of_bundle("CoDA", coda.folder), Contender.of_bundle("dense adapter", dense.folder)],
+            [coda.prepare(inputs)],
             rounds=rounds,
             on_round=lambda: progress.advance(task),
         )
-    middle, low, high = ratio(seconds["dense adapter"], seconds["CoDA"])
+    seconds = {name: timing.rounds() for name, timing in timings.items()}
+    faster = ratio_interval(seconds["dense adapter"], seconds["CoDA"])
     bound = dense_multiply_adds(coda.manifest, tokens) / multiply_adds(coda.manifest, tokens)
     out.print(f"\n[bold]latency[/], 1 x {tokens} tokens, median of {rounds} rounds in turns, a process each")
     for name, values in seconds.items():
         out.print(f"  {name:<14}{median(values) * 1e3:8.1f} ms")
     out.print(
-        f"  {middle:.2f}x faster (middle half of rounds {low:.2f} … {high:.2f}; multiply-adds bound {bound:.2f}x)"
+        f"  {faster.middle:.2f}x faster (95 % interval {faster.low:.2f} … {faster.high:.2f}; "
+        f"multiply-adds bound {bound:.2f}x)"
     )
 
 

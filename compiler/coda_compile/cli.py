@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from coda_compile import __version__, console
+from coda_compile.cli_measure import measure
 from coda_compile.errors import CodaError, as_sentences
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -157,6 +158,10 @@ def inspect(bundle: Path) -> None:
     from coda_targets import Bundle
 
     console.inspected(Bundle(bundle))
+
+
+for _command in measure.commands.values():
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -8,8 +8,12 @@ from coda_ops.errors import CodaError
 
 __all__ = ["CodaError", "CompileError", "MissingDependencyError", "OutputError", "VerificationError", "as_sentences"]
 
-TORCH_EXTRA = 'pip install "coda-compile[torch]"'
-_TORCH_MODULES = {"torch", "transformers", "safetensors", "onnx_ir", "onnxscript"}
+# Optional libraries, by the extra that brings them.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "safetensors", "onnx_ir", "onnxscript"), "torch"),
+    **dict.fromkeys(("cpuinfo", "psutil"), "bench"),
+    **dict.fromkeys(("jinja2", "plotly"), "report"),
+}
 
 
 class CompileError(CodaError):
@@ -35,9 +39,10 @@ def as_sentences() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
-        if name not in _TORCH_MODULES:
+        if name not in _EXTRAS:
             raise
-        raise MissingDependencyError(f"compiling needs {name}, which is not installed: {TORCH_EXTRA}") from None
+        install = f'pip install "coda-compile[{_EXTRAS[name]}]"'
+        raise MissingDependencyError(f"this needs {name}, which is not installed: {install}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" writing {error.filename}" if error.filename else ""

@@ -24,6 +24,7 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
         logits: [batch, labels] or, for token classification, [batch, tokens, labels].
         last_hidden_state: [batch, tokens, width], feature extraction only.
         sentence_embedding: [batch, width], feature extraction only.
+        hidden_states: the output of every layer, [batch, tokens, width] each, when asked for.
         routing: one ``Routing`` a layer, ``None`` for dense layers, when asked for.
     """
 
@@ -31,6 +32,7 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     sentence_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     routing: tuple[Routing | None, ...] | None = None
 
 
@@ -79,6 +81,7 @@ class CodaModel(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool = False,
         output_routing: bool = False,
         selections: Sequence[tuple[Tensor, Tensor] | None] | None = None,
     ) -> CodaOutput:
@@ -87,6 +90,7 @@ class CodaModel(nn.Module):
         Args:
             input_ids, attention_mask, token_type_ids: [batch, tokens] int64, as tokenizers give them.
             labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
+            output_hidden_states: also return what every layer gave.
             output_routing: also return what every router decided.
             selections: for each layer indices and used slots to take instead of the router's choice, or ``None``.
         """
@@ -95,12 +99,16 @@ class CodaModel(nn.Module):
         x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
         table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
         decided: list[Routing | None] = []
+        states: list[Tensor] = []
         for i, layer in enumerate(self.coda_layers()):
             x, routing = layer(x, mask, table, None if selections is None else selections[i])
             decided.append(routing)
+            states.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         output = self._finish(x, mask, labels)
+        if output_hidden_states:
+            output.hidden_states = tuple(states)
         if output_routing:
             output.routing = tuple(decided)
         return output

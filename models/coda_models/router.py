@@ -17,5 +17,12 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> [batch, tokens] float32, or float64 where the model is."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device):  # mixed-precision training would round scores further than ε resolves
+            with torch.autocast(device, enabled=False):
+                return self._scores(x)
+        return self._scores(x)
+
+    def _scores(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         return torch.squeeze(x.to(wide) @ self.weight.to(wide), -1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import compress
 from typing import Any
 
 import torch
@@ -62,11 +63,14 @@ class TailCollator:
     Args:
         tokenizer: gives the padding id.
         tokens: longest row, in tokens.
+        drop: the share of tokens between the first and the last that a row loses, drawn anew by torch's generator
+            every time it is seen; a regulariser for training, 0 elsewhere.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0) -> None:
         self._padding = int(tokenizer.pad_token_id)
         self.tokens = tokens
+        self.drop = drop
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows of ``input_ids`` and ``labels`` -> input_ids, attention_mask [batch, tokens] and labels [batch]."""
@@ -77,6 +81,9 @@ class TailCollator:
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
 
     def _cut(self, ids: list[int]) -> list[int]:
+        if self.drop > 0 and len(ids) > 2:
+            kept = (torch.rand(len(ids) - 2) >= self.drop).tolist()
+            ids = [ids[0], *compress(ids[1:-1], kept), ids[-1]]
         return ids if len(ids) <= self.tokens else ids[:1] + ids[1 - self.tokens :]
 
 
@@ -100,12 +107,18 @@ class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships n
 
 
 class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types here
-    """Trainer with optional distillation from the dense adapter model of the same task.
+    """Trainer for routed models, with optional distillation from the dense adapter model of the same task.
+
+    At a small ε a gate answers a score's change by 1 / ε times as much. So routers learn at a rate of their own, and
+    their gradients are clipped apart: within one norm they would shrink everyone else's.
 
     Args:
         teacher: the same task at r = 1, or ``None``.
         distillation: weight of the teacher's soft labels against the true ones, in [0, 1].
         temperature: of both distributions; the loss is scaled by its square (Hinton et al. 2015).
+        hidden: weight of the mean squared distance between both models' states after every layer, over valid tokens.
+        router_rate: the routers' learning rate, as a fraction of everyone else's.
+        router_norm: the largest norm of a router's gradient.
     """
 
     def __init__(
@@ -114,27 +127,60 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         teacher: CodaModel | None = None,
         distillation: float = 0.5,
         temperature: float = 2.0,
+        hidden: float = 0.0,
+        router_rate: float = 0.1,
+        router_norm: float = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._teacher = teacher
         self._distillation = distillation
         self._temperature = temperature
+        self._hidden = hidden
+        self._router_rate = router_rate
+        self._router_norm = router_norm
+        self._routers = [p for name, p in self.model.named_parameters() if ".router." in name and p.requires_grad]
         if teacher is not None:
             teacher.eval().to(self.args.device)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's optimizer, the routers in a group of their own."""
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and self._routers:
+            routers = set(self._routers)
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if p not in routers]
+            rate = self.args.learning_rate * self._router_rate
+            optimizer.add_param_group({"params": self._routers, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's step, the routers' gradients clipped before everyone's are."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        for router in self._routers:
+            torch.nn.utils.clip_grad_norm_(router, self._router_norm)
+        return loss
+
     def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Cross-entropy, mixed with the divergence from the teacher where there is one."""
-        output = model(**inputs)
+        taught = self._teacher is not None and model.training
+        output = model(**inputs, output_hidden_states=taught and self._hidden > 0)
         loss = output.loss
-        if self._teacher is not None and model.training:
+        if taught:
+            assert self._teacher is not None
+            unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
             with torch.no_grad():
-                wanted = self._teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+                wanted = self._teacher(**unlabelled, output_hidden_states=self._hidden > 0)
             soft = F.kl_div(
                 F.log_softmax(output.logits / self._temperature, -1),
-                F.log_softmax(wanted / self._temperature, -1),
+                F.log_softmax(wanted.logits / self._temperature, -1),
                 reduction="batchmean",
                 log_target=True,
             )
             loss = (1 - self._distillation) * loss + self._distillation * self._temperature**2 * soft
+            if self._hidden > 0:
+                valid = inputs["attention_mask"].bool()
+                pairs = zip(output.hidden_states, wanted.hidden_states, strict=True)
+                loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss

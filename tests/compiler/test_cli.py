@@ -241,7 +241,7 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     message = Ended(done.returncode, done.stdout, done.stderr).refused()
-    assert message == 'compiling needs torch, which is not installed: pip install "coda-compile[torch]"'
+    assert message == 'this needs torch, which is not installed: pip install "coda-compile[torch]"'
     assert list(tmp_path.iterdir()) == []
 
 

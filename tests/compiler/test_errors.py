@@ -40,7 +40,7 @@ def test_memory():
 def test_absent_library(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, name, None)
     with (
-        pytest.raises(MissingDependencyError, match=rf'compiling needs {name}.*: pip install "coda-compile\[torch\]"$'),
+        pytest.raises(MissingDependencyError, match=rf'this needs {name}.*: pip install "coda-compile\[torch\]"$'),
         as_sentences(),
     ):
         importlib.import_module(name)

@@ -1,0 +1,99 @@
+"""The machine's fingerprint, kept beside every figure so that none is compared across machines unknowingly."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cpuinfo
+import psutil
+
+from coda_compile.errors import CodaError
+
+# What decides which kernels a runtime takes.
+_INSTRUCTION_SETS = (
+    ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
+    + ("amx_tile", "amx_int8", "amx_bf16")
+    + ("neon", "asimd", "asimddp", "i8mm", "bf16", "sve")
+)
+_PACKAGES = ("coda-compile", "onnxruntime", "torch", "transformers", "optimum", "optimum-onnx", "openvino", "nncf")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where something was measured.
+
+    Attributes:
+        cpu: the model as the processor names itself.
+        cores: those this process may use.
+        instruction_sets: of those that runtimes choose kernels by.
+        memory_bytes: installed.
+        governor: of the clock frequency, ``None`` where it cannot be read.
+        system: operating system and architecture.
+        python, versions: of the interpreter and of the libraries that were installed.
+    """
+
+    cpu: str
+    cores: int
+    instruction_sets: tuple[str, ...]
+    memory_bytes: int
+    governor: str | None
+    system: str
+    python: str
+    versions: dict[str, str]
+
+    def differences(self, other: "Machine") -> list[str]:
+        """What makes figures of two machines incomparable, one phrase each; empty for the same kind of machine."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            "CPU": (self.cpu, other.cpu),
+            "cores": (self.cores, other.cores),
+            "instruction sets": (" ".join(self.instruction_sets), " ".join(other.instruction_sets)),
+            "system": (self.system, other.system),
+            "onnxruntime": (self.versions.get("onnxruntime"), other.versions.get("onnxruntime")),
+        }
+        return [f"{what}: {a} here, {b} there" for what, (a, b) in pairs.items() if a != b]
+
+
+@cache
+def this_machine() -> Machine:
+    """The fingerprint of the machine that runs this."""
+    info = cpuinfo.get_cpu_info()
+    flags = set(info.get("flags", ()))
+    return Machine(
+        cpu=str(info.get("brand_raw") or platform.processor() or "unknown"),
+        cores=usable_cores(),
+        instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+        memory_bytes=int(psutil.virtual_memory().total),
+        governor=_GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={name: installed for name in _PACKAGES if (installed := _version(name))},
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_count(threads: int) -> int:
+    """Threads of every contender: as asked, or all cores for 0.
+
+    Raises:
+        CodaError: more than there are cores; contenders would then wait for each other's threads.
+    """
+    cores = usable_cores()
+    if threads > cores:
+        raise CodaError(f"{threads} threads on {cores} cores measure the scheduler: give at most {cores}")
+    return threads or cores
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name).split("+")[0]
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,79 @@
+"""How a worker opens each kind of contender.
+
+An opener takes the number of threads and its own arguments, and gives ``prepare(inputs)``, which gives ``run()``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coda_targets import Bundle
+from coda_targets.bundle import Arrays, open_session
+from coda_targets.cpu import TARGET as CPU
+
+Run = Callable[[], object]
+Prepare = Callable[[Arrays], Run]
+
+
+def bundle(threads: int, folder: str) -> Prepare:
+    """A bundle, as an app runs it."""
+    opened = Bundle(folder, threads=threads)
+    session = opened.session
+
+    def prepare(inputs: Arrays) -> Run:
+        feed = opened.prepare(inputs)
+        return lambda: session.run(None, feed)
+
+    return prepare
+
+
+def onnx(threads: int, path: str) -> Prepare:
+    """An ONNX file on onnxruntime's CPU provider, with its default optimisations."""
+    session = open_session(Path(path), CPU, threads=threads)
+    names = [tensor.name for tensor in session.get_inputs()]
+
+    def prepare(inputs: Arrays) -> Run:
+        feed = {name: np.ascontiguousarray(inputs[name]) for name in names}
+        return lambda: session.run(None, feed)
+
+    return prepare
+
+
+def torch_model(threads: int, checkpoint: str, compiled: bool) -> Prepare:
+    """A complete checkpoint in torch, eager or through ``torch.compile``."""
+    import torch
+
+    from coda_models import load
+
+    torch.set_num_threads(threads)
+    model = load(checkpoint).model.eval()
+    call: Callable[..., Any] = torch.compile(model) if compiled else model
+
+    def prepare(inputs: Arrays) -> Run:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in model.input_names}
+        tensors["attention_mask"] = torch.from_numpy(np.ascontiguousarray(inputs["attention_mask"]))
+
+        def run() -> object:
+            with torch.inference_mode():
+                return call(**tensors)
+
+        return run
+
+    return prepare
+
+
+def openvino(threads: int, path: str) -> Prepare:
+    """A model in OpenVINO, in float32 where its weights are: by default it would take bfloat16 where the CPU has it."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+    names = [port.get_any_name() for port in request.model_inputs]
+
+    def prepare(inputs: Arrays) -> Run:
+        feed = {name: np.ascontiguousarray(inputs[name]) for name in names}
+        return lambda: request.infer(feed)
+
+    return prepare

@@ -1,0 +1,150 @@
+"""What a benchmark found, as people's JSON: versioned, and never without the machine it was measured on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coda_compile.bench.machine import Machine
+from coda_compile.bench.statistics import Interval, Summary
+from coda_compile.errors import CodaError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender on one input.
+
+    Attributes:
+        contender: its name.
+        precision: ``fp32`` or ``int8``.
+        reduction: r of a routed model, ``"1"`` for a dense one.
+        batch, tokens: shape of the input, all tokens valid.
+        seconds: of every counted run.
+        rounds: seconds of each round, the median of its runs; what ratios are made of.
+        summary: of ``seconds``.
+        tokens_per_second: batch x tokens over the median.
+        speed_up: for the dense contenders, how many times faster the compiled model of the same file runs, by
+            reduction; empty for the compiled model itself.
+        first_seconds: the very first run on this input.
+        opened_seconds: creating the session.
+        peak_bytes: the most resident memory of the process, over all its inputs.
+        file_bytes: what would be deployed.
+        multiply_adds: of the layers, for this input.
+    """
+
+    contender: str
+    precision: str
+    reduction: str
+    batch: int
+    tokens: int
+    seconds: tuple[float, ...]
+    rounds: tuple[float, ...]
+    summary: Summary
+    tokens_per_second: float
+    speed_up: dict[str, Interval]
+    first_seconds: float
+    opened_seconds: float
+    peak_bytes: int
+    file_bytes: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far a compiled model can outrun the dense adapter in plain onnxruntime, and how much of it is reached.
+
+    Attributes:
+        ratio: of multiply-adds (Lei et al. 2023, section 4.4).
+        reached: measured speed-up over that ratio.
+        rate: multiply-adds a second of the compiled model, over the machine's own fp32 matrix-product rate.
+    """
+
+    reduction: str
+    batch: int
+    tokens: int
+    ratio: float
+    reached: float | None
+    rate: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A contender that was not measured, why, and what would help."""
+
+    contender: str
+    reason: str
+    install: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything one benchmark measured.
+
+    Attributes:
+        command: what reproduces it.
+        model: the name of what was measured.
+        threads: of each contender.
+        rounds: for each input.
+        matrix_rates: multiply-adds a second of this machine's own matrix product in onnxruntime, by precision.
+    """
+
+    command: str
+    model: str
+    machine: Machine
+    threads: int
+    rounds: int
+    matrix_rates: dict[str, float]
+    measurements: tuple[Measurement, ...]
+    bounds: tuple[Bound, ...]
+    skipped: tuple[Skipped, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def dump(self) -> str:
+        """JSON text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_result(path: Path) -> BenchResult:
+    """Read what ``coda-compile bench --json`` wrote.
+
+    Raises:
+        CodaError: no such file, not JSON, or of another version.
+    """
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CodaError(f"{path} does not exist: make it with coda-compile bench MODEL --json {path}") from None
+    except (ValueError, RecursionError):
+        raise CodaError(f"{path} is no benchmark result: it is not JSON") from None
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CodaError(
+            f"{path} has schema version {version!r}, this release reads benchmark results of {SCHEMA_VERSION}"
+        )
+    try:
+        machine = {**plain["machine"], "instruction_sets": tuple(plain["machine"]["instruction_sets"])}
+        return BenchResult(
+            **{
+                **plain,
+                "machine": Machine(**machine),
+                "measurements": tuple(_measurement(item) for item in plain["measurements"]),
+                "bounds": tuple(Bound(**item) for item in plain["bounds"]),
+                "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CodaError(f"{path} is damaged: {error}; measure again") from None
+
+
+def _measurement(item: dict[str, Any]) -> Measurement:
+    return Measurement(
+        **{
+            **item,
+            "seconds": tuple(item["seconds"]),
+            "rounds": tuple(item["rounds"]),
+            "summary": Summary(**item["summary"]),
+            "speed_up": {r: Interval(**interval) for r, interval in item["speed_up"].items()},
+        }
+    )
