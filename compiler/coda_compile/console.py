@@ -15,8 +15,8 @@ from coda_compile.predict import RoutedWords
 from coda_targets import Bundle
 
 # Labels, folders and words are anyone's text: none of it is markup.
-_out = Console(highlight=False, markup=False, emoji=False)
-_err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class Progress:
@@ -29,15 +29,15 @@ class Progress:
     def stage(self, name: str) -> Iterator[None]:
         """Show a stage while it lasts."""
         began = time.perf_counter()
-        if _err.is_terminal:
-            with _err.status(f"{name} …"):
+        if err.is_terminal:
+            with err.status(f"{name} …"):
                 yield
         else:
             yield
         took = time.perf_counter() - began
         self.seconds += took
-        if _err.is_terminal:
-            _err.print(Text.assemble(("✓", "green"), f" {name:<8} {took:6.1f} s"))
+        if err.is_terminal:
+            err.print(Text.assemble(("✓", "green"), f" {name:<8} {took:6.1f} s"))
 
 
 def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
@@ -46,15 +46,15 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     n = manifest.max_tokens
     size = sum(file.bytes for file in manifest.files)
     ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
-    _out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
+    out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
-        _out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
+        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()
         else f"coda-compile inspect {folder}"
     )
-    _out.print(f"  next: {try_it}", soft_wrap=True)
+    out.print(f"  next: {try_it}", soft_wrap=True)
 
 
 def routing(words: RoutedWords) -> None:
@@ -62,18 +62,18 @@ def routing(words: RoutedWords) -> None:
     for layer, routed in words.layers:
         line = Text(f"  layer {layer:>2} {sum(routed):>4} of {len(routed)} words  ", style="dim")
         for word, heavy in zip(words.words, routed, strict=True):
-            marked = f"[{word}]" if not _out.is_terminal else word
+            marked = f"[{word}]" if not out.is_terminal else word
             line.append(marked if heavy else word, style="reverse not dim" if heavy else "dim")
             line.append(" ")
-        _out.print(line, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def verified(result: CaseParity) -> None:
     """How a bundle compared with its own test data."""
     differences = ", ".join(f"{name} within {value:.1e}" for name, value in result.outputs.items())
-    _out.print(f"intact and right: scores within {result.scores:.1e}, {differences}")
+    out.print(f"intact and right: scores within {result.scores:.1e}, {differences}")
     for tie in result.ties:
-        _out.print(
+        out.print(
             f"  tie in layer {tie.layer}, example {tie.example}, position {tie.position}: margin {tie.margin:.1e}, "
             f"explained up to {tie.allowed:.1e}; this example was not compared further"
         )
@@ -84,14 +84,14 @@ def inspected(bundle: Bundle) -> None:
     m = bundle.manifest
     n = m.max_tokens
     title = Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}, {m.target} {m.precision}")
-    _out.print(title, soft_wrap=True)
+    out.print(title, soft_wrap=True)
     for kind, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
         listed = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
-        _out.print(f"  {kind:<9}{listed}", soft_wrap=True)
-    _out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} tokens")
+        out.print(f"  {kind:<9}{listed}", soft_wrap=True)
+    out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} tokens")
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
-        _out.print(f"  labels   {shown}", soft_wrap=True)
+        out.print(f"  labels   {shown}", soft_wrap=True)
 
     layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
     for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
@@ -109,18 +109,18 @@ def inspected(bundle: Bundle) -> None:
             f"{cost / 1e6:,.0f} M",
             f"{cost / dense:.0%}",
         )
-    _out.print(layers)
+    out.print(layers)
     total, all_dense = multiply_adds(m, n), dense_multiply_adds(m, n)
-    _out.print(
+    out.print(
         f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
     )
 
     counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
-    _out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+    out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
     files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
     files.add_column()
     files.add_column(justify="right")
     for file in m.files:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
-    _out.print(files)
-    _out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+    out.print(files)
+    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")

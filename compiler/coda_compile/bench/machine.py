@@ -14,11 +14,9 @@ import psutil
 from coda_compile.errors import CodaError
 
 # What decides which kernels a runtime takes.
-_INSTRUCTION_SETS = (
-    ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
-    + ("amx_tile", "amx_int8", "amx_bf16")
-    + ("neon", "asimd", "asimddp", "i8mm", "bf16", "sve")
-)
+_X86 = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
+_AMX = ("amx_tile", "amx_int8", "amx_bf16")
+_ARM = ("neon", "asimd", "asimddp", "i8mm", "bf16", "sve")
 _PACKAGES = ("coda-compile", "onnxruntime", "torch", "transformers", "optimum", "optimum-onnx", "openvino", "nncf")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -66,7 +64,7 @@ def this_machine() -> Machine:
     return Machine(
         cpu=str(info.get("brand_raw") or platform.processor() or "unknown"),
         cores=usable_cores(),
-        instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+        instruction_sets=tuple(name for name in (*_X86, *_AMX, *_ARM) if name in flags),
         memory_bytes=int(psutil.virtual_memory().total),
         governor=_GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         system=f"{platform.system()} {platform.machine()}",

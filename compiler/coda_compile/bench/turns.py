@@ -31,7 +31,7 @@ _CAN_SLEEP = hasattr(signal, "SIGSTOP")
 
 
 class Turn(NamedTuple):
-    """Runs of one turn: some that do not count, because they find caches full of another's weights, then some that do."""
+    """Runs of one turn: a lead that does not count, finding caches full of another's weights, then those that do."""
 
     lead: int
     counted: int

@@ -1,0 +1,192 @@
+"""What a user would deploy instead: the dense adapter, from the same checkpoint at r = 1, in every common runtime."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import optimizer
+
+from coda_compile.bench.machine import this_machine
+from coda_compile.bench.result import Skipped
+from coda_compile.bench.run import REFERENCE
+from coda_compile.bench.turns import Contender, token_inputs
+from coda_compile.bundle import write_config
+from coda_compile.export import export, save_onnx
+from coda_compile.passes.attach_functions import AttachFunctions
+from coda_models import CodaModel, save
+from coda_ops.errors import first_line
+from coda_targets.cpu import TARGET as CPU
+
+_CALIBRATION = 16  # texts that NNCF sees: enough for speed, which is all that is measured here
+
+
+class Dense:
+    """The dense adapter of a checkpoint, and the files that baselines are made from, each made once.
+
+    Args:
+        model: at any r; it is copied and run at r = 1.
+        folder: an empty folder for the files.
+    """
+
+    def __init__(self, model: CodaModel, folder: Path) -> None:
+        self.model = deepcopy(model)
+        if any(layer.router is not None for layer in self.model.coda_layers()):
+            self.model.set_reduction(1)
+        self.folder = folder
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """A complete model.pt."""
+        path = self.folder / "dense.pt"
+        save(self.model, path)
+        return path
+
+    @cached_property
+    def onnx(self) -> Path:
+        """The model as the torch exporter leaves it by default: standard operators, constants folded."""
+        folder = self.folder / "onnx"
+        folder.mkdir()
+        exported = AttachFunctions()(export(self.model, opset=CPU.opset)).model
+        exported = ir.passes.common.InlinePass()(exported).model
+        optimizer.optimize(exported)
+        save_onnx(exported, folder / "model.onnx")
+        write_config(folder, self.model)
+        return folder / "model.onnx"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to deploy the dense adapter.
+
+    Attributes:
+        name: as in tables.
+        precision: ``fp32`` or ``int8``.
+        install: what brings it.
+        build: makes its files, and says how a worker opens them and which files would be deployed.
+    """
+
+    name: str
+    precision: str
+    install: str
+    build: Callable[[Dense], tuple[Contender, list[Path]]]
+
+
+def build(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | Skipped:
+    """A contender with the bytes it deploys, or why there is none."""
+    try:
+        with _quiet():
+            contender, files = baseline.build(dense)
+    except ModuleNotFoundError as error:
+        return Skipped(baseline.name, f"{error.name} is not installed", baseline.install)
+    except Exception as error:  # other projects' converters raise whatever they like; the others go on
+        return Skipped(baseline.name, f"{type(error).__name__}: {first_line(error)}", "")
+    return contender, sum(path.stat().st_size for path in files)
+
+
+def _torch_eager(dense: Dense) -> tuple[Contender, list[Path]]:
+    arguments = {"checkpoint": str(dense.checkpoint), "compiled": False}
+    return Contender("torch eager", "torch_model", arguments), [dense.checkpoint]
+
+
+def _torch_compile(dense: Dense) -> tuple[Contender, list[Path]]:
+    arguments = {"checkpoint": str(dense.checkpoint), "compiled": True}
+    return Contender("torch.compile", "torch_model", arguments), [dense.checkpoint]
+
+
+def _onnxruntime(dense: Dense) -> tuple[Contender, list[Path]]:
+    return Contender(REFERENCE, "onnx", {"path": str(dense.onnx)}), _with_weights(dense.onnx)
+
+
+def _optimum_o3(dense: Dense) -> tuple[Contender, list[Path]]:
+    from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer
+
+    folder = dense.folder / "optimum-o3"
+    tool = ORTOptimizer.from_pretrained(dense.onnx.parent, file_names=[dense.onnx.name])
+    tool.optimize(save_dir=folder, optimization_config=AutoOptimizationConfig.O3(), file_suffix="")
+    path = folder / "model.onnx"
+    return Contender("optimum O3", "onnx", {"path": str(path)}), _with_weights(path)
+
+
+def _optimum_int8(dense: Dense) -> tuple[Contender, list[Path]]:
+    from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
+
+    folder = dense.folder / "optimum-int8"
+    tool = ORTQuantizer.from_pretrained(dense.onnx.parent, file_name=dense.onnx.name)
+    wanted = getattr(AutoQuantizationConfig, int8_instructions(this_machine().instruction_sets))
+    tool.quantize(save_dir=folder, quantization_config=wanted(is_static=False, per_channel=False), file_suffix="")
+    path = folder / "model.onnx"
+    return Contender("optimum int8", "onnx", {"path": str(path)}), _with_weights(path)
+
+
+def int8_instructions(available: tuple[str, ...]) -> str:
+    """The preset of optimum's AutoQuantizationConfig for a machine's instruction sets."""
+    if "avx512_vnni" in available:
+        return "avx512_vnni"
+    if "avx512f" in available:
+        return "avx512"
+    return "avx2" if "avx2" in available else "arm64"
+
+
+def _openvino(dense: Dense) -> tuple[Contender, list[Path]]:
+    import openvino
+
+    path = dense.folder / "openvino" / "model.xml"
+    openvino.save_model(openvino.convert_model(dense.onnx), path, compress_to_fp16=False)
+    return Contender("OpenVINO", "openvino", {"path": str(path)}), [path, path.with_suffix(".bin")]
+
+
+def _openvino_int8(dense: Dense) -> tuple[Contender, list[Path]]:
+    import nncf
+    import openvino
+
+    path = dense.folder / "openvino-int8" / "model.xml"
+    converted = openvino.convert_model(dense.onnx)
+    names = {port.get_any_name() for port in converted.inputs}
+    vocabulary, tokens = int(dense.model.hf_config.vocab_size), min(128, dense.model.max_tokens)
+    texts = [token_inputs(1, tokens, vocabulary, seed=seed) for seed in range(_CALIBRATION)]
+    feeds = [{name: np.ascontiguousarray(text[name]) for name in names} for text in texts]
+    kind = nncf.ModelType.TRANSFORMER
+    quantised = nncf.quantize(converted, nncf.Dataset(feeds), model_type=kind, subset_size=_CALIBRATION)
+    openvino.save_model(quantised, path, compress_to_fp16=False)
+    return Contender("OpenVINO int8", "openvino", {"path": str(path)}), [path, path.with_suffix(".bin")]
+
+
+def _with_weights(path: Path) -> list[Path]:
+    return sorted(file for file in path.parent.iterdir() if file.name.startswith(path.name))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Converters of other projects talk a lot; what matters is measured."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+_OPTIMUM, _OPENVINO = 'pip install "coda-compile[optimum]"', 'pip install "coda-compile[openvino]"'
+BASELINES: tuple[Baseline, ...] = (
+    Baseline("torch eager", "fp32", "", _torch_eager),
+    Baseline("torch.compile", "fp32", "", _torch_compile),
+    Baseline(REFERENCE, "fp32", "", _onnxruntime),
+    Baseline("optimum O3", "fp32", _OPTIMUM, _optimum_o3),
+    Baseline("optimum int8", "int8", _OPTIMUM, _optimum_int8),
+    Baseline("OpenVINO", "fp32", _OPENVINO, _openvino),
+    Baseline("OpenVINO int8", "int8", _OPENVINO, _openvino_int8),
+)

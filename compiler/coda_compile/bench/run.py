@@ -1,0 +1,260 @@
+"""bench(): the compiled model against the dense adapter in every runtime a user would deploy instead."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from coda_compile.bench.machine import this_machine, thread_count
+from coda_compile.bench.matrix import matrix_rates
+from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped
+from coda_compile.bench.statistics import ratio_interval, summarise
+from coda_compile.bench.turns import Contender, MeasuringError, Timings, in_turns, token_inputs
+from coda_compile.cost import dense_multiply_adds, multiply_adds
+from coda_compile.errors import CodaError, as_sentences
+from coda_targets import Bundle
+from coda_targets.bundle import MODEL
+from coda_targets.manifest import Manifest
+
+if TYPE_CHECKING:
+    from coda_models import CodaModel
+
+COMPILED = "coda-compile"
+REFERENCE = "onnxruntime"  # the dense baseline whose distance the multiply-adds bound speaks of
+_DEFAULT_TOKENS = (128, 512)
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        reductions: r of the compiled models; empty for the one that the model was trained at.
+        batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
+        precisions: of the dense baselines.
+        rounds: for each input.
+        threads: of each contender, 0 for all cores.
+        skip: names of baselines to leave out.
+    """
+
+    reductions: Sequence[str] = ()
+    batches: Sequence[int] = (1,)
+    tokens: Sequence[int] = ()
+    precisions: Sequence[str] = ("fp32", "int8")
+    rounds: int = 15
+    threads: int = 0
+    skip: Sequence[str] = ()
+
+
+@dataclass
+class _Entry:
+    contender: Contender
+    precision: str
+    reduction: str
+    file_bytes: int
+    manifest: Manifest | None = None  # of a compiled one
+
+
+@dataclass
+class _Entries:
+    """Everyone who takes part, and everyone who cannot."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the first compiled model: the sizes that all share."""
+        return next(entry.manifest for entry in self.entries if entry.manifest is not None)
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """A compiled model, named after its r."""
+        reduction = reduction_of(bundle.manifest)
+        files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
+        contender = Contender.of_bundle(f"{COMPILED} r={reduction}", bundle.folder)
+        self.entries.append(_Entry(contender, bundle.manifest.precision, reduction, files, bundle.manifest))
+
+    def add_baselines(self, model: "CodaModel", folder: Path, plan: Plan, stage: Stage) -> None:
+        """The dense adapter in every runtime that is installed."""
+        from coda_compile.bench.baselines import BASELINES, Dense, build
+
+        dense = Dense(model, folder)
+        for baseline in BASELINES:
+            if baseline.precision not in plan.precisions or baseline.name in plan.skip:
+                continue
+            with stage(baseline.name):
+                built = build(baseline, dense)
+            if isinstance(built, Skipped):
+                self.skipped.append(built)
+            else:
+                self.entries.append(_Entry(built[0], baseline.precision, "1", built[1]))
+
+
+def reduction_of(manifest: Manifest) -> str:
+    """r of a compiled model in text; one a layer, with commas, where they differ."""
+    each = [layer.reduction for layer in manifest.layers]
+    return each[0] if len(set(each)) == 1 else ",".join(each)
+
+
+@as_sentences()
+def bench(
+    model: "CodaModel | Bundle",
+    *,
+    dense: "CodaModel | None" = None,
+    plan: Plan = Plan(),
+    name: str = "model",
+    command: str = "",
+    stage: Stage = nullcontext,
+    on_round: Callable[[], None] = lambda: None,
+) -> BenchResult:
+    """Measure a compiled model and the dense adapter of the same checkpoint, on the same inputs, in turns.
+
+    Args:
+        model: to compile at each r of the plan, or a bundle to measure as it is.
+        dense: what the dense baselines are made from; by default ``model``, and none beside a bundle.
+        name: of the model, for people.
+        command: what reproduces this, for people.
+        stage: called with each stage's name, gives a context that lasts as long as the stage.
+        on_round: called after every round.
+
+    Raises:
+        CodaError: inputs longer than the model allows, more threads than cores, or nothing left to measure.
+    """
+    threads = thread_count(plan.threads)
+    taking_part = _Entries()
+    with TemporaryDirectory(prefix="coda-bench-") as temporary:
+        folder = Path(temporary)
+        if isinstance(model, Bundle):
+            if plan.reductions:
+                raise CodaError("a bundle has one r only: give its checkpoint to measure others")
+            model.check()
+            taking_part.add_bundle(model)
+        else:
+            _compile_each(model, plan.reductions, folder, taking_part, stage)
+            dense = dense or model
+        cases = _cases(plan, taking_part.manifest.max_tokens)
+        vocabulary = _vocabulary(Path(taking_part.entries[0].contender.arguments["folder"]))
+        if dense is not None:
+            (folder / "dense").mkdir()
+            taking_part.add_baselines(dense, folder / "dense", plan, stage)
+        else:
+            why = "a bundle holds no dense adapter"
+            taking_part.skipped.append(Skipped("dense baselines", why, "give its model too, with --checkpoint MODEL"))
+        with stage("matrix product"):
+            sizes = taking_part.manifest.width, taking_part.manifest.feed_forward
+            rates = matrix_rates(folder, *sizes, rounds=plan.rounds, threads=threads)
+        with stage("turns"):
+            timings = in_turns(
+                [entry.contender for entry in taking_part.entries],
+                [token_inputs(batch, tokens, vocabulary) for batch, tokens in cases],
+                rounds=plan.rounds,
+                threads=threads,
+                on_round=on_round,
+                on_failure=lambda error: taking_part.skipped.append(_failed(error)),
+            )
+    taking_part.entries = [entry for entry in taking_part.entries if entry.contender.name in timings]
+    if all(entry.manifest is None for entry in taking_part.entries):
+        last = taking_part.skipped[-1]
+        raise CodaError(f"{last.contender} cannot be measured: {last.reason}")
+    measurements = tuple(
+        _measurement(entry, case, i, timings, taking_part)
+        for i, case in enumerate(cases)
+        for entry in taking_part.entries
+    )
+    return BenchResult(
+        command=command,
+        model=name,
+        machine=this_machine(),
+        threads=threads,
+        rounds=plan.rounds,
+        matrix_rates=rates,
+        measurements=measurements,
+        bounds=tuple(_bounds(measurements, taking_part, rates)),
+        skipped=tuple(taking_part.skipped),
+    )
+
+
+def _compile_each(
+    model: "CodaModel", reductions: Sequence[str], folder: Path, taking_part: _Entries, stage: Stage
+) -> None:
+    from coda_compile.pipeline import compile
+
+    for i, reduction in enumerate(reductions or [None]):
+        with stage("compile" if reduction is None else f"compile r={reduction}"):
+            wanted = reduction.split(",") if reduction and "," in reduction else reduction
+            taking_part.add_bundle(compile(model, output=folder / f"compiled-{i}", reduction=wanted))
+
+
+def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:
+    lengths = plan.tokens or sorted({min(tokens, longest) for tokens in _DEFAULT_TOKENS})
+    if max(lengths) > longest:
+        raise CodaError(f"{max(lengths)} tokens are more than this model takes: give at most {longest}")
+    return [(batch, tokens) for batch in plan.batches for tokens in lengths]
+
+
+def _vocabulary(bundle: Path) -> int:
+    return int(json.loads((bundle / "config.json").read_text("utf-8"))["vocab_size"])
+
+
+def _failed(error: MeasuringError) -> Skipped:
+    contender, _, reason = str(error).partition(" cannot be measured: ")
+    return Skipped(contender, reason, "")
+
+
+def _measurement(
+    entry: _Entry, case: tuple[int, int], i: int, timings: dict[str, Timings], taking_part: _Entries
+) -> Measurement:
+    batch, tokens = case
+    own = timings[entry.contender.name]
+    rounds, seconds = own.rounds(i), own.every_run(i)
+    summary = summarise(seconds)
+    faster = {
+        other.reduction: ratio_interval(rounds, timings[other.contender.name].rounds(i))
+        for other in taking_part.entries
+        if other.manifest is not None and entry.manifest is None
+    }
+    manifest = entry.manifest or taking_part.manifest
+    count = dense_multiply_adds if entry.manifest is None else multiply_adds
+    return Measurement(
+        contender=entry.contender.name,
+        precision=entry.precision,
+        reduction=entry.reduction,
+        batch=batch,
+        tokens=tokens,
+        seconds=tuple(seconds),
+        rounds=tuple(rounds),
+        summary=summary,
+        tokens_per_second=batch * tokens / summary.median,
+        speed_up=faster,
+        first_seconds=own.first[i],
+        opened_seconds=own.opened,
+        peak_bytes=own.peak_bytes,
+        file_bytes=entry.file_bytes,
+        multiply_adds=batch * count(manifest, tokens),
+    )
+
+
+def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
+    """What arithmetic allows each compiled model on each input, and how much of it was reached."""
+    bounds = []
+    for entry in taking_part.entries:
+        if entry.manifest is None:
+            continue
+        for own in (m for m in measurements if m.contender == entry.contender.name):
+            ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)
+            reference = next(
+                (
+                    m
+                    for m in measurements
+                    if m.contender == REFERENCE and (m.batch, m.tokens) == (own.batch, own.tokens)
+                ),
+                None,
+            )
+            reached = None if reference is None else reference.speed_up[own.reduction].middle / ratio
+            rate = own.multiply_adds / own.summary.median / rates["fp32"]
+            bounds.append(Bound(own.reduction, own.batch, own.tokens, ratio, reached, rate))
+    return bounds

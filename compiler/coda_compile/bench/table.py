@@ -1,0 +1,95 @@
+"""A benchmark in the terminal: one table an input, then the bound, then who was skipped."""
+
+from itertools import groupby
+
+from rich.table import Table
+
+from coda_compile.bench.result import BenchResult, Bound, Measurement
+from coda_compile.bench.statistics import Interval
+from coda_compile.console import out
+
+
+def show(result: BenchResult) -> None:
+    """Print a result."""
+    m = result.machine
+    governor = f", governor {m.governor}" if m.governor else ""
+    out.print(
+        f"{result.model} on {m.cpu}, {m.cores} cores{governor}; {result.threads} threads, "
+        f"{result.rounds} rounds in turns, a process each",
+        soft_wrap=True,
+    )
+    for (batch, tokens), group in groupby(result.measurements, lambda x: (x.batch, x.tokens)):
+        rows = sorted(group, key=lambda row: row.summary.median)
+        _whole(_latency(f"{batch} x {tokens} tokens, ms", rows))
+        for bound in result.bounds:
+            if (bound.batch, bound.tokens) == (batch, tokens):
+                out.print(f"  {_bound(bound)}", soft_wrap=True)
+    first = (result.measurements[0].batch, result.measurements[0].tokens)
+    _whole(_footprint([row for row in result.measurements if (row.batch, row.tokens) == first]))
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} G" for name, rate in result.matrix_rates.items())
+    out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
+    for skipped in result.skipped:
+        help_ = f"; {skipped.install}" if skipped.install else ""
+        out.print(f"skipped {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)
+
+
+def _whole(table: Table) -> None:
+    """Print a table at its natural width: a figure cut short is worse than a line that a terminal wraps."""
+    for column in table.columns:
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    out.print(table, crop=False)
+
+
+def _latency(title: str, rows: list[Measurement]) -> Table:
+    reductions = [row.reduction for row in rows if not row.speed_up] if any(row.speed_up for row in rows) else []
+    table = _table(title, "median", "P90", "P99", "spread", "tokens/s", *(f"r={r} is faster" for r in reductions))
+    for row in rows:
+        s = row.summary
+        table.add_row(
+            _name(row),
+            f"{s.median * 1e3:,.1f}",
+            f"{s.p90 * 1e3:,.1f}",
+            f"{s.p99 * 1e3:,.1f}",
+            f"{s.spread:.0%}",
+            f"{row.tokens_per_second:,.0f}",
+            *(interval(row.speed_up.get(r)) for r in reductions),
+        )
+    return table
+
+
+def _footprint(rows: list[Measurement]) -> Table:
+    table = _table("session, memory and size", "open s", "first run ms", "peak MB", "file MB")
+    for row in rows:
+        table.add_row(
+            _name(row),
+            f"{row.opened_seconds:.2f}",
+            f"{row.first_seconds * 1e3:,.0f}",
+            f"{row.peak_bytes / 1e6:,.0f}" if row.peak_bytes else "unknown",
+            f"{row.file_bytes / 1e6:,.1f}",
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _name(row: Measurement) -> str:
+    return row.contender if row.precision in row.contender else f"{row.contender} {row.precision}"
+
+
+def interval(value: Interval | None) -> str:
+    """``3.01x [2.95, 3.08]``, or nothing."""
+    return "" if value is None else f"{value.middle:.2f}x [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _bound(bound: Bound) -> str:
+    reached = "" if bound.reached is None else f", {bound.reached:.0%} of it reached against plain onnxruntime"
+    return (
+        f"r={bound.reduction}: multiply-adds bound {bound.ratio:.2f}x{reached}; "
+        f"runs at {bound.rate:.0%} of the matrix product's fp32 rate"
+    )

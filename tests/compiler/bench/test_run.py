@@ -1,0 +1,172 @@
+"""bench() on a tiny model: everyone measured or named, and what the result says of itself."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from tests.conftest import tiny_coda
+
+from coda_compile.bench import table
+from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
+from coda_compile.bench.result import BenchResult, Skipped, read_result
+from coda_compile.bench.run import Plan, bench
+from coda_compile.errors import CodaError
+from coda_models import CodaConfig
+from coda_targets import Bundle
+
+QUICK = Plan(tokens=(8, 40), rounds=4, threads=1, skip=("torch.compile", "OpenVINO", "OpenVINO int8"))
+
+
+@pytest.fixture(scope="module")
+def result() -> BenchResult:
+    rounds: list[int] = []
+    model = tiny_coda("bert", CodaConfig(reduction=4))
+    plan = Plan(("2", "1,4"), (1, 2), QUICK.tokens, QUICK.precisions, QUICK.rounds, 1, QUICK.skip)
+    measured = bench(model, plan=plan, name="tiny", command="how", on_round=lambda: rounds.append(1))
+    assert len(rounds) == 4 * 4
+    assert model.coda_config.reduction == 4  # the caller's model is as it was
+    return measured
+
+
+def test_everyone_is_measured_on_every_input(result: BenchResult):
+    seen = {(m.contender, m.batch, m.tokens) for m in result.measurements}
+    dense = {"torch eager", "onnxruntime", "optimum O3", "optimum int8"}
+    names = {"coda-compile r=2", "coda-compile r=1,4", *dense}
+    assert seen == {(name, batch, tokens) for name in names for batch in (1, 2) for tokens in (8, 40)}
+    assert result.skipped == ()
+    for m in result.measurements:
+        assert len(m.rounds) == 4 <= len(m.seconds)
+        assert min(m.opened_seconds, m.first_seconds, m.peak_bytes, m.file_bytes, m.multiply_adds) > 0
+        assert m.tokens_per_second == pytest.approx(m.batch * m.tokens / m.summary.median)
+        assert set(m.speed_up) == ({"2", "1,4"} if m.contender in dense else set())
+    assert set(result.matrix_rates) == {"fp32", "int8"}
+
+
+def test_bounds_are_those_of_the_cost_model(result: BenchResult):
+    assert len(result.bounds) == 2 * 4
+    for bound in result.bounds:
+        (own,) = (
+            m
+            for m in result.measurements
+            if (m.contender, m.batch, m.tokens) == (f"coda-compile r={bound.reduction}", bound.batch, bound.tokens)
+        )
+        (dense,) = (
+            m
+            for m in result.measurements
+            if (m.contender, m.batch, m.tokens) == ("onnxruntime", bound.batch, bound.tokens)
+        )
+        assert bound.ratio == pytest.approx(dense.multiply_adds / own.multiply_adds)
+        assert bound.ratio > 1
+        assert bound.reached == pytest.approx(dense.speed_up[bound.reduction].middle / bound.ratio)
+        assert bound.rate == pytest.approx(own.multiply_adds / own.summary.median / result.matrix_rates["fp32"])
+
+
+def test_a_result_survives_its_file(result: BenchResult, tmp_path: Path):
+    path = tmp_path / "bench.json"
+    path.write_text(result.dump(), "utf-8")
+    assert read_result(path) == result
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "schema version None"),
+        ('{"schema_version": 9}', "schema version 9, this release reads benchmark results of 1"),
+        ('{"schema_version": 1}', "is damaged: 'machine'; measure again"),
+    ],
+)
+def test_damaged_results_are_refused(tmp_path: Path, text: str, sentence: str):
+    path = tmp_path / "bench.json"
+    with pytest.raises(CodaError, match="does not exist: make it with"):
+        read_result(path)
+    path.write_text(text)
+    with pytest.raises(CodaError, match=sentence):
+        read_result(path)
+
+
+def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFixture[str]):
+    table.show(result)
+    text = capsys.readouterr().out
+    for m in result.measurements:
+        assert f"{m.contender} " in text
+    assert text.count("tokens, ms") == 4
+    assert "multiply-adds bound" in text
+    assert "…" not in text  # no figure is cut short
+
+
+def test_a_bundle_is_measured_as_it_is(compiled: Bundle, capsys: pytest.CaptureFixture[str]):
+    measured = bench(compiled, plan=Plan(tokens=(8,), rounds=4, threads=1))
+    assert [m.contender for m in measured.measurements] == ["coda-compile r=2"]
+    assert measured.bounds[0].reached is None
+    table.show(measured)
+    assert "skipped dense baselines: a bundle holds no dense adapter; give its model too" in capsys.readouterr().out
+    with pytest.raises(CodaError, match="a bundle has one r only"):
+        bench(compiled, plan=Plan(reductions=("2",)))
+
+
+def test_a_damaged_bundle_is_not_measured(copied: Path):
+    (copied / "model.onnx").write_bytes(b"")
+    with pytest.raises(CodaError, match="is damaged"):
+        bench(Bundle(copied), plan=QUICK)
+
+
+def test_impossible_lengths_are_refused(compiled: Bundle):
+    with pytest.raises(CodaError, match="99 tokens are more than this model takes: give at most 66"):
+        bench(compiled, plan=Plan(tokens=(8, 99)))
+
+
+def _absent(dense: Dense) -> None:
+    raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+
+def _broken(dense: Dense) -> None:
+    raise ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("builder", "skipped"),
+    [
+        (_absent, Skipped("x", "openvino is not installed", "pip install x")),
+        (_broken, Skipped("x", "ValueError: first line", "")),
+    ],
+)
+def test_what_is_not_installed_or_fails_is_named(builder, skipped: Skipped, tmp_path: Path):
+    assert build(Baseline("x", "fp32", "pip install x", builder), Dense(tiny_coda("bert"), tmp_path)) == skipped
+
+
+def test_the_dense_export_is_plain_onnx(tmp_path: Path):
+    model = onnx.load(Dense(tiny_coda("bert", CodaConfig(reduction=4)), tmp_path).onnx)
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {node.op_type for node in model.graph.node}.isdisjoint({"TopK", "GatherElements", "ScatterND"})
+
+
+def test_every_optional_baseline_says_how_to_install_it():
+    assert {b.name: bool(b.install) for b in BASELINES} == {
+        "torch eager": False,
+        "torch.compile": False,
+        "onnxruntime": False,
+        "optimum O3": True,
+        "optimum int8": True,
+        "OpenVINO": True,
+        "OpenVINO int8": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("available", "preset"),
+    [(("avx2", "avx512f", "avx512_vnni"), "avx512_vnni"), (("avx512f",), "avx512"), (("avx2",), "avx2"), ((), "arm64")],
+)
+def test_int8_fits_the_machine(available: tuple[str, ...], preset: str):
+    assert int8_instructions(available) == preset
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch.compile", "OpenVINO", "OpenVINO int8"])
+def test_heavy_baselines_run_where_they_are_installed(name: str):
+    others = tuple(b.name for b in BASELINES if b.name != name)
+    model = tiny_coda("bert", CodaConfig(reduction=4))
+    measured = bench(model, plan=Plan(tokens=(8,), rounds=4, threads=1, skip=others))
+    assert measured.skipped == ()
+    assert name in {m.contender for m in measured.measurements}
