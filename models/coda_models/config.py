@@ -45,7 +45,9 @@ class CodaConfig:
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
-        pooling: of feature extraction, ``mean`` or ``first``.
+        pooling: what stands for the whole text, ``mean`` of its tokens or the ``first``; by default the mean for feature
+            extraction and the first for sequence classification, as transformers' heads take it. A mean goes to the
+            same head in the first token's place.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.
@@ -63,7 +65,7 @@ class CodaConfig:
     epsilon_decay: float = 0.7
     epsilon_final: float = 0.03
     task: str = "sequence-classification"
-    pooling: str = "mean"
+    pooling: str | None = None
     backbone: str = ""
     backbone_sha256: str = ""
     version: int = CONFIG_VERSION
@@ -74,9 +76,13 @@ class CodaConfig:
                 f"configuration version {self.version!r} is not {CONFIG_VERSION}: "
                 "this release cannot read it, use the coda-compile release that wrote it"
             )
+        if self.pooling is None:
+            object.__setattr__(self, "pooling", "mean" if self.task == "feature-extraction" else "first")
         for name, known in (("attention", ATTENTIONS), ("task", TASKS), ("pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
+        if (self.task, self.pooling) == ("token-classification", "mean"):
+            raise ConfigError("pooling 'mean' leaves no tokens to classify: token-classification takes each by itself")
         for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -115,15 +115,19 @@ class CodaModel(nn.Module):
 
     def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> CodaOutput:
         if self.head is None:
-            if self.coda_config.pooling == "first":
-                pooled = x.select(1, 0)
-            else:
-                weights = mask.unsqueeze(-1).to(x.dtype)  # [batch, tokens, 1]
-                pooled = (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
-            return CodaOutput(last_hidden_state=x, sentence_embedding=pooled)
+            return CodaOutput(last_hidden_state=x, sentence_embedding=self._pooled(x, mask))
+        if self.coda_config.pooling == "mean":
+            x = self._pooled(x, mask).unsqueeze(1)  # [batch, 1, width], in the first token's place
         logits = self.head(x)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return CodaOutput(loss=loss, logits=logits)
+
+    def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What stands for each text. [batch, width]"""
+        if self.coda_config.pooling == "first":
+            return x.select(1, 0)
+        weights = mask.unsqueeze(-1).to(x.dtype)  # [batch, tokens, 1]
+        return (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
     def trainable_names(self) -> list[str]:
         """Parameters that CoDA trains: adapters, routers, every LayerNorm and the head (Lei et al. 2023, section 5)."""

@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[str, CodaConfig]] = {
         CodaConfig(reduction=4, attention="k_to_all", task="token-classification"),
     ),
     "roberta, 7/2, tokens": ("roberta", CodaConfig(reduction="7/2", task="token-classification")),
-    "distilbert, one dense layer": ("distilbert", CodaConfig(reduction=[1, 3])),
+    "distilbert, one dense layer, mean": ("distilbert", CodaConfig(reduction=[1, 3], pooling="mean")),
     "mpnet, features": ("mpnet", CodaConfig(reduction=2, task="feature-extraction")),
     "bert, features of the first token": (
         "bert",

@@ -145,3 +145,13 @@ def test_with_reduction_keeps_the_rest():
     assert config.with_reduction("7/2") == dataclasses.replace(config, reduction=Fraction(7, 2))
     with pytest.raises(ConfigError, match=r"below 1"):
         config.with_reduction("1/2")
+
+
+@pytest.mark.parametrize(("task", "pooling"), [("feature-extraction", "mean"), ("sequence-classification", "first")])
+def test_pooling_is_by_default_what_the_task_takes(task, pooling):
+    assert CodaConfig(task=task).pooling == pooling
+
+
+def test_a_mean_of_tokens_cannot_be_classified_by_token():
+    with pytest.raises(ConfigError, match="pooling 'mean' leaves no tokens to classify"):
+        CodaConfig(task="token-classification", pooling="mean")

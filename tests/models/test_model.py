@@ -201,3 +201,16 @@ def test_the_backbone_digest_covers_the_encoder_and_nothing_trained_beside_it(fa
     assert backbone_digest(model) == before
     next(model.layers[1].block.feed_forward.parameters())[0] += 1e-3
     assert backbone_digest(model) != before
+
+
+def test_a_mean_takes_the_first_tokens_place_in_the_head(family):
+    """The same head, and padding has no part in the mean."""
+    batch = ragged([9, 4])
+    model = tiny_coda(family, CodaConfig(reduction=1, pooling="mean"))
+    body = tiny_coda(family, CodaConfig(reduction=1, task="feature-extraction"))
+    body.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.")})
+    pooled = body(**batch).sentence_embedding
+    assert model.head is not None
+    torch.testing.assert_close(model(**batch).logits, model.head(pooled.unsqueeze(1)), rtol=0, atol=1e-5)
+    first = tiny_coda(family, CodaConfig(reduction=1))(**batch).logits
+    assert (first - model(**batch).logits).abs().max() > 1e-3

@@ -207,3 +207,59 @@ def test_a_student_distilled_from_its_own_logits_has_nothing_to_learn(
     model.training = True  # the trainer's view alone: the layers below stay without dropout
     with torch.no_grad():
         assert trainer.compute_loss(model, batch).abs() < 1e-5
+
+
+def test_dropped_tokens_leave_the_ends_and_the_order(tokenizer: PreTrainedTokenizerFast):
+    torch.manual_seed(0)
+    row = [2, *range(10, 90), 3]
+    seen = [TailCollator(tokenizer, 100, drop=0.25)([{"input_ids": row, "labels": 1}])["input_ids"][0] for _ in "ab"]
+    for ids in seen:
+        assert ids[0] == 2
+        assert ids[-1] == 3
+        assert ids[1:-1].tolist() == sorted(ids[1:-1].tolist())
+        assert 40 < len(ids) < 82
+    assert seen[0].tolist() != seen[1].tolist()
+
+
+def test_a_window_is_filled_after_dropping(tokenizer: PreTrainedTokenizerFast):
+    batch = TailCollator(tokenizer, 32, drop=0.25)([{"input_ids": [2, *range(10, 90), 3], "labels": 1}])
+    assert batch["input_ids"].shape == (1, 32)
+
+
+def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    trainer = run(model, tmp_path, tokenizer, 2, router_rate=0.25, router_norm=1e-6)
+    routers = [layer.router.weight for layer in model.coda_layers() if layer.router is not None]
+    *others, own = trainer.optimizer.param_groups
+    assert {id(p) for p in own["params"]} == {id(p) for p in routers}
+    assert own["initial_lr"] == pytest.approx(0.25 * others[0]["initial_lr"])
+    every = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert len(every) == len(set(every)) == len(model.trainable_names())
+    trainer.model.zero_grad()
+    trainer.training_step(trainer.model, TailCollator(tokenizer, 32)(rows(4)))
+    assert all(p.grad.norm() <= 1.01e-6 for p in routers)
+    assert any(p.grad.norm() > 1e-3 for p in model.parameters() if p.grad is not None)
+
+
+def test_states_of_every_layer_are_taught(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """distillation 0 leaves the labels' loss; hidden adds the mean over layers of the squared distance, no padding."""
+    teacher, model = tiny_coda("bert", CodaConfig(reduction=1), seed=3), tiny_coda("bert", CodaConfig(reduction=2))
+    batch = TailCollator(tokenizer, 32)([*rows(2), {"input_ids": [2, 9, 3], "labels": 0}])
+    trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=0.0, hidden=2.0)
+    model.training = True  # the trainer's view alone: the layers below stay without dropout
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, batch)
+        own, wanted = (m(**batch, output_hidden_states=True) for m in (model, teacher))
+    valid = batch["attention_mask"].bool()
+    distances = [(a - b)[valid].square().mean() for a, b in zip(own.hidden_states, wanted.hidden_states, strict=True)]
+    assert len(distances) == 2
+    torch.testing.assert_close(loss, own.loss + 2.0 * sum(distances) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_precision_leaves_scores_in_float32():
+    router = next(layer.router for layer in tiny_coda("bert").coda_layers())
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = router(x)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, router(x))

@@ -39,7 +39,8 @@ def read(folder: Path) -> Source:
     if task is None:
         known = ", ".join(sorted(set(_TASK_OF_HEAD.values())))
         raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
-    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=_pooling(folder))
+    pooling = _pooling(folder) if task == "feature-extraction" else None
+    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
     model = convert(load_backbone(folder, task, trained=True), config)
     check_finite(model.state_dict(), folder)
     return Source("Hugging Face model", model, load_tokenizer(folder))
