@@ -49,7 +49,13 @@ def save(
         path: the file; replaced whole or not at all.
         tokenizer: saved along in a complete checkpoint; of a delta only how it truncates is kept.
         delta: leave the frozen backbone out, to be found again by name and SHA-256 (1 to 2 MB instead of all weights).
+
+    Raises:
+        CheckpointError: the folder to write into does not exist.
     """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise CheckpointError(f"{path.parent} does not exist: make it before saving {path.name} there")
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if delta:
         kept = set(model.trainable_names())
@@ -65,7 +71,6 @@ def save(
         "truncation_side": "right" if tokenizer is None else tokenizer.truncation_side,
         "tokenizer_files": {} if tokenizer is None or delta else _tokenizer_files(tokenizer),
     }
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         torch.save(payload, temporary)

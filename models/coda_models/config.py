@@ -45,9 +45,9 @@ class CodaConfig:
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
-        pooling: what stands for the whole text, ``mean`` of its tokens or the ``first``; by default the mean for feature
-            extraction and the first for sequence classification, as transformers' heads take it. A mean goes to the
-            same head in the first token's place.
+        pooling: what stands for the whole text, the ``mean`` of its tokens or the ``first``; by default the mean for
+            feature extraction and the first for sequence classification, as transformers' heads take it. A mean goes
+            to the same head in the first token's place.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.

@@ -205,3 +205,9 @@ def test_a_failed_save_leaves_the_old_file(model: CodaModel, tmp_path: Path, mon
         save(model, tmp_path / "model.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_a_missing_folder_is_told_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="nowhere does not exist: make it before saving model.pt there"):
+        save(tiny_coda("bert"), tmp_path / "nowhere" / "model.pt")
+    assert list(tmp_path.iterdir()) == []
