@@ -40,6 +40,10 @@ def cli() -> None:
     coda-compile run DIR "some text"             predict with a bundle
     coda-compile inspect DIR                     what is inside
     coda-compile verify DIR                      is it intact, and right on this machine?
+    coda-compile bench model.pt                  how fast, against the dense adapter in every runtime?
+    coda-compile check DIR --against OLD         is it slower than it was? for CI
+    coda-compile explain DIR                     where the time goes, layer by layer
+    coda-compile report DIR                      all of it on one page
 
     A bundle is a folder with model.onnx, its tokenizer, and the proof that it computes what the model did. It needs
     onnxruntime to run, no torch. `coda-compile COMMAND --help` tells more.

@@ -91,3 +91,77 @@ def bench(
     table.show(result)
     if result_file is not None:
         result_file.write_text(result.dump(), "utf-8")
+
+
+@measure.command(short_help="Did latency regress against a baseline? For CI.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
+@click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
+@click.option("--by", default=0.05, show_default=True, help="How much slower is accepted, as a fraction.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the timed input.")
+@click.option("--tokens", type=click.IntRange(1), help="Length of the timed input.  [default: the longest]")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Of each process.  [default: all cores]")
+@click.option("--launches", default=16, show_default=True, type=click.IntRange(4), help="At most so many.")
+@click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(1), help="At most so many seconds.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result here.")
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")
+def check(
+    bundle: Path,
+    against: str,
+    build_baseline: str | None,
+    by: float,
+    batch: int,
+    tokens: int | None,
+    threads: int,
+    launches: int,
+    budget: float,
+    json_file: Path | None,
+    junit_file: Path | None,
+) -> None:
+    """Decide whether BUNDLE is slower than a baseline.
+
+    First what needs no clock: multiply-adds, bytes, fusions lost, nodes placed elsewhere. Then both bundles are timed
+    in turns, in fresh processes, until the interval decides; the baseline is also timed against itself, and a
+    threshold below that noise is refused. In a GitHub job it annotates the run.
+
+    \b
+    coda-compile check build/reviews-cpu --against released/reviews-cpu
+    coda-compile check build/reviews-cpu --against origin/main --build-baseline 'make bundle OUT="$CODA_OUTPUT"'
+
+    \b
+    Exit codes
+    0  no regression
+    1  an error, in one sentence
+    2  wrong usage
+    3  regression
+    4  cannot tell on this machine; the output says what would help
+    """
+    for path in (json_file, junit_file):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise CodaError(f"{path.parent} does not exist: make it, or write {path.name} elsewhere")
+    from coda_compile.gate import outputs
+    from coda_compile.gate.baseline import baseline_bundle
+    from coda_compile.gate.check import check as check_latency
+    from coda_targets import Bundle
+
+    opened = Bundle(bundle)
+    with baseline_bundle(against, build_baseline, Path.cwd()) as baseline, outputs.watching() as on_launch:
+        result = check_latency(
+            opened,
+            baseline,
+            by=by,
+            batch=batch,
+            tokens=tokens,
+            threads=threads,
+            launches=launches,
+            budget=budget,
+            baseline_name=against,
+            on_launch=on_launch,
+        )
+    outputs.show(result)
+    outputs.tell_github(result)
+    if json_file is not None:
+        json_file.write_text(outputs.to_json(result), "utf-8")
+    if junit_file is not None:
+        junit_file.write_text(outputs.to_junit(result), "utf-8")
+    sys.exit(result.verdict.exit_code)

@@ -95,7 +95,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def test_help_mentions_the_commands(arguments: list[str]):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
-    for command in ("compile", "run", "inspect", "verify"):
+    for command in ("compile", "run", "inspect", "verify", "bench", "check", "explain", "report"):
         assert f"\n  {command} " in result.output
 
 
@@ -103,7 +103,9 @@ def test_main_without_arguments_shows_help(call: Call):
     assert call().worked().startswith("Usage: ")
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "inspect", "verify"])
+@pytest.mark.parametrize(
+    "command", ["compile", "run", "inspect", "verify", "bench", "check", "explain", "report"]
+)
 def test_every_command_has_help(command: str):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0

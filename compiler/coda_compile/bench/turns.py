@@ -233,7 +233,7 @@ def in_turns(
             turns: dict[str, Turn] = {}
             for worker in list(workers):
                 try:
-                    first, turns[worker.name] = _warm_up(worker, case)
+                    first, turns[worker.name] = warm_up(worker, case)
                 except MeasuringError as error:
                     on_failure(error)
                     workers.remove(worker)
@@ -252,7 +252,7 @@ def in_turns(
     return timings
 
 
-def _warm_up(worker: Worker, case: int) -> tuple[float, Turn]:
+def warm_up(worker: Worker, case: int) -> tuple[float, Turn]:
     """Seconds of the very first run, and what fills a turn once the times are steady."""
     (first,) = worker.run(case, 1)
     before = float("inf")
