@@ -165,3 +165,61 @@ def check(
     if junit_file is not None:
         junit_file.write_text(outputs.to_junit(result), "utf-8")
     sys.exit(result.verdict.exit_code)
+
+
+@measure.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
+@click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
+@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
+def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
+    """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
+    goes.
+
+    \b
+    coda-compile explain reviews-cpu
+    coda-compile explain reviews-cpu --tokens 128 --threads 1
+    """
+    from coda_compile import explain_table
+    from coda_compile.explain import explain as explain_profile
+    from coda_compile.profile import profile_bundle
+    from coda_targets import Bundle
+
+    profile = profile_bundle(Bundle(bundle), batch=batch, tokens=tokens, runs=runs, threads=threads)
+    explain_table.show(explain_profile(profile))
+
+
+@measure.command(short_help="One self-contained HTML page about a bundle.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
+@click.option("--text", help="Show the routing of this text.  [default: a short review]")
+@click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label: adds accuracy.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Of the profile.  [default: the benchmark's]")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: BUNDLE-report.html beside BUNDLE]")
+def report(
+    bundle: Path, bench: Path | None, text: str | None, data: Path | None, threads: int, output: Path | None
+) -> None:
+    """Write everything known of BUNDLE into one HTML page that needs no network: latency and its bound, where the time
+    goes, memory, passes, parity, what the routers do, and how to reproduce it.
+
+    \b
+    coda-compile bench reviews.pt --json bench.json
+    coda-compile report reviews-cpu --bench bench.json --data test.csv
+    """
+    progress = console.Progress()
+    with progress.stage("start"):
+        from coda_compile.report.page import make_report
+        from coda_targets import Bundle
+    folder = bundle.resolve()
+    written = make_report(
+        Bundle(bundle),
+        output or folder.with_name(f"{folder.name}-report.html"),
+        bench=bench,
+        text=text,
+        data=data,
+        threads=threads,
+        command=shlex.join(["coda-compile", *sys.argv[1:]]),
+        stage=progress.stage,
+    )
+    console.out.print(f"{written}: {written.stat().st_size / 1e6:.1f} MB, opens in any browser", soft_wrap=True)

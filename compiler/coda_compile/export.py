@@ -19,9 +19,8 @@ from coda_models.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
 from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
 from coda_ops.errors import first_line
-from coda_targets.routing import LAYER_TAG
+from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
-ROLE_TAG = "coda.role"
 TAGS = (LAYER_TAG, ROLE_TAG)  # the metadata that every node keeps to the end
 OUTPUTS = {
     "sequence-classification": ("logits",),

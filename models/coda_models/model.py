@@ -106,21 +106,20 @@ class CodaModel(nn.Module):
             states.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        output = self._finish(x, mask, labels)
-        if output_hidden_states:
-            output.hidden_states = tuple(states)
-        if output_routing:
-            output.routing = tuple(decided)
-        return output
+        return CodaOutput(
+            **self._finish(x, mask, labels),
+            hidden_states=tuple(states) if output_hidden_states else None,
+            routing=tuple(decided) if output_routing else None,
+        )
 
-    def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> CodaOutput:
+    def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
         if self.head is None:
-            return CodaOutput(last_hidden_state=x, sentence_embedding=self._pooled(x, mask))
+            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask)}
         if self.coda_config.pooling == "mean":
             x = self._pooled(x, mask).unsqueeze(1)  # [batch, 1, width], in the first token's place
         logits = self.head(x)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
-        return CodaOutput(loss=loss, logits=logits)
+        return {"loss": loss, "logits": logits}
 
     def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
         """What stands for each text. [batch, width]"""

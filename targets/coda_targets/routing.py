@@ -15,7 +15,9 @@ from coda_targets.bundle import Arrays, Bundle, open_session, run_session
 from coda_targets.errors import BundleError, TargetError
 from coda_targets.target import Target
 
-LAYER_TAG = "coda.layer"  # metadata key that export.py puts on every node of a layer
+# Metadata keys that export.py puts on nodes: the index of their layer, and the part of the model that they belong to.
+LAYER_TAG = "coda.layer"
+ROLE_TAG = "coda.role"
 _DOMAIN = "ai.coda"
 _FIELDS = ("scores", "indices", "gates", "used")
 

@@ -103,9 +103,7 @@ def test_main_without_arguments_shows_help(call: Call):
     assert call().worked().startswith("Usage: ")
 
 
-@pytest.mark.parametrize(
-    "command", ["compile", "run", "inspect", "verify", "bench", "check", "explain", "report"]
-)
+@pytest.mark.parametrize("command", ["compile", "run", "inspect", "verify", "bench", "check", "explain", "report"])
 def test_every_command_has_help(command: str):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0

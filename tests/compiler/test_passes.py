@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from coda_compile.errors import CompileError
-from coda_compile.export import ROLE_TAG, TAGS
+from coda_compile.export import TAGS
 from coda_compile.passes import make_pass, operator_counts, run_passes
 from coda_targets import get_target
+from coda_targets.routing import ROLE_TAG
 
 LOWERING = get_target("cpu").lowering
 

@@ -12,9 +12,10 @@ from onnx_ir.passes import common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from coda_compile.errors import CompileError
-from coda_compile.export import ROLE_TAG, TAGS
+from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
+from coda_targets.routing import ROLE_TAG
 
 Pass = ir.passes.InPlacePass
 
