@@ -2,8 +2,8 @@
 
     python examples/train_reviews.py --data ../shared/data/movie_reviews.zip --backbone FOLDER_OR_HUB_NAME --out runs
 
-Each seed trains the dense adapter (r = 1) and then, from it, a light phase for every other r. All see the same
-training texts and are judged on the same 400 held-out ones. A run that was interrupted goes on where it stopped.
+Each seed trains the dense adapter (r = 1) and then, from it and taught by it, a light phase for every other r. All see
+the same training texts and are judged on the same 400 held-out ones. A run that was interrupted goes on where it stopped.
 """
 
 import csv
@@ -44,6 +44,8 @@ class Recipe:
         learning_rate: peak of AdamW's linear schedule.
         batch: texts a step.
         drop: the share of tokens left out of each training text, drawn anew every time it is seen.
+        hidden: weight of the distance from the dense adapter's states after every layer; 0 learns from labels alone.
+        distillation: weight of the dense adapter's soft labels against the true ones.
     """
 
     epochs: float
@@ -51,11 +53,14 @@ class Recipe:
     learning_rate: float
     batch: int = 16
     drop: float = 0.1
+    hidden: float = 0.0
+    distillation: float = 0.0
 
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
 DENSE = Recipe(epochs=5, stages=((256, 0.4), (TOKENS, 1.0)), learning_rate=1e-3)
-ROUTED = Recipe(epochs=4, stages=((TOKENS, 1.0),), learning_rate=7e-4)
+# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
+ROUTED = Recipe(epochs=2, stages=((TOKENS, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
 
 
 def read_texts(path: Path) -> tuple[list[str], list[str]]:
@@ -112,8 +117,9 @@ def train(
     seed: int,
     out: Path,
     bf16: bool,
+    teacher: CodaModel | None,
 ) -> None:
-    """One run: r annealed from 1 to its target over the first half, then held."""
+    """One run: r annealed from 1 to its target over the first half, then held; taught by the dense adapter, if any."""
     collator.drop = recipe.drop
     callbacks: list[Any] = [GrowLength(collator, recipe.stages)]
     if reduction != "1":
@@ -136,7 +142,17 @@ def train(
         bf16=bf16,
         dataloader_pin_memory=False,
     )
-    CodaTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=callbacks).train()
+    trainer = CodaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+        callbacks=callbacks,
+        teacher=teacher,
+        hidden=recipe.hidden,
+        distillation=recipe.distillation,
+    )
+    trainer.train()
     model.cpu().eval()
 
 
@@ -172,6 +188,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: int, r
         checkpoint = out / f"{name}.pt"
         if name not in results or not checkpoint.exists():
             set_seed(seed)
+            teacher = None
             if start is None:
                 pretrained = load_backbone(
                     backbone,
@@ -186,9 +203,9 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: int, r
                     CodaConfig(reduction=1, pooling="mean", backbone=backbone_name),
                 )
             else:
-                model = load(start, backbone=backbone).model
+                model, teacher = (load(start, backbone=backbone).model for _ in "ab")
             began = time.perf_counter()
-            train(model, reduction, recipe, train_rows, collator, seed, out, bf16)
+            train(model, reduction, recipe, train_rows, collator, seed, out, bf16, teacher)
             seconds = time.perf_counter() - began
             results[name] = {"accuracy": accuracy(model, test_rows, collator), "seconds": round(seconds)}
             save(model, checkpoint, tokenizer=tokenizer, delta=True)
