@@ -3,7 +3,8 @@
     python examples/train_reviews.py --data ../shared/data/movie_reviews.zip --backbone FOLDER_OR_HUB_NAME --out runs
 
 Each seed trains the dense adapter (r = 1) and then, from it and taught by it, a light phase for every other r. All see
-the same training texts and are judged on the same 400 held-out ones. A run that was interrupted goes on where it stopped.
+the same training texts and are judged on the same 400 held-out ones. A study that was interrupted goes on with the run
+that it was at.
 """
 
 import csv

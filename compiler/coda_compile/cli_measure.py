@@ -15,6 +15,13 @@ def measure() -> None:
     """Holds the commands until ``coda_compile.cli`` takes them over."""
 
 
+def _check_folders(*files: Path | None) -> None:
+    """Refuse now what could not be written after minutes of measuring."""
+    for path in files:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise CodaError(f"{path.parent} does not exist: make it, or write {path.name} elsewhere")
+
+
 @measure.command(short_help="Latency against the dense adapter in every common runtime.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--shape", help="Random weights of a known size instead of a model: bert-base, minilm-l6, …")
@@ -55,8 +62,7 @@ def bench(
     """
     if (model is None) == (shape is None):
         raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
-    if result_file is not None and not result_file.absolute().parent.is_dir():
-        raise CodaError(f"{result_file.parent} does not exist: make it, or write --json elsewhere")
+    _check_folders(result_file)
     from coda_compile.bench.run import Plan
 
     plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip)
@@ -136,9 +142,7 @@ def check(
     3  regression
     4  cannot tell on this machine; the output says what would help
     """
-    for path in (json_file, junit_file):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CodaError(f"{path.parent} does not exist: make it, or write {path.name} elsewhere")
+    _check_folders(json_file, junit_file)
     from coda_compile.gate import outputs
     from coda_compile.gate.baseline import baseline_bundle
     from coda_compile.gate.check import check as check_latency

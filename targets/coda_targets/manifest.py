@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
-    bad = [field.name for field in fields(Manifest) if not _fits(getattr(manifest, field.name), field.type)]
+    bad = [field.name for field in fields(Manifest) if not fits(getattr(manifest, field.name), field.type)]
     bad = bad or [field for field, makes_sense in _senses(manifest).items() if not makes_sense]
     if bad:
         raise BundleError(f"{path} is damaged: its field {bad[0]!r} makes no sense; compile the model again")
@@ -142,19 +142,21 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
     }
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value read from JSON is of an annotated type."""
     inner = get_args(kind)
     if kind is Any:
         return True
+    if kind is float:  # JSON may write a whole one as an integer
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
+        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
     if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
     if inner:
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if is_dataclass(value):
-        return isinstance(value, kind) and all(_fits(getattr(value, f.name), f.type) for f in fields(value))
+        return isinstance(value, kind) and all(fits(getattr(value, f.name), f.type) for f in fields(value))
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

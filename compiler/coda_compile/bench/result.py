@@ -1,13 +1,14 @@
 """What a benchmark found, as people's JSON: versioned, and never without the machine it was measured on."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from coda_compile.bench.machine import Machine
 from coda_compile.bench.statistics import Interval, Summary
 from coda_compile.errors import CodaError
+from coda_targets.manifest import fits
 
 SCHEMA_VERSION = 1
 
@@ -125,7 +126,7 @@ def read_result(path: Path) -> BenchResult:
         )
     try:
         machine = {**plain["machine"], "instruction_sets": tuple(plain["machine"]["instruction_sets"])}
-        return BenchResult(
+        result = BenchResult(
             **{
                 **plain,
                 "machine": Machine(**machine),
@@ -134,8 +135,12 @@ def read_result(path: Path) -> BenchResult:
                 "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
             }
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CodaError(f"{path} is damaged: {error}; measure again") from None
+    wrong = [field.name for field in fields(BenchResult) if not fits(getattr(result, field.name), field.type)]
+    if wrong or not result.measurements:
+        raise CodaError(f"{path} is damaged: its field {[*wrong, 'measurements'][0]!r} makes no sense; measure again")
+    return result
 
 
 def _measurement(item: dict[str, Any]) -> Measurement:

@@ -1,5 +1,6 @@
 """bench() on a tiny model: everyone measured or named, and what the result says of itself."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -83,6 +84,17 @@ def test_damaged_results_are_refused(tmp_path: Path, text: str, sentence: str):
     path.write_text(text)
     with pytest.raises(CodaError, match=sentence):
         read_result(path)
+
+
+@pytest.mark.parametrize("field", ["threads", "measurements", "machine", "matrix_rates", "bounds"])
+def test_values_that_make_no_sense_are_refused(result: BenchResult, tmp_path: Path, field: str):
+    path = tmp_path / "bench.json"
+    for nonsense in ("many", [], {"fp32": "fast"}, None):
+        path.write_text(json.dumps({**json.loads(result.dump()), field: nonsense}))
+        if (field, nonsense) == ("bounds", []):
+            continue  # a benchmark without a dense model has none
+        with pytest.raises(CodaError, match="is damaged"):
+            read_result(path)
 
 
 def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFixture[str]):
