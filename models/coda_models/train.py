@@ -170,7 +170,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         if taught:
             assert self._teacher is not None
             unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():  # Trainer wraps its own model alone
                 wanted = self._teacher(**unlabelled, output_hidden_states=self._hidden > 0)
             soft = F.kl_div(
                 F.log_softmax(output.logits / self._temperature, -1),
