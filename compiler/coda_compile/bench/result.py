@@ -138,8 +138,10 @@ def read_result(path: Path) -> BenchResult:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CodaError(f"{path} is damaged: {error}; measure again") from None
     wrong = [field.name for field in fields(BenchResult) if not fits(getattr(result, field.name), field.type)]
-    if wrong or not result.measurements:
-        raise CodaError(f"{path} is damaged: its field {[*wrong, 'measurements'][0]!r} makes no sense; measure again")
+    if wrong:
+        raise CodaError(f"{path} is damaged: its field {wrong[0]!r} makes no sense; measure again")
+    if not result.measurements:
+        raise CodaError(f"{path} holds no measurements: measure again")
     return result
 
 

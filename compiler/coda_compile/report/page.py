@@ -70,8 +70,6 @@ def make_report(
         what = "is a folder" if output.is_dir() else f"lies in {output.parent}, which does not exist"
         raise CodaError(f"{output} {what}: give a file with -o FILE")
     result = None if bench is None else read_result(bench)
-    if result is not None and not result.measurements:
-        raise CodaError(f"{bench} holds no measurements: measure again")
     proof = _read_proof(bundle.folder)
     with stage("check"):
         bundle.check()
