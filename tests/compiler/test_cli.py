@@ -247,10 +247,11 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
 
 # A compilation that tells when it is in the middle, and waits there.
 _MIDDLE = """
-import sys, time
+import signal, sys, time
 import coda_compile.pipeline as pipeline
 from coda_compile.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 write_report = pipeline.write_report
 
 def stop(folder, *args):
