@@ -18,6 +18,8 @@ def show(result: BenchResult) -> None:
         f"{result.rounds} rounds in turns, a process each",
         soft_wrap=True,
     )
+    if m.cores == 1:
+        out.print("one core: whatever else runs lands in these timings; measure where there are two or more")
     for (batch, tokens), group in groupby(result.measurements, lambda x: (x.batch, x.tokens)):
         rows = sorted(group, key=lambda row: row.summary.median)
         _whole(_latency(f"{batch} x {tokens} tokens, ms", rows))

@@ -1,6 +1,7 @@
 """bench() on a tiny model: everyone measured or named, and what the result says of itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -105,6 +106,13 @@ def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFix
     assert text.count("tokens, ms") == 4
     assert "multiply-adds bound" in text
     assert "…" not in text  # no figure is cut short
+
+
+def test_one_core_is_labelled(result: BenchResult, capsys: pytest.CaptureFixture[str]):
+    told = "one core: whatever else runs lands in these timings"
+    for cores in (1, 2):
+        table.show(replace(result, machine=replace(result.machine, cores=cores)))
+        assert (told in capsys.readouterr().out) == (cores == 1)
 
 
 def test_a_bundle_is_measured_as_it_is(compiled: Bundle, capsys: pytest.CaptureFixture[str]):
