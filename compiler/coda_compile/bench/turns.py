@@ -252,8 +252,8 @@ def in_turns(
     return timings
 
 
-def warm_up(worker: Worker, case: int) -> tuple[float, Turn]:
-    """Seconds of the very first run, and what fills a turn once the times are steady."""
+def warm_up(worker: Worker, case: int, turn_seconds: float = TURN_SECONDS) -> tuple[float, Turn]:
+    """Seconds of the very first run, and what fills a turn of that many seconds once the times are steady."""
     (first,) = worker.run(case, 1)
     before = float("inf")
     for _ in range(_MOST_WARM_UPS):
@@ -262,8 +262,8 @@ def warm_up(worker: Worker, case: int) -> tuple[float, Turn]:
         before = now
         if steady:
             break
-    counted = max(1, min(_MOST_RUNS, round(TURN_SECONDS / before)))
-    return first, Turn(lead=int(before < 2 * TURN_SECONDS), counted=counted)
+    counted = max(1, min(_MOST_RUNS, round(turn_seconds / before)))
+    return first, Turn(lead=int(before < 2 * turn_seconds), counted=counted)
 
 
 def token_inputs(batch: int, tokens: int, vocabulary: int, *, seed: int = 0) -> Arrays:

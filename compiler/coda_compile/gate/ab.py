@@ -46,7 +46,11 @@ from coda_targets.bundle import Arrays
 FIRST_LOOK = 4  # launches; Student's t of fewer is too wide to decide anything
 MOST_LAUNCHES = 16
 BUDGET_SECONDS = 300.0
-ROUNDS = 10
+# A shared machine's speed drifts within tenths of a second, and turns that lie closer share more of it: on one, rounds
+# of single runs told the same as rounds of four in half the time.
+TURN_SECONDS = 0.02
+LAUNCH_SECONDS = 4.0  # of a launch's rounds; starting three processes takes 2
+ROUNDS = range(10, 41)  # the fewest and the most of a launch
 _LEVEL = 0.95
 _PATHS = 100_000
 _NAMES = ("baseline", "baseline again", "candidate")
@@ -60,12 +64,14 @@ class Launch:
         change: log of candidate over baseline, the mean of the baseline's two processes.
         itself: log of the baseline's second process over its first.
         baseline_seconds, candidate_seconds: medians of the rounds.
+        rounds: how many there were.
     """
 
     change: float
     itself: float
     baseline_seconds: float
     candidate_seconds: float
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,11 @@ class Timing:
     tokens: int
     threads: int
     load: float
+
+    @property
+    def rounds(self) -> float:
+        """Median over launches."""
+        return median(launch.rounds for launch in self.launches)
 
     @property
     def baseline_seconds(self) -> float:
@@ -235,6 +246,7 @@ def _launch(contenders: Sequence[Contender], inputs: Arrays, threads: int) -> La
         itself=float(np.median(second - first)),
         baseline_seconds=median([*rounds[_NAMES[0]], *rounds[_NAMES[1]]]),
         candidate_seconds=median(rounds[_NAMES[2]]),
+        rounds=len(first),
     )
 
 
@@ -244,10 +256,13 @@ def _fail(error: MeasuringError) -> None:
 
 def _rounds(workers: Sequence[Worker]) -> dict[str, list[float]]:
     """Seconds by process and round; all get turns of the same form, or the turn would be compared, too."""
-    turns = [warm_up(worker, 0)[1] for worker in workers]
+    turns = [warm_up(worker, 0, TURN_SECONDS)[1] for worker in workers]
     lead, counted = max(turn.lead for turn in turns), max(turn.counted for turn in turns)
     rounds: dict[str, list[float]] = {worker.name: [] for worker in workers}
-    for _ in range(ROUNDS):
+    began = time.monotonic()
+    for done in range(ROUNDS[-1]):
+        if done >= ROUNDS[0] and time.monotonic() - began > LAUNCH_SECONDS:
+            break
         for worker in workers:
             rounds[worker.name].append(median(worker.run(0, lead + counted)[lead:]))
     return rounds

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coda_compile.gate.ab import ROUNDS, Decision, Timing
+from coda_compile.gate.ab import Decision, Timing
 from coda_compile.gate.check import CheckResult, change, ends, percent
 from coda_compile.gate.verdict import Verdict
 
@@ -74,10 +74,10 @@ def show(result: CheckResult) -> None:
 
 
 def _timing_lines(timing: Timing) -> Iterator[str]:
-    yield (
-        f"{timing.batch} x {timing.tokens} tokens, {timing.threads} threads, {len(timing.launches)} launches of "
-        f"{ROUNDS} rounds in turns, {timing.took:.0f} s"
-    )
+    launches = f"{len(timing.launches)} launches"
+    if timing.launches:
+        launches += f" of {timing.rounds:g} rounds in turns"
+    yield f"{timing.batch} x {timing.tokens} tokens, {timing.threads} threads, {launches}, {timing.took:.0f} s"
     if timing.launches:
         yield f"baseline {timing.baseline_seconds * 1e3:9.3f} ms"
         yield f"bundle   {timing.candidate_seconds * 1e3:9.3f} ms{_measured(timing.decision)}"

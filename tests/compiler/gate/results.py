@@ -23,7 +23,7 @@ def launches(count: int, *, ratio: float = 1.0, shift: float = 0.01, seed: int =
     a, again, b = np.random.default_rng(seed).normal(0, shift, (3, count))
     changes = np.log(ratio) + b - (a + again) / 2
     return [
-        Launch(float(change), float(itself), 0.1, 0.1 * ratio)
+        Launch(float(change), float(itself), 0.1, 0.1 * ratio, 40)
         for change, itself in zip(changes, again - a, strict=True)
     ]
 

@@ -79,7 +79,7 @@ def test_launches_that_are_now_and_then_far_off_raise_no_alarm():
     alarms = 0
     for _ in range(300):
         shifts = generator.standard_t(2, (MOST_LAUNCHES, 3)) * 0.01
-        given = [Launch(b - (a + again) / 2, again - a, 0.1, 0.1) for a, again, b in shifts]
+        given = [Launch(b - (a + again) / 2, again - a, 0.1, 0.1, 40) for a, again, b in shifts]
         alarms += stopped(given).verdict is Verdict.REGRESSION
     assert alarms == 0
 
@@ -99,7 +99,7 @@ def test_too_few_launches_tell_nothing():
 
 
 def test_a_threshold_below_the_noise_passes_nothing():
-    given = [Launch(0.001 * (-1) ** i, 0.1 * (-1) ** i, 0.1, 0.1) for i in range(8)]
+    given = [Launch(0.001 * (-1) ** i, 0.1 * (-1) ** i, 0.1, 0.1, 40) for i in range(8)]
     decision = decide(given, by=0.02, most=16)
     assert decision.ratio is not None
     assert decision.ratio.high < 1.02 < 1 + decision.floor
@@ -107,16 +107,20 @@ def test_a_threshold_below_the_noise_passes_nothing():
 
 
 def test_what_the_noise_cannot_hide_is_told_at_any_threshold():
-    noisy = [Launch(change=0.0, itself=0.05 * (-1) ** i, baseline_seconds=0.1, candidate_seconds=0.1) for i in range(8)]
+    noisy = [
+        Launch(change=0.0, itself=0.05 * (-1) ** i, baseline_seconds=0.1, candidate_seconds=0.1, rounds=40)
+        for i in range(8)
+    ]
     for ratio, verdict in ((2.0, Verdict.REGRESSION), (1.05, Verdict.CANNOT_TELL), (0.5, Verdict.NO_REGRESSION)):
         moved = [
-            Launch(float(np.log(ratio)) + 0.001 * (i % 2), launch.itself, 0.1, 0.1) for i, launch in enumerate(noisy)
+            Launch(float(np.log(ratio)) + 0.001 * (i % 2), launch.itself, 0.1, 0.1, 40)
+            for i, launch in enumerate(noisy)
         ]
         assert decide(moved, by=0.02, most=16).verdict is verdict
 
 
 def test_a_baseline_that_differs_from_itself_counts_as_noise():
-    given = [Launch(0.002 * (-1) ** i, 0.06 + 0.001 * (-1) ** i, 0.1, 0.1) for i in range(8)]
+    given = [Launch(0.002 * (-1) ** i, 0.06 + 0.001 * (-1) ** i, 0.1, 0.1, 40) for i in range(8)]
     decision = decide(given, by=BY, most=16)
     assert decision.floor > 0.06
     assert decision.verdict is Verdict.CANNOT_TELL
@@ -184,20 +188,27 @@ def test_no_launch_is_begun_that_would_end_after_the_budget(launched: Callable[[
     assert timing.decision.ratio is None
 
 
-def test_all_processes_get_turns_of_the_same_form(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("seconds", "expected"), [(0.01, 40), (0.05, 40), (0.25, 17), (9.0, 10)])
+def test_all_processes_get_turns_of_the_same_form_for_some_seconds(
+    seconds: float, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock = [0.0]
+
     class FakeWorker:
         def __init__(self, name: str) -> None:
             self.name, self.asked = name, []
 
         def run(self, case: int, runs: int) -> list[float]:
             self.asked.append(runs)
+            clock[0] += seconds / 2  # there are two, so a round takes as long as is said
             return [9.0, *[0.1] * (runs - 1)]
 
     turns = {"a": Turn(0, 1), "b": Turn(1, 3)}
-    monkeypatch.setattr(ab, "warm_up", lambda worker, case: (0.0, turns[worker.name]))
+    monkeypatch.setattr(ab, "warm_up", lambda worker, case, seconds: (0.0, turns[worker.name]))
+    monkeypatch.setattr(ab.time, "monotonic", lambda: clock[0])
     workers = [FakeWorker("a"), FakeWorker("b")]
-    assert ab._rounds(workers) == dict.fromkeys("ab", [0.1] * ab.ROUNDS)
-    assert [worker.asked for worker in workers] == [[4] * ab.ROUNDS] * 2
+    assert ab._rounds(workers) == dict.fromkeys("ab", [0.1] * expected)
+    assert [worker.asked for worker in workers] == [[4] * expected] * 2
 
 
 def test_a_bundle_that_cannot_run_is_named(compiled: Bundle, tmp_path: Path):
