@@ -3,12 +3,14 @@
     python examples/train_reviews.py --data ../shared/data/movie_reviews.zip --backbone FOLDER_OR_HUB_NAME --out runs
 
 Each seed trains the dense adapter (r = 1) and then, from it and taught by it, a light phase for every other r. All see
-the same training texts and are judged on the same 400 held-out ones. Every run leaves NAME.pt and NAME.json in --out: a
-study that was interrupted goes on with the run that it was at, and calls with different --seeds can share the work.
+the same training texts and are judged on the same held-out ones: 400, or a fifth where there are few. Every run leaves
+NAME.pt and NAME.json in --out, and its last whole epoch while it is at it: a study that was interrupted goes on from
+there, and calls with different --seeds can share the work.
 """
 
 import csv
 import json
+import shutil
 import time
 import zipfile
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
@@ -76,8 +79,9 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
 
 def split(texts: list[str], names: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
     """Training texts, held-out texts, and the labels of both; the same for every seed and every program here."""
+    held_out = min(HELD_OUT, len(texts) // 5)
     train, test, train_names, test_names = train_test_split(
-        texts, names, test_size=HELD_OUT, random_state=0, stratify=names
+        texts, names, test_size=held_out, random_state=0, stratify=names
     )
     return train, test, train_names, test_names
 
@@ -115,17 +119,20 @@ def train(
     data: list[dict[str, Any]],
     collator: TailCollator,
     seed: int,
-    out: Path,
+    epochs: Path,
     bf16: bool,
     teacher: CodaModel | None,
 ) -> None:
-    """One run: r annealed from 1 to its target over the first half, then held; taught by the dense adapter, if any."""
+    """One run: r annealed from 1 to its target over the first half, then held; taught by the dense adapter, if any.
+
+    The last whole epoch is kept in the folder ``epochs`` until the run ends.
+    """
     collator.drop = recipe.drop
     callbacks: list[Any] = [GrowLength(collator, recipe.stages)]
     if reduction != "1":
         callbacks.append(AnnealReduction(model, reduction))
     arguments = TrainingArguments(
-        output_dir=str(out / "trainer"),
+        output_dir=str(epochs),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
@@ -134,7 +141,8 @@ def train(
         max_grad_norm=1.0,
         seed=seed,
         logging_steps=50,
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to=[],
         disable_tqdm=not console.is_terminal,
         remove_unused_columns=False,
@@ -152,8 +160,9 @@ def train(
         hidden=recipe.hidden,
         distillation=recipe.distillation,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(epochs) if epochs.is_dir() else None)
     model.cpu().eval()
+    shutil.rmtree(epochs)
 
 
 @click.command(help=__doc__)
@@ -180,7 +189,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
-        checkpoint, result = out / f"{name}.pt", out / f"{name}.json"
+        checkpoint, result, epochs = (out / f"{name}{suffix}" for suffix in (".pt", ".json", "-epochs"))
         if not (checkpoint.exists() and result.exists()):
             set_seed(seed)
             teacher = None
@@ -199,11 +208,11 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 )
             else:
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
-            began = time.perf_counter()
-            train(model, reduction, recipe, train_rows, collator, seed, out, bf16, teacher)
-            seconds = time.perf_counter() - began
+            began, whole = time.perf_counter(), not epochs.is_dir()
+            train(model, reduction, recipe, train_rows, collator, seed, epochs, bf16, teacher)
+            seconds = time.perf_counter() - began if whole else None  # it went on from an epoch of another time
             save(model, checkpoint, tokenizer=tokenizer, delta=True)
-            found = {"accuracy": accuracy(model, test_rows, collator), "seconds": round(seconds)}
+            found = {"accuracy": accuracy(model, test_rows, collator), "seconds": seconds}
             result.write_text(json.dumps(found) + "\n")
         console.print(f"{name}: {json.loads(result.read_text())['accuracy']:.1%}")
         return checkpoint
@@ -220,9 +229,10 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
     for reduction in ("1", *routed):
         runs = [json.loads((out / f"seed{seed}-r{reduction}.json").read_text()) for seed in seeds.split(",")]
         values = [run["accuracy"] for run in runs]
+        minutes = [run["seconds"] / 60 for run in runs if run["seconds"] is not None]
         label = "dense adapter (r = 1)" if reduction == "1" else f"CoDA r = {reduction}, k-to-k"
         each = ", ".join(f"{value:.1%}" for value in values)
-        table.add_row(label, f"{np.mean(values):.1%}", each, f"{np.mean([run['seconds'] for run in runs]) / 60:.0f}")
+        table.add_row(label, f"{np.mean(values):.1%}", each, f"{np.mean(minutes):.0f}" if minutes else "unknown")
     console.print(table)
     console.print(f"{len(test_rows)} held-out texts")
 

@@ -107,7 +107,7 @@ def bench(
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the timed input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the timed input.  [default: the longest]")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Of each process.  [default: all cores]")
-@click.option("--launches", default=16, show_default=True, type=click.IntRange(4), help="At most so many.")
+@click.option("--launches", default=32, show_default=True, type=click.IntRange(4), help="At most so many.")
 @click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(1), help="At most so many seconds.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result here.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")

@@ -44,13 +44,13 @@ from coda_compile.gate.verdict import Verdict
 from coda_targets.bundle import Arrays
 
 FIRST_LOOK = 4  # launches; Student's t of fewer is too wide to decide anything
-MOST_LAUNCHES = 16
+MOST_LAUNCHES = 32
 BUDGET_SECONDS = 300.0
 # A shared machine's speed drifts within tenths of a second, and turns that lie closer share more of it: on one, rounds
-# of single runs told the same as rounds of four in half the time.
+# of single runs told as much as rounds of four in half the time.
 TURN_SECONDS = 0.02
-LAUNCH_SECONDS = 4.0  # of a launch's rounds; starting three processes takes 2
-ROUNDS = range(10, 41)  # the fewest and the most of a launch
+LAUNCH_SECONDS = 2.0  # of a launch's rounds; starting its processes takes as long
+ROUNDS = range(10, 21)  # the fewest and the most of a launch
 _LEVEL = 0.95
 _PATHS = 100_000
 _NAMES = ("baseline", "baseline again", "candidate")

@@ -165,8 +165,9 @@ def explain(timing: Timing) -> str:
     """Why the clock says what it says, in one sentence."""
     decision, threshold = timing.decision, percent(timing.by)
     if decision.ratio is None:
+        done = len(timing.launches)
         return (
-            f"{len(timing.launches)} launches fitted into {timing.budget:g} s and {FIRST_LOOK} are the fewest "
+            f"{done} launch{'es' if done != 1 else ''} fitted into {timing.budget:g} s and {FIRST_LOOK} are the fewest "
             "that tell anything"
         )
     measured = f"latency {change(decision.ratio.middle)} (95 % interval {ends(decision.ratio)})"

@@ -23,14 +23,14 @@ def launches(count: int, *, ratio: float = 1.0, shift: float = 0.01, seed: int =
     a, again, b = np.random.default_rng(seed).normal(0, shift, (3, count))
     changes = np.log(ratio) + b - (a + again) / 2
     return [
-        Launch(float(change), float(itself), 0.1, 0.1 * ratio, 40)
+        Launch(float(change), float(itself), 0.1, 0.1 * ratio, 20)
         for change, itself in zip(changes, again - a, strict=True)
     ]
 
 
 def timing(given: Sequence[Launch], *, by: float = 0.05, **changes: Any) -> Timing:
     """What a measurement of these launches would be."""
-    made = Timing(decide(given, by=by, most=16), by, tuple(given), 16, 300.0, 61.2, 1, 128, 2, 0.1)
+    made = Timing(decide(given, by=by, most=32), by, tuple(given), 32, 300.0, 61.2, 1, 128, 2, 0.1)
     return replace(made, **changes)
 
 

@@ -79,7 +79,7 @@ def test_launches_that_are_now_and_then_far_off_raise_no_alarm():
     alarms = 0
     for _ in range(300):
         shifts = generator.standard_t(2, (MOST_LAUNCHES, 3)) * 0.01
-        given = [Launch(b - (a + again) / 2, again - a, 0.1, 0.1, 40) for a, again, b in shifts]
+        given = [Launch(b - (a + again) / 2, again - a, 0.1, 0.1, 20) for a, again, b in shifts]
         alarms += stopped(given).verdict is Verdict.REGRESSION
     assert alarms == 0
 
@@ -93,14 +93,14 @@ def test_multipliers_are_students_where_there_is_one_look():
 
 
 def test_too_few_launches_tell_nothing():
-    decision = decide(launches(FIRST_LOOK - 1, ratio=3), by=BY, most=16)
+    decision = decide(launches(FIRST_LOOK - 1, ratio=3), by=BY, most=32)
     assert decision == Decision(Verdict.CANNOT_TELL, None, None)
     assert decision.floor == float("inf")
 
 
 def test_a_threshold_below_the_noise_passes_nothing():
-    given = [Launch(0.001 * (-1) ** i, 0.1 * (-1) ** i, 0.1, 0.1, 40) for i in range(8)]
-    decision = decide(given, by=0.02, most=16)
+    given = [Launch(0.001 * (-1) ** i, 0.1 * (-1) ** i, 0.1, 0.1, 20) for i in range(8)]
+    decision = decide(given, by=0.02, most=32)
     assert decision.ratio is not None
     assert decision.ratio.high < 1.02 < 1 + decision.floor
     assert decision.verdict is Verdict.CANNOT_TELL
@@ -116,12 +116,12 @@ def test_what_the_noise_cannot_hide_is_told_at_any_threshold():
             Launch(float(np.log(ratio)) + 0.001 * (i % 2), launch.itself, 0.1, 0.1, 40)
             for i, launch in enumerate(noisy)
         ]
-        assert decide(moved, by=0.02, most=16).verdict is verdict
+        assert decide(moved, by=0.02, most=32).verdict is verdict
 
 
 def test_a_baseline_that_differs_from_itself_counts_as_noise():
-    given = [Launch(0.002 * (-1) ** i, 0.06 + 0.001 * (-1) ** i, 0.1, 0.1, 40) for i in range(8)]
-    decision = decide(given, by=BY, most=16)
+    given = [Launch(0.002 * (-1) ** i, 0.06 + 0.001 * (-1) ** i, 0.1, 0.1, 20) for i in range(8)]
+    decision = decide(given, by=BY, most=32)
     assert decision.floor > 0.06
     assert decision.verdict is Verdict.CANNOT_TELL
 
@@ -176,19 +176,19 @@ def test_it_stops_when_the_interval_decides(launched: Callable[[list[Launch], fl
 
 
 def test_it_stops_after_the_most_launches(launched: Callable[[list[Launch], float], None]):
-    launched(launches(16, ratio=1.05), 1.0)
+    launched(launches(32, ratio=1.05), 1.0)
     timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, most=6)
     assert (timing.decision.verdict, len(timing.launches)) == (Verdict.CANNOT_TELL, 6)
 
 
 def test_no_launch_is_begun_that_would_end_after_the_budget(launched: Callable[[list[Launch], float], None]):
-    launched(launches(16, ratio=1.05), 10.0)
+    launched(launches(32, ratio=1.05), 10.0)
     timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, budget=35.0)
     assert (len(timing.launches), timing.took) == (3, 30.0)
     assert timing.decision.ratio is None
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.01, 40), (0.05, 40), (0.25, 17), (9.0, 10)])
+@pytest.mark.parametrize(("seconds", "expected"), [(0.01, 20), (0.05, 20), (0.125, 17), (9.0, 10)])
 def test_all_processes_get_turns_of_the_same_form_for_some_seconds(
     seconds: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ):

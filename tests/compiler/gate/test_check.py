@@ -1,6 +1,7 @@
 """The gate as a whole: in which order it asks, and what it refuses."""
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from tests.compiler.gate.results import MACHINE, launches, rewrite, timing
 
+from coda_compile.cli_measure import check as check_command
 from coda_compile.errors import CodaError
 from coda_compile.gate import check as module
-from coda_compile.gate.ab import Timing
-from coda_compile.gate.check import advise, check, explain, percent, shared_inputs
+from coda_compile.gate.ab import BUDGET_SECONDS, MOST_LAUNCHES, Timing
+from coda_compile.gate.check import BY, advise, check, explain, percent, shared_inputs
 from coda_compile.gate.verdict import Verdict
 from coda_targets import Bundle, BundleError
 
@@ -140,9 +142,9 @@ def test_advice_is_given_where_the_gate_cannot_tell():
     for words in ("load average was 3.5 on 4 cores", "'powersave'", "--budget 600", "--tokens 512", "--by 0."):
         assert words in advice
     assert float(advice.split("--by ")[1].splitlines()[0]) >= noisy.decision.floor
-    spent = timing(launches(16, ratio=1.05), tokens=512)
+    spent = timing(launches(32, ratio=1.05), tokens=512)
     assert advise(spent, MACHINE, 512) == (
-        "allow more launches: --launches 32 --budget 600",
+        "allow more launches: --launches 64 --budget 600",
         "use a machine that does nothing else",
     )
 
@@ -150,9 +152,16 @@ def test_advice_is_given_where_the_gate_cannot_tell():
 # The command.
 
 
-def _command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    import sys
+def test_the_options_defaults_are_those_of_the_gate():
+    defaults = {option.name: option.default for option in check_command.params}
+    assert {name: defaults[name] for name in ("by", "launches", "budget")} == {
+        "by": BY,
+        "launches": MOST_LAUNCHES,
+        "budget": BUDGET_SECONDS,
+    }
 
+
+def _command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coda_compile", "check", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
@@ -170,7 +179,7 @@ def test_the_command_cannot_tell_from_one_launch(compiled: Bundle, tmp_path: Pat
     options = ("--budget", "1", "--threads", "1", "--tokens", "8")
     done = _command(compiled.folder, "--against", compiled.folder, *options, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (4, "")
-    assert "cannot tell: 1 launches fitted into 1 s" in done.stdout or "one core" in done.stdout
+    assert "cannot tell: 1 launch fitted into 1 s" in done.stdout or "one core" in done.stdout
     assert "would help: " in done.stdout
 
 

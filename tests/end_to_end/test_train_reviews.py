@@ -1,0 +1,89 @@
+"""The training example on a handful of short texts: its results, and that an interrupted study goes on."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from tests.conftest import tiny_backbone
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from coda_models import load
+
+# Trainer saves two epochs of so small a model within one tick of the file system's clock.
+pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_reviews.py"
+
+
+@pytest.fixture
+def example() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("train_reviews_example", EXAMPLE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> list[str]:
+    backbone, data = tmp_path / "backbone", tmp_path / "texts.csv"
+    tiny_backbone("bert", "feature-extraction").save_pretrained(backbone)  # without a head, as pretrained ones are
+    tokenizer.save_pretrained(backbone)
+    with data.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i in range(40):
+            word = ("good", "bad")[i % 2]
+            rows.writerow([" ".join([f"w{(i * 7 + j) % 90}" for j in range(i % 9 + 3)] + [word]), word])
+    return ["--data", str(data), "--backbone", str(backbone), "--seeds", "3", "--reductions", "2"]
+
+
+def run(example: ModuleType, arguments: list[str], out: Path) -> Result:
+    return CliRunner().invoke(example.main, [*arguments, "--out", str(out)])
+
+
+def test_every_run_leaves_a_checkpoint_and_its_accuracy(example: ModuleType, arguments: list[str], tmp_path: Path):
+    out = tmp_path / "runs"
+    done = run(example, arguments, out)
+    assert done.exit_code == 0, done.output
+    assert "8 held-out texts" in done.output
+    names = {"seed3-r1": 1, "seed3-r2": 2}
+    assert {path.name for path in out.iterdir()} == {f"{name}{end}" for name in names for end in (".pt", ".json")}
+    for name, reduction in names.items():
+        found = json.loads((out / f"{name}.json").read_text())
+        assert 0 <= found["accuracy"] <= 1
+        assert found["seconds"] > 0
+        assert load(out / f"{name}.pt", backbone=arguments[3]).model.coda_config.reduction == reduction
+
+
+def test_an_interrupted_study_goes_on_and_ends_the_same(
+    example: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(example, arguments, whole).exit_code == 0
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 5:  # of 10: two steps an epoch
+                raise KeyboardInterrupt
+
+    trainer = example.CodaTrainer
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            example, "CodaTrainer", lambda *, callbacks, **rest: trainer(callbacks=[*callbacks, Interrupt()], **rest)
+        )
+        assert run(example, arguments, parts).exit_code != 0
+    assert [path.name for path in (parts / "seed3-r1-epochs").iterdir()] == ["checkpoint-4"]
+
+    assert run(example, arguments, parts).exit_code == 0
+    assert json.loads((parts / "seed3-r1.json").read_text())["seconds"] is None
+    for name in ("seed3-r1", "seed3-r2"):
+        expected, actual = (load(folder / f"{name}.pt", backbone=arguments[3]).model for folder in (whole, parts))
+        for (key, a), b in zip(expected.state_dict().items(), actual.state_dict().values(), strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=0, msg=f"{name} {key}")
