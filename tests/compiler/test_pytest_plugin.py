@@ -57,7 +57,7 @@ def test_verdicts_become_outcomes(
         "batch": 1,
         "tokens": 9,
         "threads": 0,
-        "launches": 16,
+        "launches": 32,
         "budget": 300.0,
     }
     if outcome != "passed":
