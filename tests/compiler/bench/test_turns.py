@@ -1,6 +1,9 @@
 """The coordinator: turns, equal inputs, and failures of a contender."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +71,36 @@ def test_processes_end_with_the_block(compiled: Bundle):
         assert len(workers[0].run(0, 3)) == 3
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends a process with its parent")
+def test_a_sleeping_process_ends_with_its_coordinator_however_that_dies(compiled: Bundle):
+    program = f"""
+from pathlib import Path
+import numpy as np
+from coda_compile.bench.turns import Contender, started
+inputs = [{{"input_ids": np.ones((1, 8), int)}}]
+contender = Contender.of_bundle("a", Path({str(compiled.folder)!r}))
+with started([contender], inputs, threads=1, on_failure=print) as workers:
+    print(workers[0]._process.pid, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as coordinator:
+        assert coordinator.stdout is not None
+        status = Path("/proc", coordinator.stdout.readline().strip(), "status")
+        assert _lives(status)
+        coordinator.kill()
+    end = time.monotonic() + 10
+    while _lives(status) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _lives(status)
+
+
+def _lives(status: Path) -> bool:
+    """Whether a process is there, and more than an entry that nobody has collected yet."""
+    try:
+        return "State:\tZ" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
