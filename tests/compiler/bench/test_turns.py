@@ -74,7 +74,7 @@ def test_processes_end_with_the_block(compiled: Bundle):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends a process with its parent")
-def test_a_sleeping_process_ends_with_its_coordinator_however_that_dies(compiled: Bundle):
+def test_a_sleeping_process_ends_with_its_coordinator_however_that_dies(compiled: Bundle, tmp_path: Path):
     program = f"""
 from pathlib import Path
 import numpy as np
@@ -86,7 +86,11 @@ with started([contender], inputs, threads=1, on_failure=print) as workers:
     input()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # what is killed cleans nothing up
     ) as coordinator:
         assert coordinator.stdout is not None
         status = Path("/proc", coordinator.stdout.readline().strip(), "status")
