@@ -28,7 +28,7 @@ class Tolerances:
     """
 
     scores: float = 2e-5
-    gates: float = 2e-5
+    gates: float = 1e-6
     outputs: float = 5e-5
 
 

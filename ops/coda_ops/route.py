@@ -17,7 +17,7 @@ from coda_ops.capacity import slot_count
 from coda_ops.domain import formal, function, schema
 
 # Valid scores are saturated to ±LIMIT and padding sits below them all, so that an infinite score of a valid token
-# still beats padding, and LIMIT / epsilon stays finite in float32.
+# still beats padding, in float32.
 LIMIT = 1e29
 PADDING = -1e30
 
@@ -45,16 +45,22 @@ def saturate(scores: Tensor, mask: Tensor) -> Tensor:
 def soft_top_k(scores: Tensor, mask: Tensor, reduction: Fraction, schedule: Schedule) -> Tensor:
     """Gates λ of every token, differentiable through all iterations.
 
+    ε divides rounding errors too: in float32 a gate would be off by 1e-5 at scores of a few units and ε = 0.03, and
+    every runtime would be off in its own way. So the iteration runs in float64, which costs next to nothing at this
+    size; devices without it (mps) take float32.
+
     Args:
-        scores: [batch, tokens], any floating type; computed in float32 or better.
+        scores: [batch, tokens], any floating type.
         mask: [batch, tokens] bool, true for valid tokens.
         reduction: r; an example of n valid tokens routes k = ceil(n / r) of them.
 
     Returns:
-        [batch, tokens] in [0, 1]: exactly 1 where k = n, 0 for padding. After finitely many iterations Σλ is near,
-        not equal to, k; the iteration is the definition, its limit is no substitute.
+        [batch, tokens] in [0, 1], float32 or the wider type of scores: exactly 1 where k = n, 0 for padding. After
+        finitely many iterations Σλ is near, not equal to, k; the iteration is the definition, its limit is no
+        substitute.
     """
-    s = saturate(scores, mask)
+    saturated = saturate(scores, mask)
+    s = saturated if saturated.device.type == "mps" else saturated.double()
     n = mask.sum(-1, keepdim=True)  # [batch, 1]
     k = slot_count(n, reduction)  # [batch, 1]
     log_k = k.clamp(min=1).to(s.dtype).log()
@@ -63,7 +69,7 @@ def soft_top_k(scores: Tensor, mask: Tensor, reduction: Fraction, schedule: Sche
         bound = epsilon * (torch.logsumexp(u / epsilon, -1, keepdim=True) - log_k)  # [batch, 1], the paper's -a
         u = torch.minimum(s, bound)
     gates = torch.exp(torch.clamp((s - bound) / epsilon, max=0.0))
-    return torch.where(mask & (k < n), gates, mask.to(gates.dtype))
+    return torch.where(mask & (k < n), gates, mask.to(gates.dtype)).to(saturated.dtype)
 
 
 @torch.library.custom_op("coda::route", mutates_args=())
@@ -179,7 +185,7 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
     epsilons = schedule.epsilons()
     iterate = "\n".join(
         f"""
-        e{t} = Constant <value_float: float = {epsilon!r}> ()
+        e{t} = Constant <value = double {{{epsilon!r}}}> ()
         x{t} = Div(u{t}, e{t})
         l{t} = ReduceLogSumExp <keepdims: int = 1> (x{t}, last)
         d{t} = Sub(l{t}, log_k)
@@ -201,10 +207,12 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
         high = Constant <value_float: float = {LIMIT!r}> ()
         pad = Constant <value_float: float = {PADDING!r}> ()
         none = Constant <value_float: float = 0.0> ()
+        none_wide = Constant <value = double {{0.0}}> ()
         p_less = Sub(p, one)
 
         clamped = Clip(scores, low, high)
-        s = Where(mask, clamped, pad)
+        saturated = Where(mask, clamped, pad)
+        s = Cast <to: int = 11> (saturated)
         ones = Cast <to: int = 7> (mask)
         n = ReduceSum <keepdims: int = 1> (ones, last)
         nq = Mul(n, q)
@@ -212,14 +220,15 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
         k = Div(nq_up, p)
 
         k_some = Max(k, one)
-        k_float = Cast <to: int = 1> (k_some)
-        log_k = Log(k_float)
+        k_wide = Cast <to: int = 11> (k_some)
+        log_k = Log(k_wide)
         u0 = Identity(s)
         {iterate}
         over = Sub(s, b{final})
         exponent = Div(over, e{final})
-        capped = Min(exponent, none)
-        soft = Exp(capped)
+        capped = Min(exponent, none_wide)
+        soft_wide = Exp(capped)
+        soft = Cast <to: int = 1> (soft_wide)
         selective = Less(k, n)
         choose = And(mask, selective)
         hard = Cast <to: int = 1> (mask)
@@ -229,7 +238,7 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
         tokens_q = Mul(tokens, q)
         tokens_q_up = Add(tokens_q, p_less)
         slots = Div(tokens_q_up, p)
-        top, ranked = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (s, slots)
+        top, ranked = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (saturated, slots)
         first = Squeeze(slots)
         ranks = Range(zero, first, one)
         used = Less(ranks, k)
