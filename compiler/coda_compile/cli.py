@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from coda_compile import __version__, console
+from coda_compile.cli_kernels import kernels
 from coda_compile.cli_measure import measure
 from coda_compile.errors import CodaError, as_sentences
 
@@ -44,6 +45,7 @@ def cli() -> None:
     coda-compile check DIR --against OLD         is it slower than it was? for CI
     coda-compile explain DIR                     where the time goes, layer by layer
     coda-compile report DIR                      all of it on one page
+    coda-compile kernels build                   native kernels for this machine's CPU
 
     A bundle is a folder with model.onnx, its tokenizer, and the proof that it computes what the model did. It needs
     onnxruntime to run, no torch. `coda-compile COMMAND --help` tells more.
@@ -164,7 +166,7 @@ def inspect(bundle: Path) -> None:
     console.inspected(Bundle(bundle))
 
 
-for _command in measure.commands.values():
+for _command in (*measure.commands.values(), kernels):
     cli.add_command(_command)
 
 

@@ -12,7 +12,9 @@ from rich.text import Text
 from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply_adds
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
+from coda_ops import native
 from coda_targets import Bundle
+from coda_targets.bundle import load_kernels
 
 # Labels, folders and words are anyone's text: none of it is markup.
 out = Console(highlight=False, markup=False, emoji=False)
@@ -124,3 +126,17 @@ def inspected(bundle: Bundle) -> None:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
     out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def kernels() -> None:
+    """Where the native kernels are; what building them lacks."""
+    found = native.library()
+    if found is not None:
+        load_kernels(found)
+        out.print(f"{', '.join(native.OPERATORS)}: {found}, loaded by this onnxruntime", soft_wrap=True)
+    elif native.switched_off():
+        out.print(f"{native.SWITCH} is portable: bundles run on their function bodies", soft_wrap=True)
+    else:
+        lacks = native.missing()
+        out.print("no native kernels here: bundles run on their function bodies", soft_wrap=True)
+        out.print(f"  {lacks}" if lacks else "  next: coda-compile kernels build", soft_wrap=True)

@@ -47,7 +47,7 @@ def soft_top_k(scores: Tensor, mask: Tensor, reduction: Fraction, schedule: Sche
 
     ε divides rounding errors too: in float32 a gate would be off by 1e-5 at scores of a few units and ε = 0.03, and
     every runtime would be off in its own way. So the iteration runs in float64, which costs next to nothing at this
-    size; devices without it (mps) take float32.
+    size (devices without it, mps, take float32), on scores less the row's highest, which leaves gates as they are.
 
     Args:
         scores: [batch, tokens], any floating type.
@@ -61,6 +61,7 @@ def soft_top_k(scores: Tensor, mask: Tensor, reduction: Fraction, schedule: Sche
     """
     saturated = saturate(scores, mask)
     s = saturated if saturated.device.type == "mps" else saturated.double()
+    s = s - s.detach().amax(-1, keepdim=True)
     n = mask.sum(-1, keepdim=True)  # [batch, 1]
     k = slot_count(n, reduction)  # [batch, 1]
     log_k = k.clamp(min=1).to(s.dtype).log()
@@ -212,7 +213,9 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
 
         clamped = Clip(scores, low, high)
         saturated = Where(mask, clamped, pad)
-        s = Cast <to: int = 11> (saturated)
+        wide = Cast <to: int = 11> (saturated)
+        highest = ReduceMax <keepdims: int = 1> (wide, last)
+        s = Sub(wide, highest)
         ones = Cast <to: int = 7> (mask)
         n = ReduceSum <keepdims: int = 1> (ones, last)
         nq = Mul(n, q)

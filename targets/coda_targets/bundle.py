@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import Manifest, check_files, read_manifest
@@ -139,7 +140,8 @@ def open_session(
         model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
 
     Raises:
-        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word.
+        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word. Or the
+            native kernels are installed and cannot be loaded.
         BundleError: onnxruntime cannot load the model.
     """
     absent = [name for name, _ in target.providers if name not in ort.get_available_providers()]
@@ -153,6 +155,8 @@ def open_session(
         setattr(options, name, value)
     for name, value in target.session_config.items():
         options.add_session_config_entry(name, value)
+    if target.native and (kernels := native.library()) is not None:
+        load_kernels(kernels, options)
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     try:
@@ -162,3 +166,18 @@ def open_session(
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
+
+
+def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> None:
+    """Have a session run native kernels where its model has ``ai.coda`` operators.
+
+    Raises:
+        TargetError: onnxruntime cannot load the library.
+    """
+    try:
+        (options or ort.SessionOptions()).register_custom_ops_library(str(library))
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise TargetError(
+            f"onnxruntime cannot load the native kernels in {library}: {first_line(error)}; build them again with "
+            f"`coda-compile kernels build`, or do without: {native.SWITCH}=portable"
+        ) from None

@@ -19,6 +19,7 @@ class Target:
         providers: onnxruntime execution providers with their options, best first; none for a target that runs nothing.
         opset: of the default ONNX domain.
         operators: how the ``ai.coda`` operators are carried: ``function``, or ``inlined`` into standard ones.
+        native: whether the native kernels of those operators serve it where they are installed.
         precisions: what weights and activations may be.
         static_shapes: whether batch and sequence are fixed at compile time.
         lowering: names of the passes of ``coda_compile.passes``, in order.
@@ -36,6 +37,7 @@ class Target:
     precisions: tuple[str, ...]
     static_shapes: bool
     lowering: tuple[str, ...]
+    native: bool = False
     session_options: dict[str, Any] = field(default_factory=dict)
     session_config: dict[str, str] = field(default_factory=dict)
     install: str = ""

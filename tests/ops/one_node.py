@@ -1,6 +1,5 @@
 """A model of one ai.coda node that carries its function body, run on onnxruntime."""
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
@@ -9,8 +8,16 @@ from coda_ops import DOMAIN, VERSION
 from coda_ops.domain import BODY_OPSET
 
 
-def run_node(body, inputs, attributes=None):
-    """The outputs of one node. ``inputs``: arrays by the names of the body's own inputs, in order."""
+def run_node(body, inputs, attributes=None, library=None, threads=1):
+    """The outputs of one node. ``inputs``: arrays by the names of the body's own inputs, in order.
+
+    With a library of native kernels its kernel runs instead of the body.
+    """
+    return open_node(body, inputs, attributes, library, threads).run(list(body.output), inputs)
+
+
+def open_node(body, inputs, attributes=None, library=None, threads=1):
+    """A session of one node, for inputs of the types and ranks given."""
     names = list(body.output)
     node = helper.make_node(body.name, list(inputs), names, domain=DOMAIN, **(attributes or {}))
     types = {"indices": onnx.TensorProto.INT64, "used": onnx.TensorProto.BOOL}
@@ -43,6 +50,7 @@ def run_node(body, inputs, attributes=None):
     onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(result) for result in session.run(names, inputs)]
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ import cpuinfo
 import psutil
 
 from coda_compile.errors import CodaError
+from coda_ops import native
 
 # What decides which kernels a runtime takes.
 _X86 = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
@@ -33,6 +34,7 @@ class Machine:
         governor: of the clock frequency, ``None`` where it cannot be read.
         system: operating system and architecture.
         python, versions: of the interpreter and of the libraries that were installed.
+        kernels: of the CoDA operators, ``native`` or ``portable``.
     """
 
     cpu: str
@@ -43,6 +45,7 @@ class Machine:
     system: str
     python: str
     versions: dict[str, str]
+    kernels: str
 
     def differences(self, other: "Machine") -> list[str]:
         """What makes figures of two machines incomparable, one phrase each; empty for the same kind of machine."""
@@ -52,6 +55,7 @@ class Machine:
             "instruction sets": (" ".join(self.instruction_sets), " ".join(other.instruction_sets)),
             "system": (self.system, other.system),
             "onnxruntime": (self.versions.get("onnxruntime"), other.versions.get("onnxruntime")),
+            "kernels of the CoDA operators": (self.kernels, other.kernels),
         }
         return [f"{what}: {a} here, {b} there" for what, (a, b) in pairs.items() if a != b]
 
@@ -70,6 +74,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions={name: installed for name in _PACKAGES if (installed := _version(name))},
+        kernels="portable" if native.library() is None else "native",
     )
 
 

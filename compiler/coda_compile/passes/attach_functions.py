@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -51,4 +52,5 @@ def _schedule(model: ir.Model) -> route.Schedule:
     if len(found) > 1:
         raise CompileError(f"this model has {len(found)} soft top-k schedules: all layers must share one")
     iterations, *epsilons = found.pop()
-    return route.Schedule(int(iterations), *(round(float(e), 9) for e in epsilons))
+    # Read back from a file an attribute is float32: the shortest decimal that rounds to it is what was meant.
+    return route.Schedule(int(iterations), *(float(str(np.float32(e))) for e in epsilons))

@@ -14,7 +14,7 @@ from coda_compile.gate.facts import Difference, Facts
 from coda_compile.gate.verdict import Verdict
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
 
-MACHINE = Machine("A CPU", 4, ("avx2",), 1 << 33, None, "Linux x86_64", "3.11.7", {"onnxruntime": "1.32.0"})
+MACHINE = Machine("A CPU", 4, ("avx2",), 1 << 33, None, "Linux x86_64", "3.11.7", {"onnxruntime": "1.32.0"}, "native")
 FACTS = Facts(1_000_000, 2_000_000, {"MatMul": 8, "com.microsoft::BiasGelu": 2}, {"CPU": 10}, "CPU")
 
 

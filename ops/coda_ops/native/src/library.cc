@@ -1,0 +1,276 @@
+// The kernels as onnxruntime sees them: types, shapes, checks, and the threads that rows are shared among.
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+#undef ORT_API_MANUAL_INIT
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "route.h"
+#include "tokens.h"
+
+#if defined(_WIN32)
+#define CODA_EXPORT extern "C" __declspec(dllexport)
+#else
+#define CODA_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+using Dim = Ort::ShapeInferContext::SymbolicInteger;
+using Shape = Ort::ShapeInferContext::Shape;
+
+OrtStatusPtr invalid(const std::string& message) {
+  return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
+}
+
+// Run one function for every index below count on onnxruntime's threads, in blocks that each hold about 64 KiB of work.
+template <typename Function>
+void parallel(OrtKernelContext* context, int64_t count, int64_t bytes_each, const Function& function) {
+  const int64_t block = std::max<int64_t>(1, (64 << 10) / std::max<int64_t>(1, bytes_each));
+  const int64_t blocks = (count + block - 1) / block;
+  const auto run = [&](int64_t b) {
+    for (int64_t i = b * block; i < std::min(count, (b + 1) * block); ++i) function(i);
+  };
+  if (blocks <= 1) {
+    if (blocks == 1) run(0);
+    return;
+  }
+  using Run = decltype(run);
+  Ort::KernelContext(context).ParallelFor(
+      [](void* data, size_t b) { (*static_cast<const Run*>(data))(static_cast<int64_t>(b)); },
+      static_cast<size_t>(blocks), 0, const_cast<void*>(static_cast<const void*>(&run)));
+}
+
+// What the three operators share: names, types, a kernel made from attributes, shapes inferred from the inputs'.
+template <typename Op, typename Kernel>
+struct CodaOp : Ort::CustomOpBase<Op, Kernel, true> {
+  const char* GetName() const { return Op::kName; }
+  size_t GetInputTypeCount() const { return std::size(Op::kInputs); }
+  size_t GetOutputTypeCount() const { return std::size(Op::kOutputs); }
+  ONNXTensorElementDataType GetInputType(size_t i) const { return Op::kInputs[i]; }
+  ONNXTensorElementDataType GetOutputType(size_t i) const { return Op::kOutputs[i]; }
+
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
+    try {
+      *kernel = new Kernel(info);
+      return nullptr;
+    } catch (const std::exception& error) {
+      return invalid(std::string(Op::kName) + ": " + error.what());
+    }
+  }
+};
+
+template <typename Body>
+OrtStatusPtr guarded(const char* name, Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    return invalid(std::string(name) + ": " + error.what());
+  }
+}
+
+struct RouteKernel {
+  explicit RouteKernel(const OrtKernelInfo* raw) {
+    Ort::ConstKernelInfo info(raw);
+    p_ = info.GetAttribute<int64_t>("numerator");
+    q_ = info.GetAttribute<int64_t>("denominator");
+    const auto iterations = info.GetAttribute<int64_t>("iterations");
+    if (p_ < q_ || q_ < 1 || iterations < 1) throw std::runtime_error("r must be at least 1, iterations too");
+    epsilons_ = coda::epsilons(iterations, info.GetAttribute<float>("epsilon_start"),
+                               info.GetAttribute<float>("epsilon_decay"), info.GetAttribute<float>("epsilon_final"));
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("Route", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto scores = context.GetInput(0), mask = context.GetInput(1);
+      const auto shape = scores.GetTensorTypeAndShapeInfo().GetShape();
+      if (shape.size() != 2 || mask.GetTensorTypeAndShapeInfo().GetShape() != shape) {
+        return invalid("Route: scores and mask must both be [batch, tokens]");
+      }
+      const int64_t batch = shape[0], tokens = shape[1], slots = coda::slot_count(tokens, p_, q_);
+      const int64_t out[] = {batch, slots};
+      auto* indices = context.GetOutput(0, out, 2).GetTensorMutableData<int64_t>();
+      auto* gates = context.GetOutput(1, out, 2).GetTensorMutableData<float>();
+      auto* used = context.GetOutput(2, out, 2).GetTensorMutableData<bool>();
+      const auto* s = scores.GetTensorData<float>();
+      const auto* m = mask.GetTensorData<bool>();
+      parallel(raw, batch, tokens * 20 * 16, [&](int64_t row) {  // every iteration reads all scores
+        thread_local coda::RouteScratch scratch;
+        coda::route_row(s + row * tokens, m + row * tokens, tokens, slots, p_, q_, epsilons_, scratch,
+                        indices + row * slots, gates + row * slots, used + row * slots);
+      });
+      return nullptr;
+    });
+  }
+
+ private:
+  int64_t p_, q_;
+  std::vector<double> epsilons_;
+};
+
+struct RouteOp : CodaOp<RouteOp, RouteKernel> {
+  static constexpr const char* kName = "Route";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    const Shape& scores = context.GetInputShape(0);
+    if (scores.size() != 2) return Ort::Status(nullptr);
+    const int64_t p = context.GetAttrInt("numerator"), q = context.GetAttrInt("denominator");
+    Shape out{scores[0], scores[1]};
+    if (scores[1].IsInt()) {
+      out[1] = Dim(coda::slot_count(scores[1].AsInt(), p, q));
+    } else if (p != q) {
+      // Layers of one r share one name, so that fusions see equal shapes; onnxruntime keeps pointers to names.
+      static std::mutex mutex;
+      static std::set<std::string> names;
+      const std::lock_guard<std::mutex> lock(mutex);
+      const auto name = std::string(scores[1].AsSym()) + "*" + std::to_string(q) + "/" + std::to_string(p);
+      out[1] = Dim(names.insert(name).first->c_str());
+    }
+    for (size_t i = 0; i < std::size(kOutputs); ++i) {
+      if (auto status = context.SetOutputShape(i, out, kOutputs[i]); !status.IsOK()) return status;
+    }
+    return Ort::Status(nullptr);
+  }
+};
+
+// Whether every index lies in [0, tokens).
+bool inside(const int64_t* indices, int64_t count, int64_t tokens) {
+  return std::all_of(indices, indices + count, [tokens](int64_t i) { return i >= 0 && i < tokens; });
+}
+
+struct TakeKernel {
+  explicit TakeKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("TakeTokens", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto x = context.GetInput(0), indices = context.GetInput(1);
+      const auto xs = x.GetTensorTypeAndShapeInfo().GetShape(), is = indices.GetTensorTypeAndShapeInfo().GetShape();
+      if (xs.size() != 3 || is.size() != 2 || is[0] != xs[0]) {
+        return invalid("TakeTokens: x must be [batch, tokens, width] and indices [batch, slots]");
+      }
+      const int64_t tokens = xs[1], slots = is[1], width = xs[2];
+      const auto* at = indices.GetTensorData<int64_t>();
+      if (!inside(at, is[0] * slots, tokens)) return invalid("TakeTokens: an index lies outside of the text");
+      const int64_t out[] = {is[0], slots, width};
+      auto* taken = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
+      const auto* from = x.GetTensorData<float>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      parallel(raw, is[0] * slots, bytes, [&](int64_t slot) {
+        std::memcpy(taken + slot * width, from + (slot / slots * tokens + at[slot]) * width, bytes);
+      });
+      return nullptr;
+    });
+  }
+};
+
+struct TakeOp : CodaOp<TakeOp, TakeKernel> {
+  static constexpr const char* kName = "TakeTokens";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    const Shape &x = context.GetInputShape(0), &indices = context.GetInputShape(1);
+    if (x.size() != 3 || indices.size() != 2) return Ort::Status(nullptr);
+    return context.SetOutputShape(0, Shape{indices[0], indices[1], x[2]});
+  }
+};
+
+struct PutKernel {
+  explicit PutKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("PutTokens", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto base = context.GetInput(0), indices = context.GetInput(1);
+      const auto gates = context.GetInput(2), update = context.GetInput(3);
+      const auto bs = base.GetTensorTypeAndShapeInfo().GetShape(), is = indices.GetTensorTypeAndShapeInfo().GetShape();
+      const std::vector<int64_t> us{is.empty() ? 0 : is[0], is.size() < 2 ? 0 : is[1], bs.size() < 3 ? 0 : bs[2]};
+      if (bs.size() != 3 || is.size() != 2 || is[0] != bs[0] ||
+          gates.GetTensorTypeAndShapeInfo().GetShape() != is || update.GetTensorTypeAndShapeInfo().GetShape() != us) {
+        return invalid("PutTokens: base must be [batch, tokens, width], indices and gates [batch, slots] and update "
+                       "[batch, slots, width]");
+      }
+      const int64_t tokens = bs[1], slots = is[1], width = bs[2];
+      const auto* at = indices.GetTensorData<int64_t>();
+      if (!inside(at, is[0] * slots, tokens)) return invalid("PutTokens: an index lies outside of the text");
+      const auto* old = base.GetTensorData<float>();
+      auto* out = context.GetOutput(0, bs.data(), bs.size()).GetTensorMutableData<float>();
+      const auto* gate = gates.GetTensorData<float>();
+      const auto* add = update.GetTensorData<float>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      if (out != old) {  // onnxruntime hands over base itself where nobody else reads it
+        parallel(raw, bs[0] * tokens, bytes, [&](int64_t row) {
+          std::memcpy(out + row * width, old + row * width, bytes);
+        });
+      }
+      parallel(raw, is[0] * slots, 2 * bytes, [&](int64_t slot) {  // indices of a row are distinct: no two collide
+        coda::add_gated(out + (slot / slots * tokens + at[slot]) * width, add + slot * width, gate[slot], width);
+      });
+      return nullptr;
+    });
+  }
+};
+
+struct PutOp : CodaOp<PutOp, PutKernel> {
+  static constexpr const char* kName = "PutTokens";
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  PutOp() {
+    OrtCustomOp::GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+      *inputs = new int[1]{0};
+      *outputs = new int[1]{0};
+      return 1;
+    };
+    OrtCustomOp::ReleaseMayInplace = [](int* inputs, int* outputs) {
+      delete[] inputs;
+      delete[] outputs;
+    };
+  }
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    return context.SetOutputShape(0, context.GetInputShape(0));
+  }
+};
+
+}  // namespace
+
+// Called by onnxruntime. A runtime older than the headers has no such API: then nothing is registered, and function
+// bodies run.
+CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (api == nullptr) return nullptr;
+  Ort::InitApi(api);
+  static const RouteOp route;
+  static const TakeOp take;
+  static const PutOp put;
+  try {
+    static Ort::CustomOpDomain domain = [] {
+      Ort::CustomOpDomain made("ai.coda");
+      made.Add(&route);
+      made.Add(&take);
+      made.Add(&put);
+      return made;
+    }();
+    Ort::UnownedSessionOptions(options).Add(domain);
+    return nullptr;
+  } catch (const Ort::Exception& error) {
+    return api->CreateStatus(error.GetOrtErrorCode(), error.what());
+  }
+}

@@ -1,0 +1,13 @@
+#include "tokens.h"
+
+#include "simd.h"
+
+namespace coda {
+
+CODA_SIMD void add_gated(float* row, const float* update, float gate, int64_t width) {
+  if (!(gate > 0.0f)) return;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) row[i] += gate * update[i];
+}
+
+}  // namespace coda
