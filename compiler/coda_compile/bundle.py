@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from coda_compile.errors import CompileError, OutputError
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
+from coda_compile.passes.declining import RUNTIME_DOMAIN
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
@@ -27,6 +28,7 @@ _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "to
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
 _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
+_RUNTIME_OF_ATTENTION = "1.20"  # since then its own attention operators add a bias that is broadcast over the heads
 
 
 def check_output(folder: Path) -> None:
@@ -151,7 +153,9 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
 
 
 def _minimum_runtime(compiled: ir.Model) -> str:
-    needed = (_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version])
+    needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
+    if RUNTIME_DOMAIN in compiled.opset_imports:
+        needed.append(_RUNTIME_OF_ATTENTION)
     return max(needed, key=lambda release: int(release.split(".")[1]))
 
 

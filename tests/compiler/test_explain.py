@@ -10,11 +10,12 @@ from coda_compile import explain_table
 from coda_compile.cli import main
 from coda_compile.explain import Explanation, explain, layer_ranges
 from coda_compile.profile import Kernel, profile_bundle
+from coda_ops import native
 from coda_targets import Bundle
 
 
 @pytest.fixture(scope="module")
-def explanation(compiled: Bundle) -> Explanation:
+def explanation(compiled: Bundle, portable: None) -> Explanation:
     return explain(profile_bundle(compiled, tokens=20, runs=2, threads=1))
 
 
@@ -30,12 +31,22 @@ def test_rows_add_up_to_the_profile(explanation: Explanation):
 
 def test_a_layer_says_what_runs_what_was_fused_and_what_was_not(explanation: Explanation):
     row = explanation.layers[1]
-    assert row.operators["CPUExecutionProvider"]["Softmax"] == 1
+    assert row.operators["CPUExecutionProvider"]["Attention"] == 1
     assert row.bodies["Adapter"] == 5
-    assert row.fired == {"FusedMatMul": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
+    assert row.fired == {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
     misses = {miss.fusion: miss for miss in row.missed}
-    assert misses["Attention"].reason.endswith("the projections read a GatherND")
-    assert misses["Gemm"].count == 5
+    assert misses["Gemm"].count == 2
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_native_kernels_stand_as_they_are(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(native.SWITCH, "auto")
+    explanation = explain(profile_bundle(compiled, tokens=20, runs=1, threads=1))
+    assert explanation.profile.unattributed == 0
+    for row in explanation.layers[:2]:
+        assert row.bodies == {"Adapter": 5}
+        counts = row.operators["CPUExecutionProvider"]
+        assert [counts[name] for name in native.OPERATORS] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -57,11 +68,11 @@ def test_the_table_says_it_all(explanation: Explanation, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "1 x 20 tokens, medians of 2 runs, 1 thread;" in out
     assert "\noutside " in out
-    assert "layer 1: CPUExecutionProvider: MatMul 8" in out
+    assert "layer 1: CPUExecutionProvider: MatMul 4" in out
     assert "layer 1: Route as " in out
     assert "TakeTokens as 1 kernel\n" in out
-    assert "  layers 0-1: FusedMatMul 1, SkipLayerNormalization 2, BiasGelu 1\n" in out
-    assert "  layers 0-1: Gemm (5 times): its input must have a fixed shape" in out
+    assert "  layers 0-1: Attention 1, SkipLayerNormalization 2, BiasGelu 1\n" in out
+    assert "  layers 0-1: Gemm (2 times): its input must have a fixed shape" in out
     assert "could not be traced" not in out
 
 

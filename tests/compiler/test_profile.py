@@ -18,7 +18,7 @@ from coda_targets.bundle import open_session
 
 
 @pytest.fixture(scope="module")
-def profile(compiled: Bundle) -> Profile:
+def profile(compiled: Bundle, portable: None) -> Profile:
     return profile_bundle(compiled, batch=2, tokens=20, runs=3, threads=1)
 
 

@@ -14,6 +14,9 @@ from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from coda_compile.errors import CompileError
 from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.declining import Declining
+from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_targets.routing import ROLE_TAG
 
@@ -25,6 +28,8 @@ _PASSES: dict[str, Callable[[], Pass]] = {
         shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19
     ),
     "eliminate_identities": common.IdentityEliminationPass,
+    "fuse_attention": FuseAttention,
+    "fuse_projections": FuseProjections,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -41,12 +46,14 @@ class PassReport:
         modified: whether it says that it changed the model.
         nodes: in the main graph, after it.
         operators: change in the count of every operator that it changed.
+        declined: how many places it left as they were, by reason.
     """
 
     name: str
     modified: bool
     nodes: int
     operators: dict[str, int]
+    declined: dict[str, int]
 
 
 def make_pass(name: str) -> Pass:
@@ -87,9 +94,11 @@ def run_passes(model: ir.Model, names: Iterable[str]) -> list[PassReport]:
     for name in names:
         before = operator_counts(model)
         tags = _tags(model)
-        modified = bool(make_pass(name)(model).modified)
+        step = make_pass(name)
+        modified = bool(step(model).modified)
         _hand_on(tags, model)
         after = operator_counts(model)
         changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}
-        reports.append(PassReport(name, modified, sum(after.values()), changed))
+        declined = dict(step.declined) if isinstance(step, Declining) else {}
+        reports.append(PassReport(name, modified, sum(after.values()), changed, declined))
     return reports

@@ -99,7 +99,10 @@ def _read_proof(folder: Path) -> _Proof:
     path = folder / "report.json"
     try:
         plain = json.loads(path.read_text("utf-8"))
-        passes = [{key: item[key] for key in ("name", "modified", "nodes", "operators")} for item in plain["passes"]]
+        passes = [
+            {key: item[key] for key in ("name", "modified", "nodes", "operators", "declined")}
+            for item in plain["passes"]
+        ]
         keys = ("case", "scores", "gates", "outputs", "narrowest", "ties", "skipped")
         cases = [{key: item[key] for key in keys} for item in plain["parity"]["cases"]]
         return _Proof(passes, cases, Tolerances(**plain["parity"]["tolerances"]))
@@ -199,6 +202,7 @@ def _passes(passes: list[dict[str, Any]]) -> Table:
     for item in passes:
         changes = ", ".join(f"{name} {count:+d}".replace("-", "−") for name, count in item["operators"].items())
         done = (changes or "changed no operator count") if item["modified"] else "declined: found nothing to change"
+        done += "".join(f"; left {count}: {reason}" for reason, count in item["declined"].items())
         rows.append((str(item["name"]), done, str(item["nodes"])))
     caption = "In order; changes in the count of each operator, and the nodes that were left."
     return Table(caption, ("pass", "what it did", "nodes after"), rows, names=2)

@@ -143,9 +143,12 @@ def test_passes_fusions_parity_and_files_are_told(bare: Page, compiled: Bundle):
 def test_a_pass_that_found_nothing_says_so(copied: Path, tmp_path: Path):
     report = json.loads((copied / "report.json").read_text())
     report["passes"][0] |= {"modified": False, "operators": {}}
+    report["passes"][1] |= {"declined": {"too wide": 3}}
     _replace_report(copied, report)
     make_report(Bundle(copied), tmp_path / "page.html")
-    assert "declined: found nothing to change" in (tmp_path / "page.html").read_text("utf-8")
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "declined: found nothing to change" in text
+    assert "; left 3: too wide" in text
 
 
 def _replace_report(folder: Path, report: dict[str, object]) -> None:
