@@ -28,7 +28,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 @as_sentences()
 def compile(
     model: CodaModel | Path | str,
-    target: str = "cpu",
+    target: Target | str = "cpu",
     *,
     output: Path | str,
     backbone: Path | str | None = None,
@@ -40,7 +40,7 @@ def compile(
 
     Args:
         model: a model in memory, or a ``model.pt``, a CoDA checkpoint folder or a Hugging Face folder.
-        target: where it will run, one of ``coda_targets.target_names()``.
+        target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own.
@@ -55,7 +55,7 @@ def compile(
             ``<output>-failed`` that reproduces a failed verification.
     """
     output = Path(output).resolve()
-    lowered_for = _complete(get_target(target))
+    lowered_for = _complete(get_target(target) if isinstance(target, str) else target)
     check_output(output)
     with stage("load"):
         source = _source(model, backbone)

@@ -3,12 +3,14 @@
 An opener takes the number of threads and its own arguments, and gives ``prepare(inputs)``, which gives ``run()``.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import Arrays, open_session
 from coda_targets.cpu import TARGET as CPU
@@ -17,8 +19,10 @@ Run = Callable[[], object]
 Prepare = Callable[[Arrays], Run]
 
 
-def bundle(threads: int, folder: str) -> Prepare:
-    """A bundle, as an app runs it."""
+def bundle(threads: int, folder: str, portable: bool = False) -> Prepare:
+    """A bundle, as an app runs it; portable: as where no native kernels are installed."""
+    if portable:
+        os.environ[native.SWITCH] = "portable"  # this process has but one contender
     opened = Bundle(folder, threads=threads)
     session = opened.session
 

@@ -1,0 +1,99 @@
+"""What each fusion and the native kernels gain: the same model compiled and run without one of them.
+
+python benchmarks/pass_gains.py --model examples/reviews.pt --backbone FOLDER
+python benchmarks/pass_gains.py --shape bert-base -r 8 --tokens 512
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from coda_compile import compile
+from coda_compile.bench.machine import this_machine, thread_count
+from coda_compile.bench.shapes import random_model
+from coda_compile.bench.statistics import ratio_interval
+from coda_compile.bench.turns import Contender, in_turns
+from coda_compile.errors import CodaError
+from coda_targets import get_target
+
+FUSIONS = ("fuse_attention", "fuse_projections")
+# Name in the table → passes left out, whether without native kernels.
+VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "as compiled": ((), False),
+    "without fuse_projections": (FUSIONS[1:], False),
+    "without fuse_attention, and so fuse_projections": (FUSIONS, False),
+    "without native kernels": ((), True),
+    "without any of them": (FUSIONS, True),
+}
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Path(path_type=Path), help="A checkpoint.")
+@click.option("--backbone", help="Folder or hub name of the checkpoint's backbone.")
+@click.option("--shape", help="Random weights of a known size instead.")
+@click.option("--reduction", "-r", default="4", show_default=True)
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--tokens", multiple=True, type=click.IntRange(1), default=(128, 512), show_default=True)
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(4))
+@click.option("--threads", default=0, type=click.IntRange(0), help="[default: all cores]")
+def main(
+    model: Path | None,
+    backbone: str | None,
+    shape: str | None,
+    reduction: str,
+    batch: int,
+    tokens: tuple[int, ...],
+    rounds: int,
+    threads: int,
+) -> None:
+    if (model is None) == (shape is None):
+        raise click.UsageError("give --model or --shape, one of them")
+    if this_machine().kernels != "native":
+        raise click.ClickException("there are no native kernels to measure: coda-compile kernels build")
+    source = model if shape is None else random_model(shape)
+    cpu = get_target("cpu")
+    random = np.random.default_rng(0)
+    inputs = [{"input_ids": random.integers(1000, 20000, (batch, n))} for n in tokens]
+    with TemporaryDirectory(prefix="coda-gains-") as folder:
+        bundles = {}
+        try:
+            for without, _ in VARIANTS.values():
+                if without not in bundles:
+                    target = replace(cpu, lowering=tuple(name for name in cpu.lowering if name not in without))
+                    output = Path(folder) / str(len(bundles))
+                    bundles[without] = compile(source, target, output=output, backbone=backbone, reduction=reduction)
+            contenders = [
+                Contender(name, "bundle", {"folder": str(bundles[without].folder), "portable": portable})
+                for name, (without, portable) in VARIANTS.items()
+            ]
+            feeds = [bundles[()].prepare(one) for one in inputs]
+            timings = in_turns(contenders, feeds, rounds=rounds, threads=threads)
+        except CodaError as error:
+            raise click.ClickException(str(error)) from None
+    out = Console()
+    for case, n in enumerate(tokens):
+        table = Table(
+            "variant", "median", "time it takes over as compiled", title=f"{batch} x {n} tokens, r = {reduction}"
+        )
+        whole = timings["as compiled"].rounds(case)
+        for name, timing in timings.items():
+            seconds = timing.rounds(case)
+            more = ratio_interval(seconds, whole)
+            interval = "" if name == "as compiled" else f"{more.middle:.2f}x [{more.low:.2f}, {more.high:.2f}]"
+            table.add_row(name, f"{median(seconds) * 1e3:.1f} ms", interval)
+        out.print(table)
+    machine = this_machine()
+    out.print(
+        f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
+        f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
