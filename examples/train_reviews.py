@@ -10,10 +10,8 @@ there, and calls with different --seeds can share the work.
 
 import csv
 import json
-import shutil
 import time
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +23,16 @@ from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
-from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator
+from coda_models.recipe import DENSE, ROUTED, Recipe, fit
+from coda_models.train import TailCollator
 
 TOKENS = 512
 HELD_OUT = 400
 console = Console()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The knobs of one training run.
-
-    Attributes:
-        epochs: passes over the training texts.
-        stages: (tokens, until) pairs for GrowLength; ``until`` is a fraction of all steps.
-        learning_rate: peak of AdamW's linear schedule.
-        batch: texts a step.
-        drop: the share of tokens left out of each training text, drawn anew every time it is seen.
-        hidden: weight of the distance from the dense adapter's states after every layer; 0 learns from labels alone.
-        distillation: weight of the dense adapter's soft labels against the true ones.
-    """
-
-    epochs: float
-    stages: tuple[tuple[int, float], ...]
-    learning_rate: float
-    batch: int = 16
-    drop: float = 0.1
-    hidden: float = 0.0
-    distillation: float = 0.0
-
-
-# The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
-DENSE = Recipe(epochs=5, stages=((256, 0.4), (TOKENS, 1.0)), learning_rate=1e-3)
-# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
-ROUTED = Recipe(epochs=2, stages=((TOKENS, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
 
 
 def read_texts(path: Path) -> tuple[list[str], list[str]]:
@@ -112,59 +81,6 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
     return right / len(test)
 
 
-def train(
-    model: CodaModel,
-    reduction: str,
-    recipe: Recipe,
-    data: list[dict[str, Any]],
-    collator: TailCollator,
-    seed: int,
-    epochs: Path,
-    bf16: bool,
-    teacher: CodaModel | None,
-) -> None:
-    """One run: r annealed from 1 to its target over the first half, then held; taught by the dense adapter, if any.
-
-    The last whole epoch is kept in the folder ``epochs`` until the run ends.
-    """
-    collator.drop = recipe.drop
-    callbacks: list[Any] = [GrowLength(collator, recipe.stages)]
-    if reduction != "1":
-        callbacks.append(AnnealReduction(model, reduction))
-    arguments = TrainingArguments(
-        output_dir=str(epochs),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        weight_decay=0.01,
-        warmup_steps=20,
-        max_grad_norm=1.0,
-        seed=seed,
-        logging_steps=50,
-        save_strategy="epoch",
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=not console.is_terminal,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=bf16,
-        dataloader_pin_memory=False,
-    )
-    trainer = CodaTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=collator,
-        callbacks=callbacks,
-        teacher=teacher,
-        hidden=recipe.hidden,
-        distillation=recipe.distillation,
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(epochs) if epochs.is_dir() else None)
-    model.cpu().eval()
-    shutil.rmtree(epochs)
-
-
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
@@ -209,7 +125,18 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
             else:
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
             began, whole = time.perf_counter(), not epochs.is_dir()
-            train(model, reduction, recipe, train_rows, collator, seed, epochs, bf16, teacher)
+            fit(
+                model,
+                recipe,
+                train_rows,
+                collator,
+                reduction=reduction,
+                folder=epochs,
+                teacher=teacher,
+                seed=seed,
+                bf16=bf16,
+                quiet=not console.is_terminal,
+            )
             seconds = time.perf_counter() - began if whole else None  # it went on from an epoch of another time
             save(model, checkpoint, tokenizer=tokenizer, delta=True)
             found = {"accuracy": accuracy(model, test_rows, collator), "seconds": seconds}

@@ -1,5 +1,6 @@
-"""Training with transformers' Trainer: annealing r, growing length, distilling from the dense adapter."""
+"""Training with transformers' Trainer: annealing or drawing r, growing length, distilling from the dense adapter."""
 
+import random
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import compress
@@ -17,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from coda_models.config import Reduction
+from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
 
@@ -55,6 +56,33 @@ class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers sh
 def annealed(target: Fraction, progress: float) -> Fraction:
     """r after a fraction of the annealing, in eighths so that few distinct shapes occur."""
     return 1 + Fraction(round(progress * 8), 8) * (target - 1)
+
+
+class DrawReduction(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
+    """Draw r anew for every step, so that one model learns to run at all of them.
+
+    Args:
+        model: the model being trained.
+        reductions: what is drawn from, evenly; the draw of a step depends on the run's seed and the step alone.
+        final: r that the model is left at, one or one for each layer.
+    """
+
+    def __init__(
+        self, model: CodaModel, reductions: Sequence[Reduction], final: Reduction | Sequence[Reduction]
+    ) -> None:
+        if not reductions:
+            raise ConfigError("there are no reductions to draw from: give at least one")
+        self._model = model
+        self._reductions = [parse_reduction(r) for r in reductions]
+        self._final = final
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set r for the step about to run."""
+        self._model.set_reduction(random.Random(f"{args.seed}:{state.global_step}").choice(self._reductions))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave the model at its target."""
+        self._model.set_reduction(self._final)
 
 
 class TailCollator:

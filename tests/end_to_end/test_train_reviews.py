@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from tests.conftest import tiny_backbone
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from coda_models import load
+from coda_models import load, recipe
 
 # Trainer saves two epochs of so small a model within one tick of the file system's clock.
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")
@@ -73,10 +73,10 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(
             if state.global_step == 5:  # of 10: two steps an epoch
                 raise KeyboardInterrupt
 
-    trainer = example.CodaTrainer
+    trainer = recipe.CodaTrainer
     with monkeypatch.context() as patched:
         patched.setattr(
-            example, "CodaTrainer", lambda *, callbacks, **rest: trainer(callbacks=[*callbacks, Interrupt()], **rest)
+            recipe, "CodaTrainer", lambda *, callbacks, **rest: trainer(callbacks=[*callbacks, Interrupt()], **rest)
         )
         assert run(example, arguments, parts).exit_code != 0
     assert [path.name for path in (parts / "seed3-r1-epochs").iterdir()] == ["checkpoint-4"]

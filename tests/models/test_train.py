@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from coda_models import CodaConfig, CodaModel
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
-from coda_models.train import AnnealReduction, CodaTrainer, GrowLength, TailCollator, annealed
+from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator, annealed
 
 
 def state(step: int, steps: int = 100) -> Any:
@@ -263,3 +263,40 @@ def test_mixed_precision_leaves_scores_in_float32():
         scores = router(x)
     assert scores.dtype == torch.float32
     assert torch.equal(scores, router(x))
+
+
+def test_r_is_drawn_from_all_and_the_same_in_a_second_run():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    draws = []
+    for _ in range(2):
+        callback = DrawReduction(model, [1, "7/2", 8], 4)
+        seen = []
+        for step in range(60):
+            callback.on_step_begin(SimpleNamespace(seed=5), state(step), None)  # type: ignore[arg-type]
+            seen.append({layer.reduction for layer in model.coda_layers()})
+        draws.append(seen)
+    assert draws[0] == draws[1]
+    for r in (Fraction(1), Fraction(7, 2), Fraction(8)):
+        assert 10 < draws[0].count({r}) < 30
+    callback.on_train_end(None, state(60), None)  # type: ignore[arg-type]
+    assert model.coda_config.reduction == 4
+
+
+def test_another_seed_draws_otherwise():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    callback = DrawReduction(model, [1, 2], 2)
+    draws = []
+    for seed in (0, 1):
+        seen = []
+        for step in range(20):
+            callback.on_step_begin(SimpleNamespace(seed=seed), state(step), None)  # type: ignore[arg-type]
+            seen.append(next(model.coda_layers()).reduction)
+        draws.append(seen)
+    assert draws[0] != draws[1]
+
+
+def test_nothing_to_draw_from_is_refused():
+    with pytest.raises(ConfigError, match=r"^there are no reductions to draw from: give at least one$"):
+        DrawReduction(tiny_coda("bert"), [], 4)
+    with pytest.raises(ConfigError, match=r"below 1"):
+        DrawReduction(tiny_coda("bert"), ["1/2"], 4)

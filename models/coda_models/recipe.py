@@ -1,0 +1,113 @@
+"""The training recipe: the dense adapter first, then a light routed phase that starts from it and is taught by it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The knobs of one training run.
+
+    Attributes:
+        epochs: passes over the training texts.
+        stages: (tokens, until) pairs for ``GrowLength``; ``until`` is a fraction of all steps.
+        learning_rate: peak of AdamW's linear schedule.
+        batch: texts a step.
+        drop: the share of tokens left out of each training text, drawn anew every time it is seen.
+        hidden: weight of the distance from the dense adapter's states after every layer; 0 learns from labels alone.
+        distillation: weight of the dense adapter's soft labels against the true ones.
+        drawn: reductions of which each step takes one at random, so that the model learns to run at all of them; by
+            default r is annealed from 1 to its target over the first half, then held.
+    """
+
+    epochs: float
+    stages: tuple[tuple[int, float], ...]
+    learning_rate: float
+    batch: int = 16
+    drop: float = 0.1
+    hidden: float = 0.0
+    distillation: float = 0.0
+    drawn: tuple[Reduction, ...] = ()
+
+
+# The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
+DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3)
+# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
+ROUTED = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
+
+
+def fit(
+    model: CodaModel,
+    recipe: Recipe,
+    data: Sequence[dict[str, Any]] | Dataset[dict[str, Any]],
+    collator: TailCollator,
+    *,
+    reduction: Reduction | Sequence[Reduction],
+    folder: Path,
+    teacher: CodaModel | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+    quiet: bool = True,
+) -> None:
+    """Train a model in place and leave it at its reduction, on the CPU, in evaluation mode.
+
+    Args:
+        model: as ``convert`` made it, or a dense adapter model to go on from.
+        data: rows of ``input_ids`` and ``labels``.
+        collator: its length and drop become the recipe's.
+        reduction: r at the end, one or one for each layer.
+        folder: holds the last whole epoch while it lasts; a run that was interrupted goes on from there, to the bit.
+        teacher: the dense adapter model, for recipes that distil.
+        bf16: multiply in bfloat16.
+        quiet: no progress bar.
+    """
+    collator.drop = recipe.drop
+    callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages)]
+    if recipe.drawn:
+        callbacks.append(DrawReduction(model, recipe.drawn, reduction))
+    elif set(model.coda_config.with_reduction(reduction).layer_reductions(len(model.layers))) != {1}:
+        callbacks.append(AnnealReduction(model, reduction))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=20,
+        max_grad_norm=1.0,
+        seed=seed,
+        logging_steps=50,
+        save_strategy="epoch",
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=bf16,
+        dataloader_pin_memory=False,
+    )
+    trainer = CodaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+        callbacks=callbacks,
+        teacher=teacher,
+        hidden=recipe.hidden,
+        distillation=recipe.distillation,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    model.cpu().eval()
+    shutil.rmtree(folder)

@@ -1,0 +1,69 @@
+"""The recipe on a few texts: what fit leaves behind, and which callbacks it takes."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import tiny_coda
+from tests.models.test_train import rows
+from transformers import PreTrainedTokenizerFast
+
+from coda_models import CodaConfig, recipe
+from coda_models.recipe import DENSE, ROUTED, fit
+from coda_models.train import AnnealReduction, DrawReduction, TailCollator
+
+SHORT = replace(DENSE, epochs=1, batch=8, stages=((8, 0.5), (16, 1.0)))
+
+
+@pytest.fixture
+def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The callbacks of every trainer that is made."""
+    seen: list[Any] = []
+    trainer = recipe.CodaTrainer
+
+    def make(**options: Any) -> Any:
+        seen.extend(options["callbacks"])
+        return trainer(**options)
+
+    monkeypatch.setattr(recipe, "CodaTrainer", make)
+    return seen
+
+
+def test_a_dense_run_has_nothing_to_anneal(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):
+    model, collator = tiny_coda("bert", CodaConfig(reduction=1)), TailCollator(tokenizer, 99)
+    fit(model, SHORT, rows(), collator, reduction=1, folder=tmp_path / "run")
+    assert not any(isinstance(callback, AnnealReduction) for callback in callbacks)
+    assert (collator.tokens, collator.drop) == (16, SHORT.drop)
+    assert not model.training
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taught_run_ends_at_its_reduction(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):
+    model, teacher = (tiny_coda("bert", CodaConfig(reduction=1)) for _ in "ab")
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    taught = replace(ROUTED, epochs=1, batch=8, stages=((16, 1.0),))
+    reductions = ["1", "7/2"]
+    fit(
+        model,
+        taught,
+        rows(),
+        TailCollator(tokenizer, 16),
+        reduction=reductions,
+        folder=tmp_path / "run",
+        teacher=teacher,
+    )
+    assert any(isinstance(callback, AnnealReduction) for callback in callbacks)
+    assert [layer.reduction for layer in model.coda_layers()] == [1, Fraction(7, 2)]
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_drawing_takes_the_place_of_annealing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    drawn = replace(SHORT, drawn=("1", "2", "4"))
+    fit(model, drawn, rows(), TailCollator(tokenizer, 16), reduction=4, folder=tmp_path / "run")
+    assert [type(callback) for callback in callbacks[1:]] == [DrawReduction]
+    assert model.coda_config.reduction == 4
