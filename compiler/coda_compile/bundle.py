@@ -125,6 +125,7 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
             layer.attention,
             0 if layer.adapter is None else coda.bottleneck,
             layer.slots(model.max_tokens),
+            coda.adapter_span,
         )
         for layer in model.coda_layers()
     )

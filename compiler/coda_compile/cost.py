@@ -1,5 +1,6 @@
 """Multiply-adds of a compiled model, after the table of costs in Lei et al. 2023 (section 4.4)."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 from coda_ops.capacity import slot_count
@@ -10,7 +11,7 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
     """Multiply-adds of one layer for one sequence of valid tokens; norms and activations are not counted."""
     n, d, f, b = tokens, width, feed_forward, layer.bottleneck
     heavy = 4 * d * d + 2 * d * f  # attention projections and feed-forward, for one token
-    light = n * 2 * d * b
+    light = n * 2 * d * b + (n * b * layer.span if layer.span > 1 else 0)
     r = Fraction(layer.reduction)
     if r == 1:
         return n * heavy + 2 * n * n * d + light
@@ -28,5 +29,5 @@ def multiply_adds(manifest: Manifest, tokens: int) -> int:
 
 def dense_multiply_adds(manifest: Manifest, tokens: int) -> int:
     """The same for the dense adapter, every layer at r = 1."""
-    dense = [LayerInfo("1", x.attention, x.bottleneck, manifest.max_tokens) for x in manifest.layers]
+    dense = [replace(x, reduction="1", slots=manifest.max_tokens) for x in manifest.layers]
     return sum(layer_multiply_adds(x, tokens, manifest.width, manifest.feed_forward) for x in dense)

@@ -42,6 +42,7 @@ class CodaConfig:
         reduction: r, one for the model or a sequence with one for each layer; k = ceil(n / r) tokens are routed.
         attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
         bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
+        adapter_span: positions that an adapter's hidden channels mix, odd; 1 is the paper's adapter, which mixes none.
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
@@ -59,6 +60,7 @@ class CodaConfig:
     reduction: Reduction | Sequence[Reduction] = Fraction(4)
     attention: str = "k_to_k"
     bottleneck: int = 64
+    adapter_span: int = 1
     routed_layers: Sequence[int] | None = None
     iterations: int = 20
     epsilon_start: float = 4.0
@@ -83,10 +85,14 @@ class CodaConfig:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
         if (self.task, self.pooling) == ("token-classification", "mean"):
             raise ConfigError("pooling 'mean' leaves no tokens to classify: token-classification takes each by itself")
-        for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
+        for name, low, high in (("bottleneck", 0, 65536), ("adapter_span", 1, 255), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
+        if self.adapter_span % 2 == 0:
+            raise ConfigError(
+                f"adapter_span {self.adapter_span} is even: it must be odd, as many positions on either side"
+            )
         for name, most in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= most:

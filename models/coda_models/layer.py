@@ -148,9 +148,9 @@ class CodaLayer(nn.Module):
         if self.router is None or self.reduction == 1:
             positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # [1, tokens]
             y = self.block.output(x, read, read, _logit_bias(mask, positions, positions, table, x.dtype))
-            return (y if self.adapter is None else y + self.adapter(read)), None
+            return (y if self.adapter is None else y + self.adapter(read, mask)), None
 
-        base = x if self.adapter is None else x + self.adapter(read)
+        base = x if self.adapter is None else x + self.adapter(read, mask)
         routing = self._route(self.router(read), mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)

@@ -32,12 +32,14 @@ class LayerInfo:
         attention: ``k_to_k`` or ``k_to_all``.
         bottleneck: width of the adapter, 0 for none.
         slots: K at the longest input.
+        span: positions that the adapter's hidden channels mix, 1 for none.
     """
 
     reduction: str
     attention: str
     bottleneck: int
     slots: int
+    span: int = 1
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ def test_bound_of_the_specification(reduction: str, bound: float):
     assert dense / routed == pytest.approx(bound, abs=0.1)
 
 
+def test_a_span_costs_its_width_for_every_token_and_channel():
+    plain, mixing = LayerInfo("4", "k_to_k", 64, 128), LayerInfo("4", "k_to_k", 64, 128, span=7)
+    difference = layer_multiply_adds(mixing, 512, 384, 1536) - layer_multiply_adds(plain, 512, 384, 1536)
+    assert difference == 512 * 64 * 7
+
+
 @pytest.mark.parametrize("attention", ["k_to_k", "k_to_all"])
 @pytest.mark.parametrize("reduction", ["1", "2", "7/2", "8"])
 def test_equals_what_torch_counts(attention: str, reduction: str):

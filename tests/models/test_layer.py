@@ -122,7 +122,7 @@ def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, dtyp
     x = states(*MASK.shape, dtype=dtype)
     before, routing = layer(x, MASK, table)
     routed = torch.zeros_like(MASK).scatter(1, routing.indices, routing.used)
-    base = x + layer.adapter(layer.block.read(x))
+    base = x + layer.adapter(layer.block.read(x), MASK)
     assert routed.sum() == 4 + 2 + 3 + 1
     assert torch.equal(before[~routed], base[~routed])
     assert (before[routed] != base[routed]).any(-1).all()
@@ -146,7 +146,7 @@ def test_k_to_k_reads_routed_tokens_alone_and_k_to_all_reads_all(family, attenti
     def update(x, selection):
         y, routing = layer(x, mask, table, selection)
         at = routing.indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        base = x + layer.adapter(layer.block.read(x))
+        base = x + layer.adapter(layer.block.read(x), mask)
         return ((y - base).gather(1, at) / routing.gates.unsqueeze(-1)), routing
 
     first, routing = update(x, None)
@@ -193,7 +193,7 @@ def test_a_replayed_selection_is_taken(family, attention):
     indices = torch.tensor([[1, 2, 5, 7, 9, 11, 12]])
     used = torch.tensor([[True] * 5 + [False] * 2])
     y, routing = layer(x, mask, table, (indices, used))
-    base = x + layer.adapter(layer.block.read(x))
+    base = x + layer.adapter(layer.block.read(x), mask)
     changed = (y != base).any(-1)[0].nonzero()[:, 0].tolist()
     assert changed == [1, 2, 5, 7, 9]
     assert torch.equal(routing.indices, indices)
@@ -207,4 +207,4 @@ def test_a_layer_without_a_valid_token_is_its_adapter_and_finite(family, attenti
     x, mask = states(1, 13), torch.zeros(1, 13, dtype=torch.bool)
     y, routing = layer(x, mask, table)
     assert not routing.used.any()
-    assert torch.equal(y, x + layer.adapter(layer.block.read(x)))
+    assert torch.equal(y, x + layer.adapter(layer.block.read(x), mask))
