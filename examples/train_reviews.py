@@ -13,7 +13,7 @@ import json
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -68,6 +68,24 @@ def rows(tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[int]
     return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
+class Prepared(NamedTuple):
+    """What is trained on and judged by: rows, the texts that they were made from, and the classes' names."""
+
+    train: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    texts: tuple[list[str], list[str], list[str], list[str]]
+    classes: list[str]
+
+
+def prepare(data: Path, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Read, split and tokenize."""
+    texts, names = read_texts(data)
+    classes = sorted(set(names))
+    parts = split(texts, names)
+    train, test = (rows(tokenizer, parts[i], [classes.index(name) for name in parts[i + 2]]) for i in (0, 1))
+    return Prepared(train, test, parts, classes)
+
+
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
     """The share of rows whose label is the most likely one."""
     collator.tokens, collator.drop = TOKENS, 0.0
@@ -93,15 +111,11 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    texts, names = read_texts(data)
-    classes = sorted(set(names))
-    train_texts, test_texts, train_names, test_names = split(texts, names)
     tokenizer = load_tokenizer(backbone)
     if tokenizer is None:
         raise click.ClickException(f"{backbone} has no tokenizer")
     tokenizer.truncation_side = "left"
-    train_rows = rows(tokenizer, train_texts, [classes.index(name) for name in train_names])
-    test_rows = rows(tokenizer, test_texts, [classes.index(name) for name in test_names])
+    train_rows, test_rows, texts, classes = prepare(data, tokenizer)
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
@@ -150,7 +164,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
         for reduction in routed:
             once(f"seed{seed}-r{reduction}", int(seed), reduction, ROUTED, dense)
 
-    svm = svm_accuracy(train_texts, test_texts, train_names, test_names)
+    svm = svm_accuracy(*texts)
     table = Table("model", "held-out accuracy", "each seed", "minutes to train")
     table.add_row("linear SVM, TF-IDF word pairs, whole text", f"{svm:.1%}", "", "")
     for reduction in ("1", *routed):

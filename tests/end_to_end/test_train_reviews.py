@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,17 +18,24 @@ from coda_models import load, recipe
 
 # Trainer saves two epochs of so small a model within one tick of the file system's clock.
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_reviews.py"
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def example() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("train_reviews_example", EXAMPLE)
+def program(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of this project as a module."""
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_program", ROOT / path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, specification.name, module)  # where dataclasses look their annotations up
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return program("examples/train_reviews.py", monkeypatch)
 
 
 @pytest.fixture
@@ -87,3 +95,26 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(
         expected, actual = (load(folder / f"{name}.pt", backbone=arguments[3]).model for folder in (whole, parts))
         for (key, a), b in zip(expected.state_dict().items(), actual.state_dict().values(), strict=True):
             torch.testing.assert_close(b, a, rtol=0, atol=0, msg=f"{name} {key}")
+
+
+def test_rows_of_the_recipe_start_from_the_dense_adapter(
+    example: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs, out = tmp_path / "runs", tmp_path / "rows"
+    assert run(example, arguments, runs).exit_code == 0
+    benchmark = program("benchmarks/recipe_rows.py", monkeypatch)
+    data, backbone = arguments[1], arguments[3]
+    command = ["--data", data, "--backbone", backbone, "--dense", str(runs), "--out", str(out), "--seeds", "3"]
+    done = CliRunner().invoke(benchmark.main, [*command, "--rows", "two-epochs,span-7,drawn"])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in out.iterdir()} == {f"{name}-seed3.json" for name in ("two-epochs", "span-7", "drawn")}
+    plain, wide, drawn = (json.loads((out / f"{x}-seed3.json").read_text()) for x in ("two-epochs", "span-7", "drawn"))
+    assert list(plain["accuracy"]) == ["4"]
+    assert list(drawn["accuracy"]) == ["4", "1", "2", "8"]
+    assert wide["multiply_adds"]["4"] > plain["multiply_adds"]["4"]
+    assert drawn["multiply_adds"]["8"] < drawn["multiply_adds"]["4"] == plain["multiply_adds"]["4"]
+
+    printed = CliRunner().invoke(benchmark.main, ["--out", str(out), "--table"]).output
+    assert printed.count("\n| ") == 1 + 1 + 4
+    unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
+    assert "row 'other' is unknown: use some of two-epochs" in unknown.output

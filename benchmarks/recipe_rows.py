@@ -1,0 +1,189 @@
+"""The experiments behind the training recipe: each row changes one thing of the routed phase, over several seeds.
+
+python benchmarks/recipe_rows.py --data ../shared/data/movie_reviews.zip --backbone FOLDER --rows two-epochs,k-to-all
+
+Every row starts from the dense adapter of its seed, which examples/train_reviews.py leaves in --dense as seedN-r1.pt,
+and is taught by it. Each run leaves ROW-seedN.json in --out and goes on from its last whole epoch where it was
+interrupted; --table prints the Markdown table of all that is there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import click
+from transformers import set_seed
+
+from coda_compile.cost import layer_multiply_adds
+from coda_models import CodaModel, convert, load
+from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.config import Reduction
+from coda_models.recipe import ROUTED, fit
+from coda_models.train import TailCollator
+from coda_targets.manifest import LayerInfo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import train_reviews
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment.
+
+    Attributes:
+        what: it tries, for people.
+        reduction: r, one or one for each of MiniLM's six layers.
+        config: changes of the dense adapter's CodaConfig.
+        recipe: changes of ROUTED.
+        at: other reductions to measure the same checkpoint at.
+    """
+
+    what: str
+    reduction: Reduction | tuple[Reduction, ...] = "4"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    at: tuple[Reduction, ...] = ()
+
+
+ROWS: dict[str, Row] = {
+    "two-epochs": Row("r = 4, k-to-k, as CODA.md has it; two epochs"),
+    "r-2": Row("the same at r = 2", "2"),
+    "r-8": Row("the same at r = 8", "8"),
+    "k-to-all": Row("routed tokens attend to all", config={"attention": "k_to_all"}),
+    "epsilon-1": Row("ε ends at 1: every gate is open a little", config={"epsilon_final": 1.0}),
+    "no-states": Row("no hidden-state distillation", recipe={"hidden": 0.0}),
+    "labels-only": Row("no distillation at all", recipe={"hidden": 0.0, "distillation": 0.0}),
+    "strong-states": Row("hidden-state distillation weighs five times as much", recipe={"hidden": 5.0}),
+    "six-epochs": Row("six epochs", recipe={"epochs": 6}),
+    "first-dense": Row("the first layer dense, the others at r = 4", ("1", "4", "4", "4", "4", "4")),
+    "last-dense": Row("the last layer dense, the others at r = 4", ("4", "4", "4", "4", "4", "1")),
+    "growing": Row("r grows with depth", ("1", "2", "4", "8", "8", "8")),
+    "span-7": Row("adapters mix seven positions", config={"adapter_span": 7}),
+    "first-dense-span-7": Row(
+        "the first layer dense, adapters mix seven positions",
+        ("1", "4", "4", "4", "4", "4"),
+        config={"adapter_span": 7},
+    ),
+    "drawn": Row(
+        "r drawn from 1 … 8 for every step, six epochs",
+        recipe={"epochs": 6, "drawn": ("1", "2", "4", "8")},
+        at=("1", "2", "8"),
+    ),
+}
+
+
+def student_of(teacher: CodaModel, backbone: str, row: Row) -> CodaModel:
+    """A model of the row's configuration that starts at the dense adapter's weights."""
+    names = {"id2label": teacher.hf_config.id2label, "label2id": teacher.hf_config.label2id}
+    pretrained = load_backbone(backbone, "sequence-classification", attention_probs_dropout_prob=0.0, **names)
+    model = convert(pretrained, replace(teacher.coda_config, **row.config))
+    absent, unexpected = model.load_state_dict(teacher.state_dict(), strict=False)
+    if unexpected or any(not name.endswith(".mix") for name in absent):
+        raise click.ClickException(f"the dense adapter has other weights than this model: {[*absent, *unexpected][0]}")
+    return model
+
+
+def multiply_adds(model: CodaModel, tokens: int) -> int:
+    """Of all layers for one text."""
+    width, config = int(model.hf_config.hidden_size), model.coda_config
+    return sum(
+        layer_multiply_adds(
+            LayerInfo(str(x.reduction), x.attention, config.bottleneck, x.slots(tokens), config.adapter_span),
+            tokens,
+            width,
+            int(x.block.feed_forward.up.out_features),
+        )
+        for x in model.coda_layers()
+    )
+
+
+def table(folder: Path) -> str:
+    """Every row that has results, in Markdown."""
+    lines = ["| row | what | held-out accuracy | each seed | multiply-adds | minutes |", "|---|---|---|---|---|---|"]
+    for name, row in ROWS.items():
+        runs = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{name}-seed*.json"))]
+        for r in runs[0]["accuracy"] if runs else ():
+            values = [run["accuracy"][r] for run in runs]
+            minutes = [run["seconds"] / 60 for run in runs if run["seconds"] is not None]
+            what = row.what if r == next(iter(runs[0]["accuracy"])) else f"… the same checkpoint at r = {r}"
+            lines.append(
+                f"| {name} | {what} | {mean(values):.1%} | {', '.join(f'{value:.1%}' for value in values)} "
+                f"| {runs[0]['multiply_adds'][r] / 1e9:.2f} G | {f'{mean(minutes):.0f}' if minutes else '?'} |"
+            )
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Zip or CSV of texts.")
+@click.option("--backbone", help="Folder or hub name of the pretrained encoder.")
+@click.option("--dense", type=click.Path(path_type=Path), default=Path("runs"), help="Where the dense adapters are.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("rows"), help="Results.")
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--rows", default=",".join(ROWS), help="Names, separated by commas.  [default: all]")
+@click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
+@click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
+def main(
+    data: Path | None,
+    backbone: str | None,
+    dense: Path,
+    out: Path,
+    seeds: str,
+    rows: str,
+    bf16: bool,
+    only_table: bool,
+) -> None:
+    if only_table:
+        click.echo(table(out))
+        return
+    if data is None or backbone is None:
+        raise click.UsageError("training needs --data and --backbone")
+    unknown = [name for name in rows.split(",") if name not in ROWS]
+    if unknown:
+        raise click.ClickException(f"row {unknown[0]!r} is unknown: use some of {', '.join(ROWS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(backbone)
+    if tokenizer is None:
+        raise click.ClickException(f"{backbone} has no tokenizer")
+    tokenizer.truncation_side = "left"
+    prepared = train_reviews.prepare(data, tokenizer)
+    collator = TailCollator(tokenizer, train_reviews.TOKENS)
+    for seed in map(int, seeds.split(",")):
+        for name in rows.split(","):
+            row, result, epochs = ROWS[name], out / f"{name}-seed{seed}.json", out / f"{name}-seed{seed}-epochs"
+            if result.exists():
+                continue
+            teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
+            set_seed(seed)
+            model = student_of(teacher, backbone, row)
+            began, whole = time.perf_counter(), not epochs.is_dir()
+            fit(
+                model,
+                replace(ROUTED, **row.recipe),
+                prepared.train,
+                collator,
+                reduction=row.reduction,
+                folder=epochs,
+                teacher=teacher,
+                seed=seed,
+                bf16=bf16,
+            )
+            seconds = time.perf_counter() - began if whole else None
+            found: dict[str, Any] = {"accuracy": {}, "multiply_adds": {}, "seconds": seconds}
+            for r in (row.reduction, *row.at):
+                model.set_reduction(r)
+                key = r if isinstance(r, str) else " ".join(map(str, r)) if isinstance(r, tuple) else str(r)
+                found["accuracy"][key] = train_reviews.accuracy(model, prepared.test, collator)
+                found["multiply_adds"][key] = multiply_adds(model, train_reviews.TOKENS)
+            result.write_text(json.dumps(found) + "\n")
+            click.echo(f"{name}, seed {seed}: {found['accuracy']}")
+    click.echo(table(out))
+
+
+if __name__ == "__main__":
+    main()
