@@ -70,6 +70,9 @@ ROWS: dict[str, Row] = {
         ("1", "4", "4", "4", "4", "4"),
         config={"adapter_span": 7},
     ),
+    "carry": Row("layers tend to route the same tokens", config={"carry_scores": True}),
+    "routed-pooling": Row("the tokens that the last layer routed stand for the text", config={"pooling": "routed"}),
+    "carry-routed-pooling": Row("both", config={"carry_scores": True, "pooling": "routed"}),
     "drawn": Row(
         "r drawn from 1 … 8 for every step, six epochs",
         recipe={"epochs": 6, "drawn": ("1", "2", "4", "8")},

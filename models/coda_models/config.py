@@ -10,7 +10,7 @@ from coda_models.errors import ConfigError
 CONFIG_VERSION = 1
 ATTENTIONS = ("k_to_k", "k_to_all")
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
-POOLINGS = ("mean", "first")
+POOLINGS = ("mean", "first", "routed")
 
 Reduction = int | str | Fraction
 
@@ -43,12 +43,15 @@ class CodaConfig:
         attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
         bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
         adapter_span: positions that an adapter's hidden channels mix, odd; 1 is the paper's adapter, which mixes none.
+        carry_scores: add a layer's scores to those of the routed layer before it, so that layers tend to route the same
+            tokens; this project's, not the paper's.
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
         pooling: what stands for the whole text, the ``mean`` of its tokens or the ``first``; by default the mean for
             feature extraction and the first for sequence classification, as transformers' heads take it. A mean goes
-            to the same head in the first token's place.
+            to the same head in the first token's place. ``routed`` is the mean of the tokens that the last layer
+            routed, weighted by their gates; where that layer is dense, of all.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.
@@ -61,6 +64,7 @@ class CodaConfig:
     attention: str = "k_to_k"
     bottleneck: int = 64
     adapter_span: int = 1
+    carry_scores: bool = False
     routed_layers: Sequence[int] | None = None
     iterations: int = 20
     epsilon_start: float = 4.0
@@ -83,8 +87,12 @@ class CodaConfig:
         for name, known in (("attention", ATTENTIONS), ("task", TASKS), ("pooling", POOLINGS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
-        if (self.task, self.pooling) == ("token-classification", "mean"):
-            raise ConfigError("pooling 'mean' leaves no tokens to classify: token-classification takes each by itself")
+        if self.task == "token-classification" and self.pooling != "first":
+            raise ConfigError(
+                f"pooling {self.pooling!r} leaves no tokens to classify: token-classification takes each by itself"
+            )
+        if not isinstance(self.carry_scores, bool):
+            raise ConfigError(f"carry_scores {self.carry_scores!r} is neither true nor false")
         for name, low, high in (("bottleneck", 0, 65536), ("adapter_span", 1, 255), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -130,7 +130,12 @@ class CodaLayer(nn.Module):
         self.schedule = schedule
 
     def forward(
-        self, x: Tensor, mask: Tensor, table: Tensor | None = None, selection: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        table: Tensor | None = None,
+        selection: tuple[Tensor, Tensor] | None = None,
+        carried: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """One layer.
 
@@ -140,6 +145,7 @@ class CodaLayer(nn.Module):
             table: relative position bias by distance, of the backbones that have one.
             selection: indices and used slots to take instead of the router's own choice, for replaying another
                 implementation's decisions; gates still come from this layer's scores.
+            carried: [batch, tokens], added to the scores.
 
         Returns:
             The output, of x's shape, and the routing, ``None`` where the layer is dense.
@@ -151,7 +157,8 @@ class CodaLayer(nn.Module):
             return (y if self.adapter is None else y + self.adapter(read, mask)), None
 
         base = x if self.adapter is None else x + self.adapter(read, mask)
-        routing = self._route(self.router(read), mask, selection)
+        scores = self.router(read)
+        routing = self._route(scores if carried is None else scores + carried, mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
         if self.attention == "k_to_k":

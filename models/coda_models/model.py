@@ -99,34 +99,42 @@ class CodaModel(nn.Module):
         x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
         table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
         decided: list[Routing | None] = []
+        carried: Tensor | None = None
         states: list[Tensor] = []
         for i, layer in enumerate(self.coda_layers()):
-            x, routing = layer(x, mask, table, None if selections is None else selections[i])
+            x, routing = layer(x, mask, table, None if selections is None else selections[i], carried)
+            if routing is not None and self.coda_config.carry_scores:
+                carried = routing.scores
             decided.append(routing)
             states.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return CodaOutput(
-            **self._finish(x, mask, labels),
+            **self._finish(x, mask, decided[-1], labels),
             hidden_states=tuple(states) if output_hidden_states else None,
             routing=tuple(decided) if output_routing else None,
         )
 
-    def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
+    def _finish(
+        self, x: Tensor, mask: Tensor, routing: Routing | None, labels: Tensor | None
+    ) -> dict[str, Tensor | None]:
         if self.head is None:
-            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask)}
-        if self.coda_config.pooling == "mean":
-            x = self._pooled(x, mask).unsqueeze(1)  # [batch, 1, width], in the first token's place
+            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask, routing)}
+        if self.coda_config.pooling != "first":
+            x = self._pooled(x, mask, routing).unsqueeze(1)  # [batch, 1, width], in the first token's place
         logits = self.head(x)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return {"loss": loss, "logits": logits}
 
-    def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _pooled(self, x: Tensor, mask: Tensor, routing: Routing | None) -> Tensor:
         """What stands for each text. [batch, width]"""
         if self.coda_config.pooling == "first":
             return x.select(1, 0)
-        weights = mask.unsqueeze(-1).to(x.dtype)  # [batch, tokens, 1]
-        return (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        weights = mask.to(x.dtype)  # [batch, tokens]
+        if self.coda_config.pooling == "routed" and routing is not None:
+            weights = torch.zeros_like(weights).scatter(1, routing.indices, routing.gates.to(x.dtype))
+        total = weights.sum(1, keepdim=True).clamp(min=1e-3)  # nothing stands for an empty text
+        return (x * weights.unsqueeze(-1)).sum(1) / total
 
     def trainable_names(self) -> list[str]:
         """Parameters that CoDA trains: adapters, routers, every LayerNorm and the head (Lei et al. 2023, section 5)."""

@@ -78,8 +78,9 @@ def test_the_convolution_is_trained():
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm"])
-def test_a_model_with_a_span_is_saved_compiled_and_verified(family: str, tmp_path: Path):
-    model = tiny_coda(family, CodaConfig(reduction=2, adapter_span=3))
+def test_a_model_of_every_variant_is_saved_compiled_and_verified(family: str, tmp_path: Path):
+    config = CodaConfig(reduction=2, adapter_span=3, carry_scores=True, pooling="routed")  # every variant at once
+    model = tiny_coda(family, config)
     for layer in model.coda_layers():
         assert layer.adapter is not None
         assert layer.adapter.mix is not None

@@ -55,8 +55,9 @@ def test_integers_beyond_a_million_are_refused(value):
         ("attention", "all_to_all", "attention 'all_to_all' is unknown: use one of k_to_k, k_to_all"),
         ("attention", None, "attention None is unknown"),
         ("task", "translation", "task 'translation' is unknown: use one of sequence-classification"),
-        ("pooling", "max", "pooling 'max' is unknown: use one of mean, first"),
+        ("pooling", "max", "pooling 'max' is unknown: use one of mean, first, routed"),
         ("pooling", ["mean"], "is unknown"),
+        ("carry_scores", 1, "carry_scores 1 is neither true nor false"),
         ("bottleneck", -1, "bottleneck -1 is not a whole number"),
         ("bottleneck", 64.0, "bottleneck 64.0 is not a whole number"),
         ("bottleneck", True, "bottleneck True is not a whole number"),
@@ -154,6 +155,7 @@ def test_pooling_is_by_default_what_the_task_takes(task, pooling):
     assert CodaConfig(task=task).pooling == pooling
 
 
-def test_a_mean_of_tokens_cannot_be_classified_by_token():
-    with pytest.raises(ConfigError, match="pooling 'mean' leaves no tokens to classify"):
-        CodaConfig(task="token-classification", pooling="mean")
+@pytest.mark.parametrize("pooling", ["mean", "routed"])
+def test_a_mean_of_tokens_cannot_be_classified_by_token(pooling):
+    with pytest.raises(ConfigError, match=f"pooling '{pooling}' leaves no tokens to classify"):
+        CodaConfig(task="token-classification", pooling=pooling)
