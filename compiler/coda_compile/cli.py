@@ -58,6 +58,9 @@ def cli() -> None:
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
+@click.option(
+    "--precision", "-p", default="fp32", show_default=True, help="Of the frozen layers' products: fp32, int8."
+)
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 def compile(
     model: Path,
@@ -65,6 +68,7 @@ def compile(
     output: Path | None,
     backbone: str | None,
     tokenizer: str | None,
+    precision: str,
     reduction: str | None,
 ) -> None:
     """Compile MODEL, a model.pt, a CoDA checkpoint folder or a Hugging Face folder, into a verified bundle.
@@ -73,6 +77,7 @@ def compile(
     coda-compile reviews.pt --target cpu -o reviews-cpu
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
+    coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
     """
     from coda_targets import get_target
 
@@ -91,6 +96,7 @@ def compile(
         backbone=backbone,
         tokenizer=None if tokenizer is None else read_tokenizer(tokenizer),
         reduction=_reduction(reduction),
+        precision=precision,
         stage=progress.stage,
     )
     console.compiled(bundle, folder, progress.seconds)

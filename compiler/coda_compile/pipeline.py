@@ -15,6 +15,7 @@ from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.parity import Tolerances
 from coda_compile.passes import run_passes
+from coda_compile.quantize import quantize_layers
 from coda_compile.sources import Source, read_source
 from coda_compile.verify import make_case, reference, verify
 from coda_models.config import Reduction
@@ -34,6 +35,7 @@ def compile(
     backbone: Path | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
+    precision: str = "fp32",
     stage: Stage = nullcontext,
 ) -> Bundle:
     """Turn a trained model into a verified bundle.
@@ -45,6 +47,7 @@ def compile(
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
+        precision: ``fp32``, or ``int8`` for the frozen layers' products.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Returns:
@@ -56,11 +59,17 @@ def compile(
     """
     output = Path(output).resolve()
     lowered_for = _complete(get_target(target) if isinstance(target, str) else target)
+    if precision not in lowered_for.precisions:
+        known = ", ".join(lowered_for.precisions)
+        raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
     check_output(output)
     with stage("load"):
         source = _source(model, backbone)
         if reduction is not None:
             _run_at(source.model, reduction)
+    if precision == "int8":
+        with stage("quantise"):
+            quantize_layers(source.model)
     with stage("export"):
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):
@@ -83,12 +92,12 @@ def compile(
                 raise VerificationError(f"{error}; reproduction in {failed}") from None
         with stage("bundle"):
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
-            test_vectors.write(folder, case.inputs, *reference(source.model, case), tolerances)
+            test_vectors.write(folder, case.inputs, *reference(source.model, case), Tolerances.elsewhere(precision))
             write_config(folder, source.model)
             if (words := tokenizer or source.tokenizer) is not None:
                 write_tokenizer(folder, words, source.model.max_tokens)
             write_report(folder, passes, parity, tolerances)
-            write_manifest(folder, source.model, compiled, lowered_for, lowered_for.precisions[0])
+            write_manifest(folder, source.model, compiled, lowered_for, precision)
     return Bundle(output)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from coda_compile.errors import VerificationError
 from coda_compile.export import OUTPUTS
 from coda_compile.parity import CaseParity, Comparison, Tolerances
+from coda_compile.quantize import Int8Linear
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
@@ -87,7 +88,7 @@ def verify(
     Raises:
         VerificationError: which output, layer and input.
     """
-    probe = RoutingProbe(path, target, threads=1)
+    probe = RoutingProbe(path, target, threads=1, products=True)
     results = []
     for case in cases(model):
         expected: Arrays = {}
@@ -97,7 +98,8 @@ def verify(
             comparison = Comparison(
                 case.name, case.inputs["attention_mask"].astype(bool), tolerances or Tolerances(), replayed=True
             )
-            expected = _replay(model, case, decisions, comparison)
+            with _replayed_products(model, probe.products, comparison):
+                expected = _replay(model, case, decisions, comparison)
             results.append(comparison.outputs(expected, outputs))
         except Exception as error:
             on_failure(case, expected, outputs)
@@ -105,6 +107,34 @@ def verify(
                 raise VerificationError(f"verification failed on input '{case.name}': {error}") from None
             raise
     return results
+
+
+@contextmanager
+def _replayed_products(model: CodaModel, products: Arrays, comparison: Comparison) -> Iterator[None]:
+    """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
+
+    The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
+    layer until it hides what is really wrong.
+    """
+
+    def replay(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            actual = products[f"model.{name}.weight"]
+            comparison.product(name, inputs[0].numpy(), actual)
+            return (_tensor(actual),)
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(replay(name))
+        for name, module in model.named_modules()
+        if isinstance(module, Int8Linear)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -48,17 +48,24 @@ class RoutingProbe:
 
     Args:
         model: an ONNX file whose Route nodes carry the metadata ``coda.layer``.
+        products: also return what every Int8Linear multiplies, in ``products`` by the name of its weight.
+
+    Attributes:
+        products: of the last run, [..., inputs] each.
 
     Raises:
         BundleError: the file is missing or damaged.
         TargetError: onnx, or the runtime of the target, is not installed.
     """
 
-    def __init__(self, model: Path, target: Target, *, threads: int = 0) -> None:
+    def __init__(self, model: Path, target: Target, *, threads: int = 0, products: bool = False) -> None:
+        self.products: Arrays = {}
+        self._multiplied: list[tuple[str, str]] = []  # weight and input of every Int8Linear
         self._layers: list[int] = []
         self._names: list[str] = []
-        proto = self._expose(model)
-        self._outputs = [output.name for output in proto.graph.output][: -len(self._names) or None]
+        proto = self._read(model)
+        self._outputs = [output.name for output in proto.graph.output]
+        self._expose(proto, model, products)
         self._session = open_session(proto.SerializeToString(), target, threads=threads, weights=model.parent.resolve())
 
     @classmethod
@@ -66,7 +73,7 @@ class RoutingProbe:
         """The probe of a bundle."""
         return cls(bundle.model_path, bundle.target, threads=bundle.threads)
 
-    def _expose(self, model: Path) -> Any:
+    def _read(self, model: Path) -> Any:
         try:
             import onnx
         except ImportError:
@@ -77,9 +84,24 @@ class RoutingProbe:
             raise BundleError(f"{model} is missing or damaged: {type(error).__name__}; compile it again") from None
         if not proto.graph.node:
             raise BundleError(f"{model} is damaged: it has no graph; compile it again")
+        return proto
+
+    def _expose(self, proto: Any, model: Path, products: bool) -> None:
+        import onnx
+
+        shown = set(self._outputs)
+
+        def show(name: str, kind: int) -> None:
+            if name not in shown:  # several products may read one tensor
+                shown.add(name)
+                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         for node in proto.graph.node:
+            if node.domain == _DOMAIN and node.op_type == "Int8Linear" and products:
+                show(node.input[0], onnx.TensorProto.FLOAT)
+                self._multiplied.append((node.input[1], node.input[0]))
             if node.domain != _DOMAIN or node.op_type != "Route":
                 continue
             layer = next((p.value for p in node.metadata_props if p.key == LAYER_TAG), "")
@@ -87,9 +109,8 @@ class RoutingProbe:
                 raise BundleError(f"{model} has a Route node without its layer: compile the model again")
             self._layers.append(int(layer))
             for field, name in zip(_FIELDS, (node.input[0], *node.output), strict=True):
-                proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[field], None))
+                show(name, kinds[field])
                 self._names.append(name)
-        return proto
 
     def run(self, inputs: Arrays) -> tuple[Arrays, list[Decision]]:
         """The model's outputs and the decision of every routed layer, bottom first.
@@ -97,9 +118,12 @@ class RoutingProbe:
         Raises:
             InputError: as for ``Bundle.run``.
         """
-        values = run_session(self._session, [*self._outputs, *self._names], inputs)
+        names = [*self._outputs, *self._names, *(name for _, name in self._multiplied)]
+        values = run_session(self._session, names, inputs)
         outputs = dict(zip(self._outputs, values, strict=False))
         routed = values[len(self._outputs) :]
+        multiplied = values[len(self._outputs) + len(self._names) :]
+        self.products = {weight: value for (weight, _), value in zip(self._multiplied, multiplied, strict=True)}
         step = len(_FIELDS)
         decisions = [Decision(layer, *routed[i * step : (i + 1) * step]) for i, layer in enumerate(self._layers)]
         return outputs, sorted(decisions, key=lambda decision: decision.layer)

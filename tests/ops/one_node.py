@@ -2,7 +2,7 @@
 
 import onnx
 import onnxruntime
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from coda_ops import DOMAIN, VERSION
 from coda_ops.domain import BODY_OPSET
@@ -16,8 +16,8 @@ def run_node(body, inputs, attributes=None, library=None, threads=1):
     return open_node(body, inputs, attributes, library, threads).run(list(body.output), inputs)
 
 
-def open_node(body, inputs, attributes=None, library=None, threads=1):
-    """A session of one node, for inputs of the types and ranks given."""
+def open_node(body, inputs, attributes=None, library=None, threads=1, constants=()):
+    """A session of one node, for inputs of the types and ranks given, or with some of them as constants."""
     names = list(body.output)
     node = helper.make_node(body.name, list(inputs), names, domain=DOMAIN, **(attributes or {}))
     types = {"indices": onnx.TensorProto.INT64, "used": onnx.TensorProto.BOOL}
@@ -31,6 +31,7 @@ def open_node(body, inputs, attributes=None, library=None, threads=1):
                 [f"{name}_{axis}" for axis in range(array.ndim)],
             )
             for name, array in inputs.items()
+            if name not in constants
         ],
         [
             helper.make_tensor_value_info(
@@ -40,6 +41,7 @@ def open_node(body, inputs, attributes=None, library=None, threads=1):
             )
             for name in names
         ],
+        [numpy_helper.from_array(inputs[name], name) for name in constants],
     )
     model = helper.make_model(
         graph,

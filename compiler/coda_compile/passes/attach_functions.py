@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from coda_compile.errors import CompileError
-from coda_ops import DOMAIN, VERSION, adapter, put_tokens, route, take_tokens
+from coda_ops import DOMAIN, VERSION, adapter, int8_linear, put_tokens, route, take_tokens
 
 _SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
 
@@ -27,6 +27,7 @@ class AttachFunctions(ir.passes.InPlacePass):
             "TakeTokens": take_tokens.body,
             "PutTokens": put_tokens.body,
             "Adapter": adapter.body,
+            "Int8Linear": int8_linear.body,
         }
         modified = False
         for name in sorted(used):

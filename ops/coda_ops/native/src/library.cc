@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "int8_linear.h"
 #include "route.h"
 #include "tokens.h"
 
@@ -249,6 +251,73 @@ struct PutOp : CodaOp<PutOp, PutKernel> {
   }
 };
 
+// A constant input of a node.
+Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
+  int is_constant = 0;
+  const auto value = info.GetTensorConstantInput(index, &is_constant);
+  if (!is_constant) throw std::runtime_error("weight, scale and bias must be constants");
+  return value;
+}
+
+struct Int8LinearKernel {
+  explicit Int8LinearKernel(const OrtKernelInfo* raw) {
+    const Ort::ConstKernelInfo info(raw);
+    const auto weight = constant(info, 1), scale = constant(info, 2), bias = constant(info, 3);
+    const auto shape = weight.GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.size() != 2 || scale.GetTensorTypeAndShapeInfo().GetShape() != std::vector<int64_t>{shape[1]} ||
+        bias.GetTensorTypeAndShapeInfo().GetShape() != std::vector<int64_t>{shape[1]}) {
+      throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
+    }
+    weights_ = std::make_unique<coda::Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
+                                                   bias.GetTensorData<float>(), shape[0], shape[1]);
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("Int8Linear", [&]() -> OrtStatusPtr {
+      constexpr int64_t kBlock = 32;  // rows that share one walk through the weights
+      constexpr int64_t kTasks = 16;  // enough for every thread to stay busy to the end
+      Ort::KernelContext context(raw);
+      const auto x = context.GetInput(0);
+      auto shape = x.GetTensorTypeAndShapeInfo().GetShape();
+      const int64_t inputs = weights_->inputs(), outputs = weights_->outputs();
+      if (shape.empty() || shape.back() != inputs) return invalid("Int8Linear: x must be [..., inputs]");
+      const int64_t rows = static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / inputs;
+      shape.back() = outputs;
+      auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      const auto* from = x.GetTensorData<float>();
+      // Few rows are shared by outputs too, down to what is still worth a thread's while.
+      const int64_t blocks = (rows + kBlock - 1) / kBlock, panels = weights_->panels();
+      const int64_t worth = std::max<int64_t>(1, std::min(rows, kBlock) * inputs * outputs >> 20);
+      const int64_t groups = std::max<int64_t>(1, std::min({kTasks / std::max<int64_t>(1, blocks), worth, panels}));
+      parallel(raw, blocks * groups, 64 << 10, [&](int64_t task) {
+        const int64_t row = task / groups * kBlock, group = task % groups;
+        weights_->multiply(from + row * inputs, std::min(kBlock, rows - row), group * panels / groups,
+                           (group + 1) * panels / groups, y + row * outputs);
+      });
+      return nullptr;
+    });
+  }
+
+ private:
+  std::unique_ptr<coda::Int8Weights> weights_;
+};
+
+struct Int8LinearOp : CodaOp<Int8LinearOp, Int8LinearKernel> {
+  static constexpr const char* kName = "Int8Linear";
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    Shape out = context.GetInputShape(0);
+    const Shape& weight = context.GetInputShape(1);
+    if (out.empty() || weight.size() != 2) return Ort::Status(nullptr);
+    out.back() = weight[1];
+    return context.SetOutputShape(0, out);
+  }
+};
+
 }  // namespace
 
 // Called by onnxruntime. A runtime older than the headers has no such API: then nothing is registered, and function
@@ -260,12 +329,14 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   static const RouteOp route;
   static const TakeOp take;
   static const PutOp put;
+  static const Int8LinearOp int8_linear;
   try {
     static Ort::CustomOpDomain domain = [] {
       Ort::CustomOpDomain made("ai.coda");
       made.Add(&route);
       made.Add(&take);
       made.Add(&put);
+      if (coda::Int8Weights::supported()) made.Add(&int8_linear);
       return made;
     }();
     Ort::UnownedSessionOptions(options).Add(domain);

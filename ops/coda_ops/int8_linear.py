@@ -1,0 +1,110 @@
+"""``ai.coda::Int8Linear``: a frozen layer's product with int8 weights, each token rounded by a step of its own.
+
+A step for every token, not one for the whole batch, so that an answer does not depend on what a text is batched with.
+"""
+
+from typing import NamedTuple
+
+import onnx
+import torch
+from torch import Tensor
+
+from coda_ops.domain import formal, function, schema
+
+LEVELS = 127  # of either sign
+
+
+class Int8Weights(NamedTuple):
+    """A weight matrix in eight bits.
+
+    Attributes:
+        weight: [inputs, outputs] uint8, 128 stands for 0.
+        scale: [outputs] float32, what a level is worth.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+
+def quantize(weight: Tensor) -> Int8Weights:
+    """Round each output's weights to 255 levels of its own.
+
+    Args:
+        weight: [inputs, outputs] floating.
+    """
+    highest = weight.abs().amax(0)  # [outputs]
+    scale = torch.where(highest > 0, highest / LEVELS, 1.0).float()
+    levels = (weight / scale).round().clamp(-LEVELS, LEVELS)
+    return Int8Weights((levels + 128).to(torch.uint8), scale)
+
+
+@torch.library.custom_op("coda::int8_linear", mutates_args=())
+def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    highest = x.abs().amax(-1, keepdim=True)  # [..., 1]
+    step = torch.where(highest > 0, highest / LEVELS, 1.0)
+    levels = (x / step).round()
+    product = levels.double() @ (weight.double() - 128)  # whole numbers below 2^53: exact
+    return product.to(x.dtype) * step * scale + bias
+
+
+@_int8_linear.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[1]))
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """``(round(x / step) · (weight - 128)) * step * scale + bias``, step = max|x| / 127 of each token; no gradient.
+
+    Args:
+        x: [..., inputs] float32.
+        weight: [inputs, outputs] uint8, 128 stands for 0.
+        scale, bias: [outputs] float32.
+
+    Returns:
+        [..., outputs].
+    """
+    result: Tensor = _int8_linear(x, weight, scale, bias)
+    return result
+
+
+SCHEMA = schema(
+    "Int8Linear",
+    "y = (round(x / step) · (weight - 128)) * step * scale + bias, where step is max|x| / 127 over the last axis, 1 "
+    "where all of it is 0. Rounds half to even; the product is exact.",
+    [
+        formal("x", "tensor(float)", "[..., inputs]"),
+        formal("weight", "tensor(uint8)", "[inputs, outputs], 128 stands for 0."),
+        formal("scale", "tensor(float)", "[outputs]"),
+        formal("bias", "tensor(float)", "[outputs]"),
+    ],
+    [formal("y", "tensor(float)", "[..., outputs]")],
+    floats=False,
+)
+
+
+def body() -> onnx.FunctionProto:
+    """The function body. Both sides of the product are unsigned: signed ones saturate on processors without VNNI."""
+    return function(
+        "Int8Linear (x, weight, scale, bias) => (y)",
+        f"""
+        last = Constant <value_ints: ints = [-1]> ()
+        none = Constant <value_float: float = 0.0> ()
+        one = Constant <value_float: float = 1.0> ()
+        most = Constant <value_float: float = {float(LEVELS)}> ()
+        middle = Constant <value_float: float = 128.0> ()
+        zero = Constant <value = uint8 {{128}}> ()
+        size = Abs(x)
+        highest = ReduceMax <keepdims: int = 1> (size, last)
+        some = Greater(highest, none)
+        share = Div(highest, most)
+        step = Where(some, share, one)
+        ratio = Div(x, step)
+        level = Round(ratio)
+        shifted = Add(level, middle)
+        bytes = Cast <to: int = 2> (shifted)
+        product = MatMulInteger(bytes, weight, zero, zero)
+        wide = Cast <to: int = 1> (product)
+        stepped = Mul(wide, step)
+        scaled = Mul(stepped, scale)
+        y = Add(scaled, bias)""",
+    )

@@ -1,0 +1,125 @@
+"""int8: what is rounded and what is not, compiled and verified as tightly as float32."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.conftest import tiny_coda
+
+from coda_compile import compile
+from coda_compile.cli import main
+from coda_compile.errors import CompileError, VerificationError
+from coda_compile.quantize import Int8Linear, quantize_layers
+from coda_compile.verify import verify
+from coda_models import CodaConfig, save
+from coda_targets import Bundle, TargetError, get_target
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny BERT at r = 2 in int8."""
+    return compile(
+        tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path_factory.mktemp("int8") / "bundle", precision="int8"
+    )
+
+
+def test_attention_and_feed_forward_are_rounded_and_nothing_else():
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantize_layers(model)
+    rounded = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    parts = (
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "attention.out",
+        "feed_forward.up",
+        "feed_forward.down",
+    )
+    assert rounded == {f"layers.{i}.block.{part}" for i in (0, 1) for part in parts}
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] not in rounded:
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
+    assert quantised.manifest.precision == "int8"
+    assert quantised.manifest.operators["ai.coda::Int8Linear"] == 12
+    quantised.check()
+    model = onnx.load(str(quantised.model_path))
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert kinds["model.layers.0.block.feed_forward.up.weight"] == onnx.TensorProto.UINT8
+    assert kinds["model.layers.0.router.weight"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mpnet", CodaConfig(reduction="7/2", attention="k_to_all")),
+        ("roberta-prelayernorm", CodaConfig(reduction=1)),
+    ],
+)
+def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
+    bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int8")
+    assert bundle.manifest.operators["ai.coda::Int8Linear"] == 12
+
+
+def test_an_answer_does_not_depend_on_its_batch(quantised: Bundle):
+    ids = np.random.default_rng(0).integers(4, 100, (4, 23))
+    together = quantised.run({"input_ids": ids})["logits"]
+    for row in range(4):
+        alone = quantised.run({"input_ids": ids[row : row + 1]})["logits"]
+        np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-6)
+
+
+def test_the_callers_model_stays_in_float32(tmp_path: Path):
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    compile(model, output=tmp_path / "bundle", precision="int8")
+    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize("part", ["attention.key", "feed_forward.down"])
+def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, part: str):
+    """Rounding hides nothing: what is multiplied is replayed, so that everything else compares tightly."""
+    proto = onnx.load(str(quantised.model_path))
+    name = f"model.layers.1.block.{part}.weight"
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    levels = numpy_helper.to_array(tensor).copy()
+    levels[:, 0] = np.where(levels[:, 0] < 255, levels[:, 0] + 1, 254)
+    tensor.CopyFrom(numpy_helper.from_array(levels, name))
+    onnx.save(proto, str(tmp_path / "wrong.onnx"))
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    quantize_layers(model)
+    with pytest.raises(VerificationError, match="differ by"):
+        verify(model, tmp_path / "wrong.onnx", get_target("cpu"))
+
+
+def test_an_unknown_precision_lists_the_known(tmp_path: Path):
+    with pytest.raises(TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8$"):
+        compile(tiny_coda("bert"), output=tmp_path / "bundle", precision="int7")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = tiny_coda("bert")
+    with torch.no_grad():
+        list(model.coda_layers())[1].block.feed_forward.up.weight[0, 0] = torch.nan
+    with pytest.raises(CompileError, match=r"^layer 1 cannot be quantised: its up has weights that are not finite$"):
+        quantize_layers(model)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    save(tiny_coda("bert", CodaConfig(reduction=2)), tmp_path / "model.pt")
+    output = tmp_path / "bundle"
+    command = ["coda-compile", str(tmp_path / "model.pt"), "-o", str(output), "--precision", "int8"]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    assert "verified" in capfd.readouterr().out
+    assert Bundle(output).manifest.precision == "int8"
+    monkeypatch.setattr(sys, "argv", ["coda-compile", "verify", str(output)])
+    main()
+    assert "intact and right" in capfd.readouterr().out

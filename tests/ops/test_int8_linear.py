@@ -1,0 +1,132 @@
+"""Int8Linear against whole numbers in numpy, its body, its kernel, and what rounding may cost."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.one_node import open_node
+
+from coda_ops import DOMAIN, native
+from coda_ops.int8_linear import body, int8_linear, quantize
+
+KERNELS = [None, pytest.param(native.LIBRARY, marks=pytest.mark.skipif(native.library() is None, reason="not built"))]
+
+
+def oracle(x, weight, scale, bias):
+    """A token at a time, products in whole numbers."""
+    rows = []
+    for row in x.reshape(-1, x.shape[-1]):
+        highest = np.abs(row).max()
+        step = np.float32(highest / np.float32(127)) if highest > 0 else np.float32(1)
+        levels = np.round(row / step).astype(np.int64)  # half to even
+        product = levels @ (weight.astype(np.int64) - 128)
+        rows.append(product.astype(np.float64) * step * scale + bias)
+    return np.array(rows).reshape(*x.shape[:-1], weight.shape[1])
+
+
+def drawn(seed, lead=(3,), inputs=7, outputs=5):
+    """x, weight, scale, bias."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(*lead, inputs)).astype(np.float32) * rng.choice([1e-3, 1, 50], size=(*lead, 1))
+    weight = rng.integers(1, 256, size=(inputs, outputs)).astype(np.uint8)
+    scale, bias = rng.random(outputs).astype(np.float32) * 0.01, rng.normal(size=outputs).astype(np.float32)
+    return x.astype(np.float32), weight, scale, bias
+
+
+def node(arrays, library=None, threads=1):
+    """One node whose weights are constants, as in a compiled model."""
+    names = ("x", "weight", "scale", "bias")
+    inputs = dict(zip(names, arrays, strict=True))
+    return open_node(body(), inputs, library=library, threads=threads, constants=names[1:]).run(None, {"x": arrays[0]})[
+        0
+    ]
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 70), st.integers(1, 60))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_it_is_the_formula(seed, rows, inputs, outputs):
+    arrays = drawn(seed, (rows,), inputs, outputs)
+    wanted = oracle(*arrays)
+    got = int8_linear(*map(torch.tensor, arrays)).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", KERNELS)
+@pytest.mark.parametrize(
+    ("lead", "inputs", "outputs"),
+    [((1,), 1, 1), ((5,), 7, 25), ((33,), 64, 48), ((2, 3), 9, 16), ((3, 41), 96, 33), ((130,), 384, 384)],
+)
+def test_body_and_kernel_are_the_torch_operator(library, lead, inputs, outputs):
+    arrays = drawn(0, lead, inputs, outputs)
+    arrays[0].reshape(-1, inputs)[0] = 0
+    wanted = int8_linear(*map(torch.tensor, arrays)).numpy()
+    got = node(arrays, library)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+    if library is not None:
+        assert node(arrays, library, threads=3).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("library", KERNELS)
+def test_extremes_are_exact(library):
+    """The largest sums there are, where processors without VNNI would saturate; a half rounds to even."""
+    inputs = 4096
+    weight = np.array([[255, 1]] * inputs, dtype=np.uint8)
+    x = np.ones((2, inputs), np.float32)
+    x[1] = 0.5 / 127 * np.float32(127)  # half of the highest: 63.5 levels, which is 64
+    x[1, 0] = 1.0
+    one, none = np.ones(2, np.float32), np.zeros(2, np.float32)
+    got = node((x, weight, one, none), library)
+    step = np.float32(1) / np.float32(127)
+    sums = np.array([127 * 127 * inputs, (127 + 64 * (inputs - 1)) * 127])[:, None] * [1, -1]
+    np.testing.assert_allclose(got, sums * step, rtol=1e-6)
+
+
+@pytest.mark.parametrize("library", KERNELS)
+def test_a_token_does_not_depend_on_its_company(library):
+    arrays = drawn(1, (12,), 40, 20)
+    together = node(arrays, library)
+    for row in range(12):
+        alone = node((arrays[0][row : row + 1], *arrays[1:]), library)
+        assert alone.tobytes() == together[row : row + 1].tobytes()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_weights_are_rounded_to_half_a_level(seed, inputs, outputs):
+    weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(seed))
+    weight[:, 0] = 0
+    levels, scale = quantize(weight)
+    assert levels.dtype == torch.uint8
+    assert int(levels.min()) >= 1
+    back = (levels.double() - 128) * scale
+    assert ((back - weight).abs() <= scale * 0.5001).all()
+    assert (back[:, 0] == 0).all()
+
+
+def test_a_layer_loses_about_a_percent():
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 384), torch.randn(384, 384) / 20
+    exact, rounded = x @ weight, int8_linear(x, *quantize(weight), torch.zeros(384))
+    assert float((rounded - exact).norm() / exact.norm()) < 0.015
+
+
+def test_opcheck_and_schema():
+    arrays = [torch.tensor(array) for array in drawn(2)]
+    torch.library.opcheck(
+        torch.ops.coda.int8_linear.default, tuple(arrays), test_utils=("test_schema", "test_faketensor")
+    )
+    assert onnx.defs.has("Int8Linear", DOMAIN)
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_the_kernel_refuses_what_does_not_fit():
+    x, weight, scale, bias = drawn(3)
+    with pytest.raises(Exception, match=r"weight must be \[inputs, outputs\], scale and bias \[outputs\]"):
+        node((x, weight, scale[:-1], bias), native.LIBRARY)
+    with pytest.raises(Exception, match=r"x must be \[\.\.\., inputs\]"):
+        node((x[:, :-1], weight, scale, bias), native.LIBRARY)
+    inputs = dict(zip(("x", "weight", "scale", "bias"), (x, weight, scale, bias), strict=True))
+    with pytest.raises(Exception, match="must be constants"):
+        open_node(body(), inputs, library=native.LIBRARY)
