@@ -101,7 +101,8 @@ def test_equals_torch_on_shapes_never_exported(variant: Variant, batch: int, tok
     assert [d.layer for d in decisions] == [d.layer for d in wanted] == list(variant.routed)
     for actual, own in zip(decisions, wanted, strict=True):
         comparison.layer(own.scores, [own.selected(e) for e in range(len(own.indices))], actual)
-    loose = Comparison("outputs", case.inputs["attention_mask"].astype(bool), Tolerances(outputs=3e-4), replayed=False)
+    # A gate answers a score's last bits 33 times over, and here nothing is replayed.
+    loose = Comparison("outputs", case.inputs["attention_mask"].astype(bool), Tolerances(outputs=1e-3), replayed=False)
     assume(not comparison.result.ties)  # a gate at a tie is another one
     assert set(loose.outputs(expected, outputs).outputs) == set(expected)
 
@@ -199,12 +200,13 @@ def test_onnx_checker_accepts_the_model(variant: Variant):
     onnx.checker.check_model(str(variant.bundle.model_path), full_check=True)
 
 
-def test_only_standard_and_coda_operators(variant: Variant):
+def test_only_standard_and_coda_operators_and_the_runtimes_attention(variant: Variant):
     proto = onnx.load(str(variant.bundle.model_path))
-    assert {node.domain for node in proto.graph.node} <= {"", "ai.coda"}
-    assert {(f.domain, f.name) for f in proto.functions} == {
-        (node.domain, node.op_type) for node in proto.graph.node if node.domain
-    }
+    others = {(node.domain, node.op_type) for node in proto.graph.node if node.domain}
+    fused = {("com.microsoft", "Attention"), ("com.microsoft", "MultiHeadAttention")}
+    assert len(others & fused) == 1
+    assert {(f.domain, f.name) for f in proto.functions} == others - fused
+    assert {domain for domain, _ in others - fused} <= {"ai.coda"}
     assert all(node.domain == "" for function in proto.functions for node in function.node)
 
 
@@ -291,7 +293,7 @@ def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenize
     tokenizer.save_pretrained(tmp_path / "hf")
     bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
     assert bundle.manifest.task == task
-    assert not [name for name in bundle.manifest.operators if "::" in name]
+    assert [name for name in bundle.manifest.operators if "::" in name] == ["com.microsoft::Attention"]
     assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
     assert (bundle.folder / "tokenizer.json").is_file()
     ids = np.random.default_rng(0).integers(4, 100, (3, 21))

@@ -247,7 +247,8 @@ struct PutOp : CodaOp<PutOp, PutKernel> {
   }
 
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    return context.SetOutputShape(0, context.GetInputShape(0));
+    const Shape& base = context.GetInputShape(0);
+    return base.size() == 3 ? context.SetOutputShape(0, base) : Ort::Status(nullptr);  // empty: not known
   }
 };
 
