@@ -87,7 +87,7 @@ def test_report(compiled: Bundle):
     report = strict(compiled.folder / "report.json")
     assert report["schema_version"] == 1
     assert [step["name"] for step in report["passes"]] == list(compiled.target.lowering)
-    assert all({"name", "modified", "nodes", "operators"} == set(step) for step in report["passes"])
+    assert all({"name", "modified", "nodes", "operators", "declined"} == set(step) for step in report["passes"])
     assert report["passes"][-1]["nodes"] == sum(compiled.manifest.operators.values())
     cases = report["parity"]["cases"]
     assert len(cases) >= 8

@@ -13,6 +13,11 @@ from coda_targets.manifest import fits
 SCHEMA_VERSION = 1
 
 
+def variant_of(reduction: str, precision: str) -> str:
+    """What tells compiled models of one file apart: r, and the precision where it is not fp32."""
+    return reduction if precision == "fp32" else f"{reduction} {precision}"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One contender on one input.
@@ -26,8 +31,8 @@ class Measurement:
         rounds: seconds of each round, the median of its runs; what ratios are made of.
         summary: of ``seconds``.
         tokens_per_second: batch x tokens over the median.
-        speed_up: for the dense contenders, how many times faster the compiled model of the same file runs, by
-            reduction; empty for the compiled model itself.
+        speed_up: for the dense contenders, how many times faster the compiled model of the same file runs, by its
+            ``variant``; empty for compiled models.
         first_seconds: the very first run on this input.
         opened_seconds: creating the session.
         peak_bytes: the most resident memory of the process, over all its inputs.
@@ -51,10 +56,15 @@ class Measurement:
     file_bytes: int
     multiply_adds: int
 
+    @property
+    def variant(self) -> str:
+        """See ``variant_of``."""
+        return variant_of(self.reduction, self.precision)
+
 
 @dataclass(frozen=True)
 class Bound:
-    """How far a compiled model can outrun the dense adapter in plain onnxruntime, and how much of it is reached.
+    """How far a compiled fp32 model can outrun the dense adapter in plain onnxruntime, and how much of it is reached.
 
     Attributes:
         ratio: of multiply-adds (Lei et al. 2023, section 4.4).

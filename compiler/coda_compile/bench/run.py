@@ -4,18 +4,19 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.matrix import matrix_rates
-from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped
+from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, variant_of
 from coda_compile.bench.statistics import ratio_interval, summarise
 from coda_compile.bench.turns import Contender, MeasuringError, Timings, in_turns, token_inputs
 from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError, as_sentences
-from coda_targets import Bundle
+from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import Manifest
 
@@ -35,7 +36,7 @@ class Plan:
     Attributes:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
-        precisions: of the dense baselines.
+        precisions: of the compiled models, as far as the target has them, and of the dense baselines.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.
@@ -72,10 +73,11 @@ class _Entries:
         return next(entry.manifest for entry in self.entries if entry.manifest is not None)
 
     def add_bundle(self, bundle: Bundle) -> None:
-        """A compiled model, named after its r."""
+        """A compiled model, named after its r and precision."""
         reduction = reduction_of(bundle.manifest)
+        variant = variant_of(reduction, bundle.manifest.precision)
         files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
-        contender = Contender.of_bundle(f"{COMPILED} r={reduction}", bundle.folder)
+        contender = Contender.of_bundle(f"{COMPILED} r={variant}", bundle.folder)
         self.entries.append(_Entry(contender, bundle.manifest.precision, reduction, files, bundle.manifest))
 
     def add_baselines(self, model: "CodaModel", folder: Path, plan: Plan, stage: Stage) -> None:
@@ -134,7 +136,7 @@ def bench(
             model.check()
             taking_part.add_bundle(model)
         else:
-            _compile_each(model, plan.reductions, folder, taking_part, stage)
+            _compile_each(model, plan, folder, taking_part, stage)
             dense = dense or model
         cases = _cases(plan, taking_part.manifest.max_tokens)
         vocabulary = _vocabulary(Path(taking_part.entries[0].contender.arguments["folder"]))
@@ -178,15 +180,16 @@ def bench(
     )
 
 
-def _compile_each(
-    model: "CodaModel", reductions: Sequence[str], folder: Path, taking_part: _Entries, stage: Stage
-) -> None:
+def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
     from coda_compile.pipeline import compile
 
-    for i, reduction in enumerate(reductions or [None]):
-        with stage("compile" if reduction is None else f"compile r={reduction}"):
+    precisions = [precision for precision in get_target("cpu").precisions if precision in plan.precisions]
+    reductions: Sequence[str | None] = plan.reductions or [None]
+    for i, (reduction, precision) in enumerate(product(reductions, precisions)):
+        with stage(f"compile {precision}" if reduction is None else f"compile r={reduction} {precision}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
-            taking_part.add_bundle(compile(model, output=folder / f"compiled-{i}", reduction=wanted))
+            output = folder / f"compiled-{i}"
+            taking_part.add_bundle(compile(model, output=output, reduction=wanted, precision=precision))
 
 
 def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:
@@ -213,7 +216,7 @@ def _measurement(
     rounds, seconds = own.rounds(i), own.every_run(i)
     summary = summarise(seconds)
     faster = {
-        other.reduction: ratio_interval(rounds, timings[other.contender.name].rounds(i))
+        variant_of(other.reduction, other.precision): ratio_interval(rounds, timings[other.contender.name].rounds(i))
         for other in taking_part.entries
         if other.manifest is not None and entry.manifest is None
     }
@@ -239,10 +242,10 @@ def _measurement(
 
 
 def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
-    """What arithmetic allows each compiled model on each input, and how much of it was reached."""
+    """What arithmetic allows each compiled model in fp32 on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
-        if entry.manifest is None:
+        if entry.manifest is None or entry.precision != "fp32":
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)

@@ -43,8 +43,8 @@ def _whole(table: Table) -> None:
 
 
 def _latency(title: str, rows: list[Measurement]) -> Table:
-    reductions = [row.reduction for row in rows if not row.speed_up] if any(row.speed_up for row in rows) else []
-    table = _table(title, "median", "P90", "P99", "spread", "tokens/s", *(f"r={r} is faster" for r in reductions))
+    variants = [row.variant for row in rows if not row.speed_up] if any(row.speed_up for row in rows) else []
+    table = _table(title, "median", "P90", "P99", "spread", "tokens/s", *(f"r={v} is faster" for v in variants))
     for row in rows:
         s = row.summary
         table.add_row(
@@ -54,7 +54,7 @@ def _latency(title: str, rows: list[Measurement]) -> Table:
             f"{s.p99 * 1e3:,.1f}",
             f"{s.spread:.0%}",
             f"{row.tokens_per_second:,.0f}",
-            *(interval(row.speed_up.get(r)) for r in reductions),
+            *(interval(row.speed_up.get(v)) for v in variants),
         )
     return table
 

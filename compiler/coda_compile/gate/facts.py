@@ -109,6 +109,8 @@ def _signature(tensors: Iterator[tuple[str, str, tuple[int | str, ...]]]) -> str
 def read_facts(bundle: Bundle) -> Facts:
     """Open a bundle once, run one short input under onnxruntime's profiler, and count.
 
+    On function bodies, whatever kernels are installed here: facts are the bundle's own.
+
     Raises:
         BundleError: onnxruntime cannot load the model.
         TargetError: the runtime for the bundle's target is not installed.
@@ -119,6 +121,7 @@ def read_facts(bundle: Bundle) -> Facts:
         options = {"optimized_model_filepath": str(optimised), "enable_profiling": True}
         watched = replace(
             bundle.target,
+            native=False,
             session_options={**bundle.target.session_options, **options, "profile_file_prefix": str(folder / "run")},
             session_config={**bundle.target.session_config, **_NO_COPY_OF_WEIGHTS},
         )

@@ -36,7 +36,7 @@ def watching() -> Iterator[Callable[[int, Decision], None]]:
         def on_launch(done: int, decision: Decision) -> None:
             if status is not None:
                 so_far = f": {change(decision.ratio.middle)}, {ends(decision.ratio)}" if decision.ratio else ""
-                status.update(Text(f"timing in turns, {done} launches{so_far}"))
+                status.update(Text(f"timing in turns, {_launches(done)}{so_far}"))
 
         yield on_launch
 
@@ -73,8 +73,12 @@ def show(result: CheckResult) -> None:
         _out.print(f"  would help: {help_}", soft_wrap=True)
 
 
+def _launches(count: int) -> str:
+    return f"{count} launch{'es' if count != 1 else ''}"
+
+
 def _timing_lines(timing: Timing) -> Iterator[str]:
-    launches = f"{len(timing.launches)} launches"
+    launches = _launches(len(timing.launches))
     if timing.launches:
         launches += f" of {timing.rounds:g} rounds in turns"
     yield f"{timing.batch} x {timing.tokens} tokens, {timing.threads} threads, {launches}, {timing.took:.0f} s"

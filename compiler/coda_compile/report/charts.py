@@ -27,10 +27,10 @@ def latency(rows: Sequence[Measurement], key: str) -> Plot:
     """Every contender on one input, fastest first, with intervals."""
     rows = sorted(rows, key=lambda row: row.summary.median)
     middles = [latency_interval(row) for row in rows]
-    reductions = [row.reduction for row in rows if not row.speed_up]
+    variants = [row.variant for row in rows if not row.speed_up]
     table = Table(
         "Seconds of every counted run; intervals are 95 % bootstrap intervals of the median over rounds.",
-        ("contender", "median", "interval", "P90", "P99", "tokens/s", *(f"r = {r} is faster" for r in reductions)),
+        ("contender", "median", "interval", "P90", "P99", "tokens/s", *(f"r = {v} is faster" for v in variants)),
         [
             (
                 name_of(row),
@@ -39,7 +39,7 @@ def latency(rows: Sequence[Measurement], key: str) -> Plot:
                 milliseconds(row.summary.p90),
                 milliseconds(row.summary.p99),
                 f"{row.tokens_per_second:,.0f}",
-                *(_faster(row.speed_up.get(r)) for r in reductions),
+                *(_faster(row.speed_up.get(v)) for v in variants),
             )
             for row, middle in zip(rows, middles, strict=True)
         ],

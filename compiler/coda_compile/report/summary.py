@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coda_compile.bench.result import BenchResult, Measurement
+from coda_compile.bench.result import BenchResult, Measurement, variant_of
 from coda_compile.bench.run import REFERENCE, reduction_of
 from coda_compile.bench.statistics import Interval
 from coda_compile.cost import dense_multiply_adds, multiply_adds
@@ -61,12 +61,12 @@ def headline(result: BenchResult, manifest: Manifest) -> Headline | None:
     if name is None:
         return None
     dense = max((m for m in result.measurements if m.contender == name), key=lambda m: (-m.batch, m.tokens))
-    own = reduction_of(manifest)
+    own = variant_of(reduction_of(manifest), manifest.precision)
     reduction = own if own in dense.speed_up else next(iter(dense.speed_up))
     same = [m for m in result.measurements if (m.batch, m.tokens) == (dense.batch, dense.tokens)]
     return Headline(
         dense,
-        next(m for m in same if not m.speed_up and m.reduction == reduction),
+        next(m for m in same if not m.speed_up and m.variant == reduction),
         min((m for m in same if m.speed_up), key=lambda m: m.summary.median),
         reduction,
         next(

@@ -33,14 +33,15 @@ def result() -> BenchResult:
 def test_everyone_is_measured_on_every_input(result: BenchResult):
     seen = {(m.contender, m.batch, m.tokens) for m in result.measurements}
     dense = {"torch eager", "onnxruntime", "optimum O3", "optimum int8"}
-    names = {"coda-compile r=2", "coda-compile r=1,4", *dense}
+    compiled = {f"coda-compile r={r}{precision}" for r in ("2", "1,4") for precision in ("", " int8")}
+    names = {*compiled, *dense}
     assert seen == {(name, batch, tokens) for name in names for batch in (1, 2) for tokens in (8, 40)}
     assert result.skipped == ()
     for m in result.measurements:
         assert len(m.rounds) == 4 <= len(m.seconds)
         assert min(m.opened_seconds, m.first_seconds, m.peak_bytes, m.file_bytes, m.multiply_adds) > 0
         assert m.tokens_per_second == pytest.approx(m.batch * m.tokens / m.summary.median)
-        assert set(m.speed_up) == ({"2", "1,4"} if m.contender in dense else set())
+        assert set(m.speed_up) == ({"2", "1,4", "2 int8", "1,4 int8"} if m.contender in dense else set())
     assert set(result.matrix_rates) == {"fp32", "int8"}
 
 
