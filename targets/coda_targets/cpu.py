@@ -15,6 +15,7 @@ TARGET = Target(
         "fold_constants",
         "eliminate_identities",
         "fuse_attention",
+        "trim_to_readout",
         "fuse_projections",
         "eliminate_common_subexpressions",
         "remove_unused",

@@ -18,6 +18,7 @@ from coda_compile.passes.declining import Declining
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
+from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
 
 Pass = ir.passes.InPlacePass
@@ -29,6 +30,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     ),
     "eliminate_identities": common.IdentityEliminationPass,
     "fuse_attention": FuseAttention,
+    "trim_to_readout": TrimToReadout,
     "fuse_projections": FuseProjections,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,

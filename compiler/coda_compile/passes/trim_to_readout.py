@@ -1,0 +1,133 @@
+"""What the output never reads is not computed: with first-token pooling the last layer needs one query."""
+
+import onnx_ir as ir
+
+from coda_compile.passes.declining import RUNTIME_DOMAIN, Declining
+from coda_ops import DOMAIN
+
+_ALIKE = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Relu", "Tanh", "Sigmoid"}  # element by element
+_BIAS = 5  # the input of MultiHeadAttention that is added to the scores
+
+
+class TrimToReadout(Declining):
+    """Follow a read of the first token up to the attention that its state comes from, and compute that token alone.
+
+    Exact: every operator on the way treats each token by itself, and attention each query.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Trim what matches, once."""
+        self.declined.clear()
+        modified = False
+        for node in list(model.graph):
+            if _reads_first_token(node):
+                reason = _trim(model.graph, node)
+                modified |= reason is None
+                self.declined.update([reason] if reason else ())
+        return ir.passes.PassResult(model, modified)
+
+
+def _reads_first_token(node: ir.Node) -> bool:
+    """Whether a node takes token 0 of [batch, tokens, width], of more than one token as far as is known."""
+    if (node.domain, node.op_type) != ("", "Gather") or node.attributes.get_int("axis", 0) != 1:
+        return False
+    index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+    return _has_tokens(node.inputs[0]) and index is not None and index.size == 1 and int(index.numpy()) == 0
+
+
+def _has_tokens(value: ir.Value | None) -> bool:
+    """Whether a value is [batch, tokens, width] with any number of tokens."""
+    return value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[1] != 1
+
+
+def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
+    """Trim what one read needs; returns why not, or ``None``."""
+    trimmed: list[ir.Node] = []  # from the read upwards
+    edges = {(read, 0)}
+    for node in reversed(list(graph)):
+        if len(node.outputs) != 1 or not _has_tokens(node.outputs[0]) or node.outputs[0].is_graph_output():
+            continue
+        uses = node.outputs[0].uses()
+        if uses and all((user, i) in edges or _sizes_a_bias(user, edges) for user, i in uses):
+            inputs = _token_inputs(node)
+            if inputs:
+                trimmed.append(node)
+                edges |= {(node, i) for i in inputs}
+    if not any(node.op_type == "MultiHeadAttention" for node in trimmed):
+        return "no attention lies between the first token and what others read too"
+    for node in reversed(trimmed):
+        for i in _token_inputs(node):
+            value = node.inputs[i]
+            if value is not None and value.producer() not in trimmed:
+                node.replace_input_with(i, _first(graph, value, axis=1, before=node))
+        bias = node.inputs[_BIAS] if node.op_type == "MultiHeadAttention" and len(node.inputs) > _BIAS else None
+        if bias is not None and bias.shape is not None and bias.shape[2] != 1 and not _expanded(bias, edges):
+            node.replace_input_with(_BIAS, _first(graph, bias, axis=2, before=node))
+    for node in trimmed:
+        output = node.outputs[0]
+        assert output.shape is not None
+        output.shape = ir.Shape([output.shape[0], 1, output.shape[2]])
+    return None
+
+
+def _token_inputs(node: ir.Node) -> tuple[int, ...]:
+    """Inputs whose tokens an operator treats one by one, so that fewer of them give fewer results; none for others."""
+    kind = (node.domain, node.op_type)
+    if kind == (RUNTIME_DOMAIN, "MultiHeadAttention"):
+        return (0,)
+    if kind in ((DOMAIN, "Adapter"), (DOMAIN, "Int8Linear")):
+        return (0,)
+    if kind == ("", "LayerNormalization"):
+        return (0,) if node.attributes.get_int("axis", -1) in (-1, 2) else ()
+    if kind == ("", "MatMul"):
+        weight = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+        return (0,) if weight is not None and len(weight.shape) == 2 else ()
+    if kind == ("", "Slice"):
+        axes = (
+            None if len(node.inputs) < 4 or node.inputs[3] is None else ir.convenience.get_const_tensor(node.inputs[3])
+        )
+        return (0,) if axes is not None and 1 not in axes.numpy() and -2 not in axes.numpy() else ()
+    if node.domain == "" and node.op_type in _ALIKE:
+        wide = tuple(i for i, value in enumerate(node.inputs) if _has_tokens(value))
+        rest = [
+            ir.convenience.get_const_tensor(v) for i, v in enumerate(node.inputs) if i not in wide and v is not None
+        ]
+        return wide if all(tensor is not None and len(tensor.shape) <= 1 for tensor in rest) else ()
+    return ()
+
+
+def _sizes_a_bias(node: ir.Node, edges: set[tuple[ir.Node, int]]) -> bool:
+    """Whether a Shape asks for the number of queries only to expand a bias to it, which one query needs not."""
+    if node.op_type != "Shape" or (node.attributes.get_int("start", 0), node.attributes.get_int("end", -1)) != (1, 2):
+        return False
+    for op_type in ("Concat", "Expand"):
+        users = [user for user, _ in node.outputs[0].uses()]
+        if len(users) != 1 or users[0].op_type != op_type:
+            return False
+        node = users[0]
+    return all(i == _BIAS and (user, 0) in edges for user, i in node.outputs[0].uses())
+
+
+def _expanded(bias: ir.Value, edges: set[tuple[ir.Node, int]]) -> bool:
+    """Whether a bias is expanded to the number of queries by their own count, and so follows it."""
+    expand = bias.producer()
+    if expand is None or expand.op_type != "Expand" or expand.inputs[1] is None:
+        return False
+    concat = expand.inputs[1].producer()
+    sizes = [] if concat is None else [v.producer() for v in concat.inputs if v is not None]
+    return any(node is not None and node.op_type == "Shape" and _sizes_a_bias(node, edges) for node in sizes)
+
+
+def _first(graph: ir.Graph, value: ir.Value, *, axis: int, before: ir.Node) -> ir.Value:
+    """A new value: the first along an axis, which is kept."""
+    bounds = [ir.node("Constant", [], {"value_ints": ir.AttrInt64s("value_ints", [number])}) for number in (0, 1, axis)]
+    for bound in bounds:
+        bound.outputs[0].shape, bound.outputs[0].type = ir.Shape([1]), ir.TensorType(ir.DataType.INT64)
+    cut = ir.node("Slice", [value, *(bound.outputs[0] for bound in bounds)])
+    assert value.shape is not None
+    cut.outputs[0].shape = ir.Shape([1 if i == axis else size for i, size in enumerate(value.shape)])
+    cut.outputs[0].type = value.type
+    for node in (*bounds, cut):
+        node.metadata_props.update(before.metadata_props)
+    graph.insert_before(before, [*bounds, cut])
+    return cut.outputs[0]
