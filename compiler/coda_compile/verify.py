@@ -114,14 +114,16 @@ def _replayed_products(model: CodaModel, products: Arrays, comparison: Compariso
     """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
 
     The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong.
+    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, the others stay
+    torch's own.
     """
 
     def replay(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            actual = products[f"model.{name}.weight"]
-            comparison.product(name, inputs[0].numpy(), actual)
-            return (_tensor(actual),)
+            own, actual = inputs[0], products[f"model.{name}.weight"]
+            kept = 1 if actual.shape[1] == 1 else own.shape[1]
+            comparison.product(name, own[:, :kept].numpy(), actual)
+            return (torch.cat([_tensor(actual), own[:, kept:]], 1),)
 
         return hook
 
