@@ -52,7 +52,7 @@ class Row:
 
 
 ROWS: dict[str, Row] = {
-    "two-epochs": Row("r = 4, k-to-k, as CODA.md has it; two epochs"),
+    "two-epochs": Row("r = 4, k-to-k, as the paper has it; two epochs", at=("1", "2", "3", "8")),
     "r-2": Row("the same at r = 2", "2"),
     "r-8": Row("the same at r = 8", "8"),
     "k-to-all": Row("routed tokens attend to all", config={"attention": "k_to_all"}),
