@@ -62,6 +62,8 @@ ROWS: dict[str, Row] = {
     "strong-states": Row("hidden-state distillation weighs five times as much", recipe={"hidden": 5.0}),
     "six-epochs": Row("six epochs", recipe={"epochs": 6}),
     "first-dense": Row("the first layer dense, the others at r = 4", ("1", "4", "4", "4", "4", "4")),
+    "second-dense": Row("the second layer dense, the others at r = 4", ("4", "1", "4", "4", "4", "4")),
+    "by-sensitivity": Row("r by each layer's measured sensitivity", ("8", "1", "2", "8", "8", "8")),
     "last-dense": Row("the last layer dense, the others at r = 4", ("4", "4", "4", "4", "4", "1")),
     "growing": Row("r grows with depth", ("1", "2", "4", "8", "8", "8")),
     "span-7": Row("adapters mix seven positions", config={"adapter_span": 7}),
