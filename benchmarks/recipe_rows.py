@@ -108,6 +108,17 @@ def multiply_adds(model: CodaModel, tokens: int) -> int:
     )
 
 
+def sensitivity(
+    dense: CodaModel, prepared: "train_reviews.Prepared", collator: TailCollator, r: str = "4"
+) -> list[float]:
+    """Accuracy of a dense adapter with one layer alone at r, by an untrained router; a value for each layer."""
+    found = []
+    for i in range(len(dense.layers)):
+        dense.set_reduction([r if layer == i else "1" for layer in range(len(dense.layers))])
+        found.append(train_reviews.accuracy(dense, prepared.test, collator))
+    return found
+
+
 def table(folder: Path) -> str:
     """Every row that has results, in Markdown."""
     lines = ["| row | what | held-out accuracy | each seed | multiply-adds | minutes |", "|---|---|---|---|---|---|"]
@@ -132,6 +143,9 @@ def table(folder: Path) -> str:
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--rows", default=",".join(ROWS), help="Names, separated by commas.  [default: all]")
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
+@click.option(
+    "--sensitivity", "only_sensitivity", is_flag=True, help="Route one layer of each dense adapter at a time."
+)
 @click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
 def main(
     data: Path | None,
@@ -141,6 +155,7 @@ def main(
     seeds: str,
     rows: str,
     bf16: bool,
+    only_sensitivity: bool,
     only_table: bool,
 ) -> None:
     if only_table:
@@ -159,6 +174,11 @@ def main(
     prepared = train_reviews.prepare(data, tokenizer)
     collator = TailCollator(tokenizer, train_reviews.TOKENS)
     for seed in map(int, seeds.split(",")):
+        if only_sensitivity:
+            teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
+            each = ", ".join(f"{value:.1%}" for value in sensitivity(teacher, prepared, collator))
+            click.echo(f"seed {seed}, one layer at r = 4, first to last: {each}")
+            continue
         for name in rows.split(","):
             row, result, epochs = ROWS[name], out / f"{name}-seed{seed}.json", out / f"{name}-seed{seed}-epochs"
             if result.exists():
@@ -187,7 +207,8 @@ def main(
                 found["multiply_adds"][key] = multiply_adds(model, train_reviews.TOKENS)
             result.write_text(json.dumps(found) + "\n")
             click.echo(f"{name}, seed {seed}: {found['accuracy']}")
-    click.echo(table(out))
+    if not only_sensitivity:
+        click.echo(table(out))
 
 
 if __name__ == "__main__":

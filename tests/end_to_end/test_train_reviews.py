@@ -117,5 +117,8 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
 
     printed = CliRunner().invoke(benchmark.main, ["--out", str(out), "--table"]).output
     assert printed.count("\n| ") == 5 + 1 + 4
+    alone = CliRunner().invoke(benchmark.main, [*command, "--sensitivity"]).output
+    assert alone.startswith("seed 3, one layer at r = 4, first to last: ")
+    assert alone.count("%") == 2
     unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
     assert "row 'other' is unknown: use some of two-epochs" in unknown.output
