@@ -10,7 +10,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +17,11 @@ from coda_compile import compile
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.shapes import random_model
 from coda_compile.bench.statistics import ratio_interval
-from coda_compile.bench.turns import Contender, in_turns
+from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.errors import CodaError
 from coda_targets import get_target
 
+VOCABULARY = 20_000  # of the random ids; every encoder here has more
 FUSIONS = ("fuse_attention", "fuse_projections")
 # Name in the table → passes left out, whether without native kernels.
 VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -59,8 +59,6 @@ def main(
         raise click.ClickException("there are no native kernels to measure: coda-compile kernels build")
     source = model if shape is None else random_model(shape)
     cpu = get_target("cpu")
-    random = np.random.default_rng(0)
-    inputs = [{"input_ids": random.integers(1000, 20000, (batch, n))} for n in tokens]
     with TemporaryDirectory(prefix="coda-gains-") as folder:
         bundles = {}
         try:
@@ -70,11 +68,11 @@ def main(
                     output = Path(folder) / str(len(bundles))
                     bundles[without] = compile(source, target, output=output, backbone=backbone, reduction=reduction)
             contenders = [
-                Contender(name, "bundle", {"folder": str(bundles[without].folder), "portable": portable})
+                Contender.of_bundle(name, bundles[without].folder, portable=portable)
                 for name, (without, portable) in VARIANTS.items()
             ]
-            feeds = [bundles[()].prepare(one) for one in inputs]
-            timings = in_turns(contenders, feeds, rounds=rounds, threads=threads)
+            inputs = [token_inputs(batch, n, VOCABULARY) for n in tokens]
+            timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
         except CodaError as error:
             raise click.ClickException(str(error)) from None
     out = Console()

@@ -9,7 +9,6 @@ interrupted; --table prints the Markdown table of all that is there.
 
 import json
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 import click
 from transformers import set_seed
 
+from coda_compile.bundle import layer_infos
 from coda_compile.cost import layer_multiply_adds
 from coda_models import CodaModel, convert, load
-from coda_models.backbone import load_backbone, load_tokenizer
-from coda_models.config import Reduction
+from coda_models.backbone import load_backbone
 from coda_models.recipe import ROUTED, fit
 from coda_models.train import TailCollator
-from coda_targets.manifest import LayerInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -45,14 +43,14 @@ class Row:
     """
 
     what: str
-    reduction: Reduction | tuple[Reduction, ...] = "4"
+    reduction: str | tuple[str, ...] = "4"
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    at: tuple[Reduction, ...] = ()
+    at: tuple[str, ...] = ()
 
 
 ROWS: dict[str, Row] = {
-    "two-epochs": Row("r = 4, k-to-k, as the paper has it; two epochs", at=("1", "2", "3", "8")),
+    "two-epochs": Row("r = 4, k-to-k, as the paper has it; two epochs", at=("1", "2", "3", "8", "100")),
     "r-2": Row("the same at r = 2", "2"),
     "r-8": Row("the same at r = 8", "8"),
     "k-to-all": Row("routed tokens attend to all", config={"attention": "k_to_all"}),
@@ -96,16 +94,9 @@ def student_of(teacher: CodaModel, backbone: str, row: Row) -> CodaModel:
 
 def multiply_adds(model: CodaModel, tokens: int) -> int:
     """Of all layers for one text."""
-    width, config = int(model.hf_config.hidden_size), model.coda_config
-    return sum(
-        layer_multiply_adds(
-            LayerInfo(str(x.reduction), x.attention, config.bottleneck, x.slots(tokens), config.adapter_span),
-            tokens,
-            width,
-            int(x.block.feed_forward.up.out_features),
-        )
-        for x in model.coda_layers()
-    )
+    width, block = int(model.hf_config.hidden_size), next(iter(model.coda_layers())).block
+    feed_forward = int(block.feed_forward.up.out_features)
+    return sum(layer_multiply_adds(layer, tokens, width, feed_forward) for layer in layer_infos(model, tokens))
 
 
 def sensitivity(
@@ -167,12 +158,8 @@ def main(
     if unknown:
         raise click.ClickException(f"row {unknown[0]!r} is unknown: use some of {', '.join(ROWS)}")
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(backbone)
-    if tokenizer is None:
-        raise click.ClickException(f"{backbone} has no tokenizer")
-    tokenizer.truncation_side = "left"
-    prepared = train_reviews.prepare(data, tokenizer)
-    collator = TailCollator(tokenizer, train_reviews.TOKENS)
+    prepared = train_reviews.prepare(data, backbone)
+    collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
     for seed in map(int, seeds.split(",")):
         if only_sensitivity:
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
@@ -186,8 +173,7 @@ def main(
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
             set_seed(seed)
             model = student_of(teacher, backbone, row)
-            began, whole = time.perf_counter(), not epochs.is_dir()
-            fit(
+            seconds = fit(
                 model,
                 replace(ROUTED, **row.recipe),
                 prepared.train,
@@ -198,11 +184,10 @@ def main(
                 seed=seed,
                 bf16=bf16,
             )
-            seconds = time.perf_counter() - began if whole else None
             found: dict[str, Any] = {"accuracy": {}, "multiply_adds": {}, "seconds": seconds}
             for r in (row.reduction, *row.at):
                 model.set_reduction(r)
-                key = r if isinstance(r, str) else " ".join(map(str, r)) if isinstance(r, tuple) else str(r)
+                key = " ".join(r) if isinstance(r, tuple) else r
                 found["accuracy"][key] = train_reviews.accuracy(model, prepared.test, collator)
                 found["multiply_adds"][key] = multiply_adds(model, train_reviews.TOKENS)
             result.write_text(json.dumps(found) + "\n")

@@ -10,7 +10,6 @@ there, and calls with different --seeds can share the work.
 
 import csv
 import json
-import time
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,19 +70,24 @@ def rows(tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[int]
 class Prepared(NamedTuple):
     """What is trained on and judged by: rows, the texts that they were made from, and the classes' names."""
 
+    tokenizer: PreTrainedTokenizerBase
     train: list[dict[str, Any]]
     test: list[dict[str, Any]]
     texts: tuple[list[str], list[str], list[str], list[str]]
     classes: list[str]
 
 
-def prepare(data: Path, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def prepare(data: Path, backbone: str) -> Prepared:
     """Read, split and tokenize."""
+    tokenizer = load_tokenizer(backbone)
+    if tokenizer is None:
+        raise click.ClickException(f"{backbone} has no tokenizer")
+    tokenizer.truncation_side = "left"
     texts, names = read_texts(data)
     classes = sorted(set(names))
     parts = split(texts, names)
     train, test = (rows(tokenizer, parts[i], [classes.index(name) for name in parts[i + 2]]) for i in (0, 1))
-    return Prepared(train, test, parts, classes)
+    return Prepared(tokenizer, train, test, parts, classes)
 
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
@@ -111,11 +115,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(backbone)
-    if tokenizer is None:
-        raise click.ClickException(f"{backbone} has no tokenizer")
-    tokenizer.truncation_side = "left"
-    train_rows, test_rows, texts, classes = prepare(data, tokenizer)
+    tokenizer, train_rows, test_rows, texts, classes = prepare(data, backbone)
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
@@ -138,8 +138,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 )
             else:
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
-            began, whole = time.perf_counter(), not epochs.is_dir()
-            fit(
+            seconds = fit(
                 model,
                 recipe,
                 train_rows,
@@ -151,7 +150,6 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 bf16=bf16,
                 quiet=not console.is_terminal,
             )
-            seconds = time.perf_counter() - began if whole else None  # it went on from an epoch of another time
             save(model, checkpoint, tokenizer=tokenizer, delta=True)
             found = {"accuracy": accuracy(model, test_rows, collator), "seconds": seconds}
             result.write_text(json.dumps(found) + "\n")

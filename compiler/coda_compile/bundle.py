@@ -15,9 +15,9 @@ import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.errors import CompileError, OutputError
+from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
-from coda_compile.passes.declining import RUNTIME_DOMAIN
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
@@ -114,21 +114,26 @@ def _plain_parity(case: CaseParity) -> dict[str, Any]:
     return plain
 
 
+def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
+    """How each layer routes a text of some tokens, bottom first."""
+    config = model.coda_config
+    return tuple(
+        LayerInfo(
+            str(layer.reduction),
+            layer.attention,
+            0 if layer.adapter is None else config.bottleneck,
+            layer.slots(tokens),
+            config.adapter_span,
+        )
+        for layer in model.coda_layers()
+    )
+
+
 def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: Target, precision: str) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
     names = dict(hf.id2label or {}) if coda.task.endswith("classification") else {}
-    layers = tuple(
-        LayerInfo(
-            str(layer.reduction),
-            layer.attention,
-            0 if layer.adapter is None else coda.bottleneck,
-            layer.slots(model.max_tokens),
-            coda.adapter_span,
-        )
-        for layer in model.coda_layers()
-    )
     block = next(iter(model.coda_layers())).block
     manifest = Manifest(
         task=coda.task,
@@ -146,7 +151,7 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
         labels=tuple(str(names[i]) for i in sorted(names)),
-        layers=layers,
+        layers=layer_infos(model, model.max_tokens),
         coda_config=coda.to_dict(),
         files=list_files(folder),
     )

@@ -1,6 +1,7 @@
 """The training recipe: the dense adapter first, then a light routed phase that starts from it and is taught by it."""
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def fit(
     seed: int = 0,
     bf16: bool = False,
     quiet: bool = True,
-) -> None:
+) -> float | None:
     """Train a model in place and leave it at its reduction, on the CPU, in evaluation mode.
 
     Args:
@@ -72,7 +73,11 @@ def fit(
         teacher: the dense adapter model, for recipes that distil.
         bf16: multiply in bfloat16.
         quiet: no progress bar.
+
+    Returns:
+        The seconds it took, ``None`` where it went on from an epoch of another time.
     """
+    began, whole = time.perf_counter(), not folder.is_dir()
     collator.drop = recipe.drop
     callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages)]
     if recipe.drawn:
@@ -108,6 +113,7 @@ def fit(
         hidden=recipe.hidden,
         distillation=recipe.distillation,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=None if whole else get_last_checkpoint(folder))
     model.cpu().eval()
     shutil.rmtree(folder)
+    return time.perf_counter() - began if whole else None

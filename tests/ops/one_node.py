@@ -56,3 +56,15 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
     if library is not None:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def route_attributes(reduction, schedule):
+    """Attributes of a Route node."""
+    return {
+        "numerator": reduction.numerator,
+        "denominator": reduction.denominator,
+        "iterations": schedule.iterations,
+        "epsilon_start": schedule.start,
+        "epsilon_decay": schedule.decay,
+        "epsilon_final": schedule.final,
+    }

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import open_node, run_node
+from tests.ops.one_node import open_node, route_attributes, run_node
 
 from coda_ops import native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
@@ -21,18 +21,6 @@ examples = settings(max_examples=150, deadline=None, derandomize=True)
 REDUCTIONS = ["1", "2", "4", "7/2", "9/8", "8", "100", "1001/1000"]
 
 
-def schedule_attributes(reduction, schedule):
-    """Route's attributes."""
-    return {
-        "numerator": reduction.numerator,
-        "denominator": reduction.denominator,
-        "iterations": schedule.iterations,
-        "epsilon_start": schedule.start,
-        "epsilon_decay": schedule.decay,
-        "epsilon_final": schedule.final,
-    }
-
-
 class Both:
     """Route as function body and as kernel, opened once for many inputs."""
 
@@ -40,7 +28,7 @@ class Both:
         like = {"scores": np.zeros((1, 1), np.float32), "mask": np.zeros((1, 1), bool)}
         schedule = route.Schedule(final=final)
         self.portable, self.kernel = (
-            open_node(route.body(schedule), like, schedule_attributes(Fraction(reduction), schedule), library)
+            open_node(route.body(schedule), like, route_attributes(Fraction(reduction), schedule), library)
             for library in (None, native.LIBRARY)
         )
 
@@ -121,7 +109,7 @@ def test_an_answer_does_not_depend_on_threads():
         run_node(
             route.body(schedule),
             {"scores": scores, "mask": mask},
-            schedule_attributes(Fraction(4), schedule),
+            route_attributes(Fraction(4), schedule),
             native.LIBRARY,
             threads,
         )
@@ -218,7 +206,7 @@ def test_shapes_that_do_not_fit_are_refused():
         run_node(
             route.body(route.Schedule()),
             {"scores": np.zeros((2, 5), np.float32), "mask": np.ones((2, 4), bool)},
-            schedule_attributes(Fraction(2), route.Schedule()),
+            route_attributes(Fraction(2), route.Schedule()),
             native.LIBRARY,
         )
 

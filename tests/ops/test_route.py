@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import route_attributes, run_node
 from tests.ops.route_oracle import gates_oracle, selection_oracle
 
 from coda_ops import DOMAIN
@@ -277,14 +277,7 @@ def run_body(scores, mask, reduction, final):
     return run_node(
         body(schedule),
         {"scores": scores.astype(np.float32), "mask": mask},
-        {
-            "numerator": reduction.numerator,
-            "denominator": reduction.denominator,
-            "iterations": schedule.iterations,
-            "epsilon_start": schedule.start,
-            "epsilon_decay": schedule.decay,
-            "epsilon_final": schedule.final,
-        },
+        route_attributes(reduction, schedule),
     )
 
 

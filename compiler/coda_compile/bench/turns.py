@@ -56,9 +56,9 @@ class Contender:
     arguments: dict[str, Any]
 
     @staticmethod
-    def of_bundle(name: str, folder: Path) -> "Contender":
-        """A bundle as a contender."""
-        return Contender(name, "bundle", {"folder": str(folder.resolve())})
+    def of_bundle(name: str, folder: Path, *, portable: bool = False) -> "Contender":
+        """A bundle as a contender; portable: as where no native kernels are installed."""
+        return Contender(name, "bundle", {"folder": str(folder.resolve()), "portable": portable})
 
 
 @dataclass

@@ -1,10 +1,8 @@
-"""What our fusions share: the domain that they fuse into, and saying why they declined."""
+"""What our fusions share: saying why they declined."""
 
 from collections import Counter
 
 import onnx_ir as ir
-
-RUNTIME_DOMAIN = "com.microsoft"  # of onnxruntime's own operators: in every build of it, unknown to other runtimes
 
 
 class Declining(ir.passes.InPlacePass):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from coda_compile.passes.declining import RUNTIME_DOMAIN, Declining
+from coda_compile.fusions import RUNTIME_DOMAIN
+from coda_compile.passes.declining import Declining
 
 _BIAS = 5  # the input of both operators that is added to the scores
 

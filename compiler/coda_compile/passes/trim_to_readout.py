@@ -2,7 +2,8 @@
 
 import onnx_ir as ir
 
-from coda_compile.passes.declining import RUNTIME_DOMAIN, Declining
+from coda_compile.fusions import RUNTIME_DOMAIN
+from coda_compile.passes.declining import Declining
 from coda_ops import DOMAIN
 
 _ALIKE = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Relu", "Tanh", "Sigmoid"}  # element by element

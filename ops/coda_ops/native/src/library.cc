@@ -49,7 +49,19 @@ void parallel(OrtKernelContext* context, int64_t count, int64_t bytes_each, cons
       static_cast<size_t>(blocks), 0, const_cast<void*>(static_cast<const void*>(&run)));
 }
 
-// What the three operators share: names, types, a kernel made from attributes, shapes inferred from the inputs'.
+std::vector<int64_t> shape_of(const Ort::ConstValue& value) { return value.GetTensorTypeAndShapeInfo().GetShape(); }
+
+// Run a body; what it throws becomes a status.
+template <typename Body>
+OrtStatusPtr guarded(const char* name, Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    return invalid(std::string(name) + ": " + error.what());
+  }
+}
+
+// What the operators share: names, types, a kernel made from attributes, shapes inferred from the inputs'.
 template <typename Op, typename Kernel>
 struct CodaOp : Ort::CustomOpBase<Op, Kernel, true> {
   const char* GetName() const { return Op::kName; }
@@ -59,23 +71,12 @@ struct CodaOp : Ort::CustomOpBase<Op, Kernel, true> {
   ONNXTensorElementDataType GetOutputType(size_t i) const { return Op::kOutputs[i]; }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    try {
+    return guarded(Op::kName, [&]() -> OrtStatusPtr {
       *kernel = new Kernel(info);
       return nullptr;
-    } catch (const std::exception& error) {
-      return invalid(std::string(Op::kName) + ": " + error.what());
-    }
+    });
   }
 };
-
-template <typename Body>
-OrtStatusPtr guarded(const char* name, Body body) {
-  try {
-    return body();
-  } catch (const std::exception& error) {
-    return invalid(std::string(name) + ": " + error.what());
-  }
-}
 
 struct RouteKernel {
   explicit RouteKernel(const OrtKernelInfo* raw) {
@@ -92,8 +93,8 @@ struct RouteKernel {
     return guarded("Route", [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
       const auto scores = context.GetInput(0), mask = context.GetInput(1);
-      const auto shape = scores.GetTensorTypeAndShapeInfo().GetShape();
-      if (shape.size() != 2 || mask.GetTensorTypeAndShapeInfo().GetShape() != shape) {
+      const auto shape = shape_of(scores);
+      if (shape.size() != 2 || shape_of(mask) != shape) {
         return invalid("Route: scores and mask must both be [batch, tokens]");
       }
       const int64_t batch = shape[0], tokens = shape[1], slots = coda::slot_count(tokens, p_, q_);
@@ -159,7 +160,7 @@ struct TakeKernel {
     return guarded("TakeTokens", [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
       const auto x = context.GetInput(0), indices = context.GetInput(1);
-      const auto xs = x.GetTensorTypeAndShapeInfo().GetShape(), is = indices.GetTensorTypeAndShapeInfo().GetShape();
+      const auto xs = shape_of(x), is = shape_of(indices);
       if (xs.size() != 3 || is.size() != 2 || is[0] != xs[0]) {
         return invalid("TakeTokens: x must be [batch, tokens, width] and indices [batch, slots]");
       }
@@ -199,10 +200,10 @@ struct PutKernel {
       Ort::KernelContext context(raw);
       const auto base = context.GetInput(0), indices = context.GetInput(1);
       const auto gates = context.GetInput(2), update = context.GetInput(3);
-      const auto bs = base.GetTensorTypeAndShapeInfo().GetShape(), is = indices.GetTensorTypeAndShapeInfo().GetShape();
+      const auto bs = shape_of(base), is = shape_of(indices);
       const std::vector<int64_t> us{is.empty() ? 0 : is[0], is.size() < 2 ? 0 : is[1], bs.size() < 3 ? 0 : bs[2]};
       if (bs.size() != 3 || is.size() != 2 || is[0] != bs[0] ||
-          gates.GetTensorTypeAndShapeInfo().GetShape() != is || update.GetTensorTypeAndShapeInfo().GetShape() != us) {
+          shape_of(gates) != is || shape_of(update) != us) {
         return invalid("PutTokens: base must be [batch, tokens, width], indices and gates [batch, slots] and update "
                        "[batch, slots, width]");
       }
@@ -264,9 +265,9 @@ struct Int8LinearKernel {
   explicit Int8LinearKernel(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info(raw);
     const auto weight = constant(info, 1), scale = constant(info, 2), bias = constant(info, 3);
-    const auto shape = weight.GetTensorTypeAndShapeInfo().GetShape();
-    if (shape.size() != 2 || scale.GetTensorTypeAndShapeInfo().GetShape() != std::vector<int64_t>{shape[1]} ||
-        bias.GetTensorTypeAndShapeInfo().GetShape() != std::vector<int64_t>{shape[1]}) {
+    const auto shape = shape_of(weight);
+    if (shape.size() != 2 || shape_of(scale) != std::vector<int64_t>{shape[1]} ||
+        shape_of(bias) != std::vector<int64_t>{shape[1]}) {
       throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
     }
     weights_ = std::make_unique<coda::Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
@@ -279,7 +280,7 @@ struct Int8LinearKernel {
       constexpr int64_t kTasks = 16;  // enough for every thread to stay busy to the end
       Ort::KernelContext context(raw);
       const auto x = context.GetInput(0);
-      auto shape = x.GetTensorTypeAndShapeInfo().GetShape();
+      auto shape = shape_of(x);
       const int64_t inputs = weights_->inputs(), outputs = weights_->outputs();
       if (shape.empty() || shape.back() != inputs) return invalid("Int8Linear: x must be [..., inputs]");
       const int64_t rows = static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / inputs;
