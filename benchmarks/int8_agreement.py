@@ -13,16 +13,17 @@ from coda_compile import compile
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_reviews
+
+MODEL = Path(train_reviews.__file__).with_name("reviews.pt")
 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
-@click.option("--model", type=click.Path(path_type=Path), default=ROOT / "examples" / "reviews.pt")
+@click.option("--model", type=click.Path(path_type=Path), default=MODEL)
 def main(data: Path, backbone: str, model: Path) -> None:
     _, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
     answers = {}
