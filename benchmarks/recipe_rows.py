@@ -87,7 +87,7 @@ def student_of(teacher: CodaModel, backbone: str, row: Row) -> CodaModel:
     pretrained = load_backbone(backbone, "sequence-classification", attention_probs_dropout_prob=0.0, **names)
     model = convert(pretrained, replace(teacher.coda_config, **row.config))
     absent, unexpected = model.load_state_dict(teacher.state_dict(), strict=False)
-    if unexpected or any(not name.endswith(".mix") for name in absent):
+    if unexpected or any(".bypass." not in name for name in absent):
         raise click.ClickException(f"the dense adapter has other weights than this model: {[*absent, *unexpected][0]}")
     return model
 

@@ -2,7 +2,8 @@
 
     python examples/train_reviews.py --data ../shared/data/movie_reviews.zip --backbone FOLDER_OR_HUB_NAME --out runs
 
-Each seed trains the dense adapter (r = 1) and then, from it and taught by it, a light phase for every other r. All see
+Each seed trains the dense adapter (r = 1) in two phases and then, from it and taught by it, a light phase for every
+other r. All see
 the same training texts and are judged on the same held-out ones: 400, or a fifth where there are few. Every run leaves
 NAME.pt and NAME.json in --out, and its last whole epoch while it is at it: a study that was interrupted goes on from
 there, and calls with different --seeds can share the work.
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
-from coda_models.recipe import DENSE, ROUTED, Recipe, fit
+from coda_models.recipe import DENSE, ROUTED, SETTLE, Recipe, fit
 from coda_models.train import TailCollator
 
 TOKENS = 512
@@ -158,7 +159,8 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
 
     routed = reductions.split(",")
     for seed in seeds.split(","):
-        dense = once(f"seed{seed}-r1", int(seed), "1", DENSE, None)
+        first = once(f"seed{seed}-first", int(seed), "1", DENSE, None)
+        dense = once(f"seed{seed}-r1", int(seed), "1", SETTLE, first)
         for reduction in routed:
             once(f"seed{seed}-r{reduction}", int(seed), reduction, ROUTED, dense)
 

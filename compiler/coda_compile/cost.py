@@ -11,15 +11,15 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
     """Multiply-adds of one layer for one sequence of valid tokens; norms and activations are not counted."""
     n, d, f, b = tokens, width, feed_forward, layer.bottleneck
     heavy = 4 * d * d + 2 * d * f  # attention projections and feed-forward, for one token
-    light = n * 2 * d * b + (n * b * layer.span if layer.span > 1 else 0)
+    light = n * 2 * d * b
     r = Fraction(layer.reduction)
     if r == 1:
         return n * heavy + 2 * n * n * d + light
     k = slot_count(n, r)
-    router = n * d
+    light += n * d + (n + k) * 2 * d * layer.bypass  # router, and a bypass for all tokens and again for the routed ones
     if layer.attention == "k_to_k":
-        return k * heavy + 2 * k * k * d + light + router
-    return k * (heavy - 2 * d * d) + n * 2 * d * d + 2 * k * n * d + light + router
+        return k * heavy + 2 * k * k * d + light
+    return k * (heavy - 2 * d * d) + n * 2 * d * d + 2 * k * n * d + light
 
 
 def multiply_adds(manifest: Manifest, tokens: int) -> int:

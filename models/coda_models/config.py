@@ -10,7 +10,7 @@ from coda_models.errors import ConfigError
 CONFIG_VERSION = 1
 ATTENTIONS = ("k_to_k", "k_to_all")
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
-POOLINGS = ("mean", "first", "routed")
+POOLINGS = ("mean", "first")
 
 Reduction = int | str | Fraction
 
@@ -42,16 +42,14 @@ class CodaConfig:
         reduction: r, one for the model or a sequence with one for each layer; k = ceil(n / r) tokens are routed.
         attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
         bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
-        adapter_span: positions that an adapter's hidden channels mix, odd; 1 is the paper's adapter, which mixes none.
-        carry_scores: add a layer's scores to those of the routed layer before it, so that layers tend to route the same
-            tokens; this project's, not the paper's.
+        bypass: width of a second bottleneck that stands in for the heavy layer of a routed layer, weighed by 1 − gate,
+            so that a token that is not routed misses less; this project's. 0 leaves it out, the paper's form.
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
         pooling: what stands for the whole text, the ``mean`` of its tokens or the ``first``; by default the mean for
             feature extraction and the first for sequence classification, as transformers' heads take it. A mean goes
-            to the same head in the first token's place. ``routed`` is the mean of the tokens that the last layer
-            routed, weighted by their gates; where that layer is dense, of all.
+            to the same head in the first token's place.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.
@@ -63,8 +61,7 @@ class CodaConfig:
     reduction: Reduction | Sequence[Reduction] = Fraction(4)
     attention: str = "k_to_k"
     bottleneck: int = 64
-    adapter_span: int = 1
-    carry_scores: bool = False
+    bypass: int = 0
     routed_layers: Sequence[int] | None = None
     iterations: int = 20
     epsilon_start: float = 4.0
@@ -91,16 +88,10 @@ class CodaConfig:
             raise ConfigError(
                 f"pooling {self.pooling!r} leaves no tokens to classify: token-classification takes each by itself"
             )
-        if not isinstance(self.carry_scores, bool):
-            raise ConfigError(f"carry_scores {self.carry_scores!r} is neither true nor false")
-        for name, low, high in (("bottleneck", 0, 65536), ("adapter_span", 1, 255), ("iterations", 1, 1000)):
+        for name, low, high in (("bottleneck", 0, 65536), ("bypass", 0, 65536), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
-        if self.adapter_span % 2 == 0:
-            raise ConfigError(
-                f"adapter_span {self.adapter_span} is even: it must be odd, as many positions on either side"
-            )
         for name, most in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= most:

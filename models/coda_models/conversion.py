@@ -40,8 +40,9 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     layers = [
         CodaLayer(
             block,
-            Adapter(width, config.bottleneck, config.adapter_span) if config.bottleneck else None,
+            Adapter(width, config.bottleneck) if config.bottleneck else None,
             Router(width) if config.bottleneck and i in routed else None,
+            Adapter(width, config.bypass) if config.bottleneck and config.bypass and i in routed else None,
             reductions[i],
             config.attention,
             schedule,

@@ -110,6 +110,9 @@ class CodaLayer(nn.Module):
         block: the frozen layer.
         adapter: the light branch for every token, or ``None`` for a plain layer.
         router: ``None`` for a layer that never routes.
+        bypass: what stands in for the heavy update where a gate is below 1, weighed by 1 − gate, or ``None``. It is
+            this project's, not the paper's: a token that is not routed misses the layer less. A dense layer has no
+            use for it.
         reduction: r of this layer; 1 sends every token through the block without gathering, the dense adapter.
         attention: ``k_to_k`` or ``k_to_all``.
     """
@@ -119,12 +122,13 @@ class CodaLayer(nn.Module):
         block: Block,
         adapter: Adapter | None,
         router: Router | None,
+        bypass: Adapter | None,
         reduction: Fraction,
         attention: str,
         schedule: Schedule,
     ) -> None:
         super().__init__()
-        self.block, self.adapter, self.router = block, adapter, router
+        self.block, self.adapter, self.router, self.bypass = block, adapter, router, bypass
         self.reduction = reduction
         self.attention = attention
         self.schedule = schedule
@@ -135,7 +139,6 @@ class CodaLayer(nn.Module):
         mask: Tensor,
         table: Tensor | None = None,
         selection: tuple[Tensor, Tensor] | None = None,
-        carried: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """One layer.
 
@@ -145,7 +148,6 @@ class CodaLayer(nn.Module):
             table: relative position bias by distance, of the backbones that have one.
             selection: indices and used slots to take instead of the router's own choice, for replaying another
                 implementation's decisions; gates still come from this layer's scores.
-            carried: [batch, tokens], added to the scores.
 
         Returns:
             The output, of x's shape, and the routing, ``None`` where the layer is dense.
@@ -154,11 +156,9 @@ class CodaLayer(nn.Module):
         if self.router is None or self.reduction == 1:
             positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # [1, tokens]
             y = self.block.output(x, read, read, _logit_bias(mask, positions, positions, table, x.dtype))
-            return (y if self.adapter is None else y + self.adapter(read, mask)), None
+            return (y if self.adapter is None else y + self.adapter(read)), None
 
-        base = x if self.adapter is None else x + self.adapter(read, mask)
-        scores = self.router(read)
-        routing = self._route(scores if carried is None else scores + carried, mask, selection)
+        routing = self._route(self.router(read), mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
         if self.attention == "k_to_k":
@@ -168,7 +168,13 @@ class CodaLayer(nn.Module):
             keys = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         bias = _logit_bias(valid, routing.indices, keys, table, x.dtype)
         update = self.block.update(taken, query, memory, bias)
-        return put_tokens(base, routing.indices, routing.gates, update), routing
+        if self.bypass is not None:
+            update = update - self.bypass(query)  # put_tokens weighs it by the gate, and ``skipped`` holds all of it
+        return put_tokens(self.skipped(x, read), routing.indices, routing.gates, update), routing
+
+    def skipped(self, x: Tensor, read: Tensor) -> Tensor:
+        """The output of tokens that are not routed; both arguments and the result are [batch, tokens, width]."""
+        return x if self.adapter is None else x + self.adapter(read, self.bypass)
 
     def _route(self, scores: Tensor, mask: Tensor, selection: tuple[Tensor, Tensor] | None) -> Routing:
         if selection is None:

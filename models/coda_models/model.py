@@ -24,7 +24,7 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
         logits: [batch, labels] or, for token classification, [batch, tokens, labels].
         last_hidden_state: [batch, tokens, width], feature extraction only.
         sentence_embedding: [batch, width], feature extraction only.
-        hidden_states: the output of every layer, [batch, tokens, width] each, when asked for.
+        hidden_states: the embeddings and the output of every layer, [batch, tokens, width] each, when asked for.
         routing: one ``Routing`` a layer, ``None`` for dense layers, when asked for.
     """
 
@@ -90,7 +90,7 @@ class CodaModel(nn.Module):
         Args:
             input_ids, attention_mask, token_type_ids: [batch, tokens] int64, as tokenizers give them.
             labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
-            output_hidden_states: also return what every layer gave.
+            output_hidden_states: also return the embeddings and what every layer gave.
             output_routing: also return what every router decided.
             selections: for each layer indices and used slots to take instead of the router's choice, or ``None``.
         """
@@ -99,51 +99,44 @@ class CodaModel(nn.Module):
         x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
         table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
         decided: list[Routing | None] = []
-        carried: Tensor | None = None
-        states: list[Tensor] = []
+        states = [x]
         for i, layer in enumerate(self.coda_layers()):
-            x, routing = layer(x, mask, table, None if selections is None else selections[i], carried)
-            if routing is not None and self.coda_config.carry_scores:
-                carried = routing.scores
+            x, routing = layer(x, mask, table, None if selections is None else selections[i])
             decided.append(routing)
             states.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return CodaOutput(
-            **self._finish(x, mask, decided[-1], labels),
+            **self._finish(x, mask, labels),
             hidden_states=tuple(states) if output_hidden_states else None,
             routing=tuple(decided) if output_routing else None,
         )
 
-    def _finish(
-        self, x: Tensor, mask: Tensor, routing: Routing | None, labels: Tensor | None
-    ) -> dict[str, Tensor | None]:
+    def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
         if self.head is None:
-            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask, routing)}
+            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask)}
         if self.coda_config.pooling != "first":
-            x = self._pooled(x, mask, routing).unsqueeze(1)  # [batch, 1, width], in the first token's place
+            x = self._pooled(x, mask).unsqueeze(1)  # [batch, 1, width], in the first token's place
         logits = self.head(x)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
         return {"loss": loss, "logits": logits}
 
-    def _pooled(self, x: Tensor, mask: Tensor, routing: Routing | None) -> Tensor:
+    def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
         """What stands for each text. [batch, width]"""
         if self.coda_config.pooling == "first":
             return x.select(1, 0)
-        weights = mask.to(x.dtype)  # [batch, tokens]
-        if self.coda_config.pooling == "routed" and routing is not None:
-            weights = torch.zeros_like(weights).scatter(1, routing.indices, routing.gates.to(x.dtype))
-        total = weights.sum(1, keepdim=True).clamp(min=1e-3)  # nothing stands for an empty text
-        return (x * weights.unsqueeze(-1)).sum(1) / total
+        weights = mask.unsqueeze(-1).to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)  # nothing stands for an empty text
 
     def trainable_names(self) -> list[str]:
-        """Parameters that CoDA trains: adapters, routers, every LayerNorm and the head (Lei et al. 2023, section 5)."""
+        """What CoDA trains: adapters, bypasses, routers, LayerNorms and the head (Lei et al. 2023, section 5)."""
         norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return [
             name
             for name, _ in self.named_parameters()
             if name.startswith("head.")
             or ".adapter." in name
+            or ".bypass." in name
             or ".router." in name
             or any(name.startswith(norm) for norm in norms)
         ]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from coda_models.bypass import BypassTrainer
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator
+from coda_models.train import AnnealReduction, AverageWeights, CodaTrainer, DrawReduction, GrowLength, TailCollator
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Recipe:
         distillation: weight of the dense adapter's soft labels against the true ones.
         drawn: reductions of which each step takes one at random, so that the model learns to run at all of them; by
             default r is annealed from 1 to its target over the first half, then held.
+        bypass: train bypasses and routers alone, to stand in for the dense layers (``BypassTrainer``); labels, teacher
+            and the three knobs above have no part in it.
+        average: the share of the steps, the last ones, whose weights are averaged at the end; the rate then stays at
+            its peak, so that there is something to average.
     """
 
     epochs: float
@@ -41,10 +46,16 @@ class Recipe:
     hidden: float = 0.0
     distillation: float = 0.0
     drawn: tuple[Reduction, ...] = ()
+    bypass: bool = False
+    average: float = 0.0
 
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
 DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3)
+# Then the mean of the weights along a walk around what that found: a few thousand texts are easily overfit.
+SETTLE = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=5e-4, average=0.75)
+# Bypasses learn what heavy layers do before any token misses one; cheap, as no gradient runs through a heavy layer.
+BYPASS = Recipe(epochs=1, stages=((512, 1.0),), learning_rate=3e-3, batch=8, bypass=True)
 # A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
 ROUTED = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
 
@@ -70,7 +81,7 @@ def fit(
         collator: its length and drop become the recipe's.
         reduction: r at the end, one or one for each layer.
         folder: holds the last whole epoch while it lasts; a run that was interrupted goes on from there, to the bit.
-        teacher: the dense adapter model, for recipes that distil.
+        teacher: the dense adapter model; recipes that do not distil leave it alone.
         bf16: multiply in bfloat16.
         quiet: no progress bar.
 
@@ -84,11 +95,14 @@ def fit(
         callbacks.append(DrawReduction(model, recipe.drawn, reduction))
     elif set(model.coda_config.with_reduction(reduction).layer_reductions(len(model.layers))) != {1}:
         callbacks.append(AnnealReduction(model, reduction))
+    if recipe.average:
+        callbacks.append(AverageWeights(model, recipe.average))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if recipe.average else "linear",
         weight_decay=0.01,
         warmup_steps=20,
         max_grad_norm=1.0,
@@ -103,16 +117,22 @@ def fit(
         bf16=bf16,
         dataloader_pin_memory=False,
     )
-    trainer = CodaTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=collator,
-        callbacks=callbacks,
-        teacher=teacher,
-        hidden=recipe.hidden,
-        distillation=recipe.distillation,
-    )
+    common = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": data,
+        "data_collator": collator,
+        "callbacks": callbacks,
+    }
+    if recipe.bypass:
+        trainer: Trainer = BypassTrainer(**common)
+    else:
+        trainer = CodaTrainer(
+            **common,
+            teacher=teacher if recipe.hidden or recipe.distillation else None,
+            hidden=recipe.hidden,
+            distillation=recipe.distillation,
+        )
     trainer.train(resume_from_checkpoint=None if whole else get_last_checkpoint(folder))
     model.cpu().eval()
     shutil.rmtree(folder)

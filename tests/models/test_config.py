@@ -55,15 +55,13 @@ def test_integers_beyond_a_million_are_refused(value):
         ("attention", "all_to_all", "attention 'all_to_all' is unknown: use one of k_to_k, k_to_all"),
         ("attention", None, "attention None is unknown"),
         ("task", "translation", "task 'translation' is unknown: use one of sequence-classification"),
-        ("pooling", "max", "pooling 'max' is unknown: use one of mean, first, routed"),
+        ("pooling", "max", "pooling 'max' is unknown: use one of mean, first"),
         ("pooling", ["mean"], "is unknown"),
-        ("carry_scores", 1, "carry_scores 1 is neither true nor false"),
         ("bottleneck", -1, "bottleneck -1 is not a whole number"),
         ("bottleneck", 64.0, "bottleneck 64.0 is not a whole number"),
         ("bottleneck", True, "bottleneck True is not a whole number"),
         ("bottleneck", 10**12, "bottleneck 1000000000000 is not a whole number from 0 to 65536"),
-        ("adapter_span", 4, "adapter_span 4 is even: it must be odd"),
-        ("adapter_span", 0, "adapter_span 0 is not a whole number from 1 to 255"),
+        ("bypass", -1, "bypass -1 is not a whole number from 0 to 65536"),
         ("iterations", 0, "iterations 0 is not a whole number"),
         ("iterations", "20", "iterations '20' is not a whole number"),
         ("iterations", 10**9, "iterations 1000000000 is not a whole number from 1 to 1000"),
@@ -155,7 +153,6 @@ def test_pooling_is_by_default_what_the_task_takes(task, pooling):
     assert CodaConfig(task=task).pooling == pooling
 
 
-@pytest.mark.parametrize("pooling", ["mean", "routed"])
-def test_a_mean_of_tokens_cannot_be_classified_by_token(pooling):
-    with pytest.raises(ConfigError, match=f"pooling '{pooling}' leaves no tokens to classify"):
-        CodaConfig(task="token-classification", pooling=pooling)
+def test_a_mean_of_tokens_cannot_be_classified_by_token():
+    with pytest.raises(ConfigError, match="pooling 'mean' leaves no tokens to classify"):
+        CodaConfig(task="token-classification", pooling="mean")

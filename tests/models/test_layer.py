@@ -37,9 +37,15 @@ def attention(request):
     return request.param
 
 
-def layer_of(family, attention, reduction=2, dtype=torch.float64, final=0.03):
+@pytest.fixture(params=[0, 5])
+def bypass(request):
+    return request.param
+
+
+def layer_of(family, attention, reduction=2, dtype=torch.float64, final=0.03, bypass=0):
     """The second layer of a tiny model, and its relative bias for MASK's length."""
-    model = tiny_coda(family, CodaConfig(reduction=reduction, attention=attention, epsilon_final=final)).to(dtype)
+    config = CodaConfig(reduction=reduction, attention=attention, epsilon_final=final, bypass=bypass)
+    model = tiny_coda(family, config).to(dtype)
     return list(model.coda_layers())[1], table_of(model, MASK.shape[1])
 
 
@@ -60,8 +66,12 @@ def layer_oracle(layer, x, mask, table):
     block, tokens = layer.block, x.shape[0]
     pre_norm = isinstance(block, PreNormBlock)
     read = block.norm1(x) if pre_norm else x
-    a = layer.adapter
-    y = x + (read @ a.down + a.down_bias).clamp(min=0) @ a.up + a.up_bias
+
+    def bottleneck(a, x):
+        return (x @ a.down + a.down_bias).clamp(min=0) @ a.up + a.up_bias
+
+    y = x + bottleneck(layer.adapter, read)
+    missed = torch.ones(tokens, 1, dtype=x.dtype)
     scores = (read @ layer.router.weight)[:, 0]
     chosen = selection_oracle(scores.tolist(), mask.tolist(), layer.reduction)
     gates = torch.tensor(gates_oracle(scores.numpy(), mask.numpy(), layer.reduction, 0.03))[chosen]
@@ -78,12 +88,13 @@ def layer_oracle(layer, x, mask, table):
         attended = block.norm1(x[chosen] + z)
         update = block.norm2(attended + feed(block.feed_forward, attended)) - x[chosen]
     y[chosen] += gates.unsqueeze(-1) * update
-    return y
+    missed[chosen] -= gates.unsqueeze(-1)
+    return y if layer.bypass is None else y + missed * bottleneck(layer.bypass, read)
 
 
 @pytest.mark.parametrize("reduction", [2, "7/2", 100])
-def test_the_layer_is_the_formulas(family, attention, reduction):
-    layer, table = layer_of(family, attention, reduction)
+def test_the_layer_is_the_formulas(family, attention, bypass, reduction):
+    layer, table = layer_of(family, attention, reduction, bypass=bypass)
     x = states(*MASK.shape)
     y, routing = layer(x, MASK, table)
     wanted = torch.stack([layer_oracle(layer, x[row], MASK[row], table) for row in range(len(x))])
@@ -91,9 +102,9 @@ def test_the_layer_is_the_formulas(family, attention, reduction):
     assert routing.indices.shape[1] == layer.slots(MASK.shape[1]) == slot_count(13, Fraction(reduction))
 
 
-def test_r_1_equals_the_routed_path_that_selects_all(family, attention):
+def test_r_1_equals_the_routed_path_that_selects_all(family, attention, bypass):
     """Invariant 1, and with k_to_all invariant 5: all tokens as queries are plain attention."""
-    layer, table = layer_of(family, attention)
+    layer, table = layer_of(family, attention, bypass=bypass)
     x = states(*MASK.shape)
     layer.reduction = Fraction(1)
     dense, none = layer(x, MASK, table)
@@ -116,13 +127,14 @@ def test_r_1_equals_a_selection_of_all_tokens(family, attention):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, dtype):
-    """Invariant 2: whatever the routed tokens hold, and whatever the heavy block weighs."""
-    layer, table = layer_of(family, attention, "7/2", dtype)
+def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, bypass, dtype):
+    """Invariant 2: whatever the routed tokens hold, and whatever the heavy block weighs; the bypass is an adapter too."""
+    layer, table = layer_of(family, attention, "7/2", dtype, bypass=bypass)
     x = states(*MASK.shape, dtype=dtype)
     before, routing = layer(x, MASK, table)
     routed = torch.zeros_like(MASK).scatter(1, routing.indices, routing.used)
-    base = x + layer.adapter(layer.block.read(x), MASK)
+    read = layer.block.read(x)
+    base = x + layer.adapter(read, layer.bypass)
     assert routed.sum() == 4 + 2 + 3 + 1
     assert torch.equal(before[~routed], base[~routed])
     assert (before[routed] != base[routed]).any(-1).all()
@@ -146,7 +158,7 @@ def test_k_to_k_reads_routed_tokens_alone_and_k_to_all_reads_all(family, attenti
     def update(x, selection):
         y, routing = layer(x, mask, table, selection)
         at = routing.indices.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        base = x + layer.adapter(layer.block.read(x), mask)
+        base = x + layer.adapter(layer.block.read(x))
         return ((y - base).gather(1, at) / routing.gates.unsqueeze(-1)), routing
 
     first, routing = update(x, None)
@@ -193,7 +205,7 @@ def test_a_replayed_selection_is_taken(family, attention):
     indices = torch.tensor([[1, 2, 5, 7, 9, 11, 12]])
     used = torch.tensor([[True] * 5 + [False] * 2])
     y, routing = layer(x, mask, table, (indices, used))
-    base = x + layer.adapter(layer.block.read(x), mask)
+    base = x + layer.adapter(layer.block.read(x))
     changed = (y != base).any(-1)[0].nonzero()[:, 0].tolist()
     assert changed == [1, 2, 5, 7, 9]
     assert torch.equal(routing.indices, indices)
@@ -207,4 +219,4 @@ def test_a_layer_without_a_valid_token_is_its_adapter_and_finite(family, attenti
     x, mask = states(1, 13), torch.zeros(1, 13, dtype=torch.bool)
     y, routing = layer(x, mask, table)
     assert not routing.used.any()
-    assert torch.equal(y, x + layer.adapter(layer.block.read(x), mask))
+    assert torch.equal(y, x + layer.adapter(layer.block.read(x)))

@@ -216,49 +216,7 @@ def test_a_mean_takes_the_first_tokens_place_in_the_head(family):
     assert (first - model(**batch).logits).abs().max() > 1e-3
 
 
-def test_carried_scores_add_up_from_layer_to_layer(family):
-    """The second layer scores what it reads, plus what the first one said; without carrying, what it reads alone."""
-    batch = ragged([13, 6])
-    model = tiny_coda(family, CodaConfig(reduction=2, carry_scores=True)).double()
-    output = model(**batch, output_routing=True, output_hidden_states=True)
-    first, second = output.routing
-    layer = list(model.coda_layers())[1]
-    own = layer.router(layer.block.read(output.hidden_states[0]))
-    torch.testing.assert_close(second.scores, own + first.scores, rtol=0, atol=1e-12)
-    alone = tiny_coda(family, CodaConfig(reduction=2)).double()(**batch, output_routing=True).routing
-    assert torch.equal(alone[0].scores, first.scores)
-    assert not torch.equal(alone[1].scores, second.scores)
-
-
-def test_a_dense_layer_between_hands_no_scores_on():
-    model = tiny_coda("bert", CodaConfig(reduction=[1, 2], carry_scores=True)).double()
-    output = model(**ragged([9]), output_routing=True, output_hidden_states=True)
-    layer = list(model.coda_layers())[1]
-    own = layer.router(layer.block.read(output.hidden_states[0]))
-    assert torch.equal(output.routing[1].scores, own)
-
-
-def test_pooling_of_routed_tokens_weighs_them_by_their_gates():
-    batch = ragged([13, 6, 1])
-    config = CodaConfig(reduction=3, task="feature-extraction", pooling="routed")
-    output = tiny_coda("bert", config).double()(**batch, output_routing=True)
-    last = output.routing[-1]
-    for i in range(3):
-        x, gates = output.last_hidden_state[i][last.indices[i]], last.gates[i].double()
-        wanted = (x * gates.unsqueeze(1)).sum(0) / gates.sum()
-        torch.testing.assert_close(output.sentence_embedding[i], wanted, rtol=0, atol=1e-12)
-
-
-def test_pooling_of_routed_tokens_is_the_mean_where_all_are():
-    batch = ragged([13, 6])
-    outputs = [
-        tiny_coda("bert", CodaConfig(reduction=1, task="feature-extraction", pooling=pooling))(**batch)
-        for pooling in ("mean", "routed")
-    ]
-    assert torch.equal(*(output.sentence_embedding for output in outputs))
-
-
 def test_an_empty_text_stands_for_nothing():
     ids = torch.full((1, 5), 7)
-    model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction", pooling="routed"))
+    model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
     assert model(ids, torch.zeros_like(ids)).sentence_embedding.eq(0).all()
