@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
-from coda_models.recipe import DENSE, ROUTED, SETTLE, Recipe, fit
+from coda_models.recipe import DENSE, ROUTED, Recipe, fit
 from coda_models.train import TailCollator
 
 TOKENS = 512
@@ -159,8 +159,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
 
     routed = reductions.split(",")
     for seed in seeds.split(","):
-        first = once(f"seed{seed}-first", int(seed), "1", DENSE, None)
-        dense = once(f"seed{seed}-r1", int(seed), "1", SETTLE, first)
+        dense = once(f"seed{seed}-r1", int(seed), "1", DENSE, None)
         for reduction in routed:
             once(f"seed{seed}-r{reduction}", int(seed), reduction, ROUTED, dense)
 

@@ -10,7 +10,7 @@ from transformers import Trainer
 from coda_models.model import CodaModel
 
 
-def bypass_loss(model: CodaModel, inputs: dict[str, Tensor]) -> Tensor:
+def bypass_loss(model: CodaModel, inputs: dict[str, Tensor], every: int = 1) -> Tensor:
     """How far bypasses are from the dense layers that they stand in for, and routers from finding where.
 
     Every layer reads what the dense model gives it, so that layers learn independently of each other and no gradient
@@ -20,7 +20,9 @@ def bypass_loss(model: CodaModel, inputs: dict[str, Tensor]) -> Tensor:
     Args:
         model: at r = 1, with a bypass beside at least one layer.
         inputs: input_ids and attention_mask, [batch, tokens]; labels are not used.
+        every: judge by one token of so many, from a random one on: neighbours have little new to say.
     """
+    first = int(torch.randint(every, ()))
     valid = inputs["attention_mask"].bool()
     with torch.no_grad():
         states = model(inputs["input_ids"], inputs["attention_mask"], output_hidden_states=True).hidden_states
@@ -28,7 +30,7 @@ def bypass_loss(model: CodaModel, inputs: dict[str, Tensor]) -> Tensor:
     for layer, (before, after) in zip(model.coda_layers(), pairwise(states), strict=True):
         if layer.bypass is None or layer.router is None:
             continue
-        x, y = before[valid].unsqueeze(0), after[valid].unsqueeze(0)  # [1, valid tokens, width]
+        x, y = (state[valid][first::every].unsqueeze(0) for state in (before, after))  # [1, judged tokens, width]
         read = layer.block.read(x)
         distance = (layer.skipped(x, read) - y).square().mean(-1) / y.var()
         hard = distance.detach().clamp(min=1e-12).log()
@@ -59,5 +61,5 @@ class BypassTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
     def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """``bypass_loss``."""
         model.eval()  # no dropout: the layers are to be reproduced as they will run
-        loss = bypass_loss(model, inputs)
+        loss = bypass_loss(model, inputs, every=4)
         return (loss, {}) if return_outputs else loss

@@ -158,7 +158,8 @@ class CodaLayer(nn.Module):
             y = self.block.output(x, read, read, _logit_bias(mask, positions, positions, table, x.dtype))
             return (y if self.adapter is None else y + self.adapter(read)), None
 
-        routing = self._route(self.router(read), mask, selection)
+        # At a small ε a gate's gradient is large and far from smooth. It teaches the router, and nothing below it.
+        routing = self._route(self.router(read.detach()), mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
         if self.attention == "k_to_k":

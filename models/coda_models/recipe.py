@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from coda_models.bypass import BypassTrainer
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_models.train import AnnealReduction, AverageWeights, CodaTrainer, DrawReduction, GrowLength, TailCollator
+from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class Recipe:
             default r is annealed from 1 to its target over the first half, then held.
         bypass: train bypasses and routers alone, to stand in for the dense layers (``BypassTrainer``); labels, teacher
             and the three knobs above have no part in it.
-        average: the share of the steps, the last ones, whose weights are averaged at the end; the rate then stays at
-            its peak, so that there is something to average.
     """
 
     epochs: float
@@ -47,13 +45,10 @@ class Recipe:
     distillation: float = 0.0
     drawn: tuple[Reduction, ...] = ()
     bypass: bool = False
-    average: float = 0.0
 
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
 DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3)
-# Then the mean of the weights along a walk around what that found: a few thousand texts are easily overfit.
-SETTLE = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=5e-4, average=0.75)
 # Bypasses learn what heavy layers do before any token misses one; cheap, as no gradient runs through a heavy layer.
 BYPASS = Recipe(epochs=1, stages=((512, 1.0),), learning_rate=3e-3, batch=8, bypass=True)
 # A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
@@ -95,14 +90,11 @@ def fit(
         callbacks.append(DrawReduction(model, recipe.drawn, reduction))
     elif set(model.coda_config.with_reduction(reduction).layer_reductions(len(model.layers))) != {1}:
         callbacks.append(AnnealReduction(model, reduction))
-    if recipe.average:
-        callbacks.append(AverageWeights(model, recipe.average))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if recipe.average else "linear",
         weight_decay=0.01,
         warmup_steps=20,
         max_grad_norm=1.0,

@@ -1,16 +1,14 @@
-"""Training with transformers' Trainer: annealing or drawing r, growing length, averaging, distilling."""
+"""Training with transformers' Trainer: annealing or drawing r, growing length, distilling from the dense adapter."""
 
 import random
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -136,53 +134,6 @@ class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships n
         self._collator.tokens = next((n for n, until in self._stages if done < until), self._stages[-1][0])
 
 
-class AverageWeights(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
-    """Leave the model at the mean of its weights over the last steps (Izmailov et al. 2018, arXiv 1803.05407).
-
-    The running mean is kept beside every checkpoint, so that a run that goes on from one ends at the same weights.
-
-    Args:
-        model: the model being trained.
-        share: of all steps, the last ones, that the mean is taken over.
-    """
-
-    _FILE = "average.pt"
-
-    def __init__(self, model: CodaModel, share: float) -> None:
-        if not 0 < share <= 1:
-            raise ConfigError(f"averaging over {share} of the steps is impossible: give a fraction in (0, 1]")
-        self._model = model
-        self._share = share
-        self._average: AveragedModel | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start an empty mean, or take up the one of the checkpoint that training goes on from."""
-        self._average = AveragedModel(self._model)
-        if state.global_step:
-            saved = torch.load(self._beside(args, state), map_location=args.device, weights_only=True)
-            self._average.load_state_dict(saved)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the weights of one of the last steps into the mean."""
-        if state.global_step > state.max_steps * (1 - self._share):
-            assert self._average is not None
-            self._average.update_parameters(self._model)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep the mean beside the checkpoint."""
-        assert self._average is not None
-        torch.save(self._average.state_dict(), self._beside(args, state))
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the model to the mean."""
-        assert self._average is not None
-        self._model.load_state_dict(self._average.module.state_dict())
-        self._average = None
-
-    def _beside(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / self._FILE
-
-
 class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types here
     """Trainer for routed models, with optional distillation from the dense adapter model of the same task.
 
@@ -243,6 +194,8 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
     def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Cross-entropy, mixed with the divergence from the teacher where there is one."""
         taught = self._teacher is not None and model.training
+        if taught and self._hidden > 0:
+            model.eval()  # states with the noise of dropout in them would be what is taught
         output = model(**inputs, output_hidden_states=taught and self._hidden > 0)
         loss = output.loss
         if taught:

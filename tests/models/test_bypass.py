@@ -15,31 +15,29 @@ from coda_models.bypass import BypassTrainer, bypass_loss
 WITH = CodaConfig(reduction=1, bypass=6)
 
 
-def alone(model: CodaModel, i: int, ids: torch.Tensor) -> torch.Tensor:
-    """Relative squared distance of each token, one layer of one unpadded text by the formulas. [tokens]"""
-    states = model(ids, torch.ones_like(ids), output_hidden_states=True).hidden_states
-    layer, x, y = list(model.coda_layers())[i], states[i][0], states[i + 1][0]
-    read = layer.block.read(x)
-    for light in (layer.adapter, layer.bypass):
-        assert light is not None
-        x = x + torch.relu(read @ light.down + light.down_bias) @ light.up + light.up_bias
-    return ((x - y) ** 2).mean(-1) / y.var()
-
-
 @torch.no_grad()
-def test_the_loss_is_the_formulas(family: str):
-    """Of both layers: the mean distance, and how far centred scores are from the standardised logarithm, halved."""
-    model, ids = tiny_coda(family, WITH).double(), ragged([11])["input_ids"]
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_loss_is_the_formulas(family: str, every: int):
+    """The mean relative distance, and how far centred scores are from its standardised logarithm, halved; both layers."""
+    model, batch = tiny_coda(family, WITH).double(), ragged([23])
+    states = model(**batch, output_hidden_states=True).hidden_states
+    torch.manual_seed(3)
+    first = int(torch.randint(every, ()))
     wanted = 0.0
     for i, layer in enumerate(model.coda_layers()):
-        distance = alone(model, i, ids)
-        states = model(ids, torch.ones_like(ids), output_hidden_states=True).hidden_states
+        x, y = (states[j][0, first::every] for j in (i, i + 1))
+        read = layer.block.read(x)
+        guess = x
+        for light in (layer.adapter, layer.bypass):
+            assert light is not None
+            guess = guess + torch.relu(read @ light.down + light.down_bias) @ light.up + light.up_bias
+        distance = ((guess - y) ** 2).mean(-1) / y.var()
         assert layer.router is not None
-        scores = layer.router(layer.block.read(states[i][0]))
-        hard = distance.log()
+        scores, hard = layer.router(read), distance.log()
         target = 0.5 * (hard - hard.mean()) / hard.std()
         wanted += float(distance.mean() + ((scores - scores.mean() - target) ** 2).mean()) / 2
-    assert float(bypass_loss(model, ragged([11]))) == pytest.approx(wanted, abs=1e-9)
+    torch.manual_seed(3)
+    assert float(bypass_loss(model, batch, every)) == pytest.approx(wanted, abs=1e-9)
 
 
 @torch.no_grad()

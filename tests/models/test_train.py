@@ -242,11 +242,11 @@ def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: 
 
 
 def test_states_of_every_layer_are_taught(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
-    """distillation 0 leaves the labels' loss; hidden adds the mean over states of their relative squared distance, no padding."""
+    """distillation 0 leaves the labels' loss; hidden adds the states' mean relative squared distance, padding apart."""
     teacher, model = tiny_coda("bert", CodaConfig(reduction=1), seed=3), tiny_coda("bert", CodaConfig(reduction=2))
     batch = TailCollator(tokenizer, 32)([*rows(2), {"input_ids": [2, 9, 3], "labels": 0}])
     trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=0.0, hidden=2.0)
-    model.training = True  # the trainer's view alone: the layers below stay without dropout
+    model.train()  # as Trainer does; states are compared without dropout all the same
     with torch.no_grad():
         loss = trainer.compute_loss(model, batch)
         own, wanted = (m(**batch, output_hidden_states=True) for m in (model, teacher))
