@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.train import TailCollator
+from coda_models.train import SplicedTexts, TailCollator
 
 TOKENS = 512
 HELD_OUT = 400
@@ -62,17 +62,24 @@ def svm_accuracy(train: list[str], test: list[str], train_labels: list[str], tes
     return float(model.score(vectors.transform(test), test_labels))
 
 
-def rows(tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[int]) -> list[dict[str, Any]]:
+def rows(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[int], *, whole: bool = False
+) -> list[dict[str, Any]]:
     """Token ids of each text, the end of it: a review's verdict stands there. The collator cuts to TOKENS."""
-    ids = tokenizer(texts, truncation=True, max_length=TOKENS * 5 // 4)["input_ids"]  # some of them may be dropped
+    longest = None if whole else TOKENS * 5 // 4  # some of them may be dropped
+    ids = tokenizer(texts, truncation=not whole, max_length=longest, verbose=False)["input_ids"]
     return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
 class Prepared(NamedTuple):
-    """What is trained on and judged by: rows, the texts that they were made from, and the classes' names."""
+    """What is trained on and judged by: rows, the texts that they were made from, and the classes' names.
+
+    ``spliced`` is what routed phases are trained on, made of the whole training texts.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     train: list[dict[str, Any]]
+    spliced: SplicedTexts
     test: list[dict[str, Any]]
     texts: tuple[list[str], list[str], list[str], list[str]]
     classes: list[str]
@@ -87,8 +94,10 @@ def prepare(data: Path, backbone: str) -> Prepared:
     texts, names = read_texts(data)
     classes = sorted(set(names))
     parts = split(texts, names)
-    train, test = (rows(tokenizer, parts[i], [classes.index(name) for name in parts[i + 2]]) for i in (0, 1))
-    return Prepared(tokenizer, train, test, parts, classes)
+    labels = [[classes.index(name) for name in names] for names in parts[2:]]
+    train, test = (rows(tokenizer, texts, own) for texts, own in zip(parts[:2], labels, strict=True))
+    spliced = SplicedTexts(rows(tokenizer, parts[0], labels[0], whole=True), TOKENS)
+    return Prepared(tokenizer, train, spliced, test, parts, classes)
 
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
@@ -116,7 +125,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer, train_rows, test_rows, texts, classes = prepare(data, backbone)
+    tokenizer, train_rows, spliced, test_rows, texts, classes = prepare(data, backbone)
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
@@ -142,7 +151,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
             seconds = fit(
                 model,
                 recipe,
-                train_rows,
+                train_rows if start is None else spliced,
                 collator,
                 reduction=reduction,
                 folder=epochs,

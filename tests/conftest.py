@@ -54,8 +54,6 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
     for layer in model.coda_layers():
         if layer.adapter is not None:
             torch.nn.init.normal_(layer.adapter.up, std=0.1)
-        if layer.bypass is not None:
-            torch.nn.init.normal_(layer.bypass.up, std=0.1)
         if layer.router is not None:
             torch.nn.init.normal_(layer.router.weight, std=0.3)
     return model.eval()

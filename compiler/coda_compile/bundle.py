@@ -123,7 +123,6 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
             layer.attention,
             0 if layer.adapter is None else config.bottleneck,
             layer.slots(tokens),
-            0 if layer.bypass is None else config.bypass,
         )
         for layer in model.coda_layers()
     )

@@ -16,10 +16,10 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
     if r == 1:
         return n * heavy + 2 * n * n * d + light
     k = slot_count(n, r)
-    light += n * d + (n + k) * 2 * d * layer.bypass  # router, and a bypass for all tokens and again for the routed ones
+    router = n * d
     if layer.attention == "k_to_k":
-        return k * heavy + 2 * k * k * d + light
-    return k * (heavy - 2 * d * d) + n * 2 * d * d + 2 * k * n * d + light
+        return k * heavy + 2 * k * k * d + light + router
+    return k * (heavy - 2 * d * d) + n * 2 * d * d + 2 * k * n * d + light + router
 
 
 def multiply_adds(manifest: Manifest, tokens: int) -> int:

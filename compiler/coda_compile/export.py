@@ -183,8 +183,8 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
 
 
 def _role(child: str, module: nn.Module) -> str | None:
-    if child in ("router", "adapter", "bypass"):
-        return "adapter" if child == "bypass" else child
+    if child in ("router", "adapter"):
+        return child
     if isinstance(module, Attention):
         return "attention"
     if isinstance(module, FeedForward):

@@ -17,18 +17,6 @@ class Adapter(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(width))
         nn.init.kaiming_uniform_(self.down.T, a=5**0.5)
 
-    def forward(self, x: Tensor, beside: "Adapter | None" = None) -> Tensor:
-        """Without the residual. [batch, tokens, width] -> the same shape.
-
-        Args:
-            beside: another one, whose result is added: both run as one of both their widths.
-        """
-        if beside is None:
-            return adapter(x, self.down, self.down_bias, self.up, self.up_bias)
-        return adapter(
-            x,
-            torch.cat([self.down, beside.down], 1),
-            torch.cat([self.down_bias, beside.down_bias]),
-            torch.cat([self.up, beside.up]),
-            self.up_bias + beside.up_bias,
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """Without the residual. [batch, tokens, width] -> the same shape."""
+        return adapter(x, self.down, self.down_bias, self.up, self.up_bias)

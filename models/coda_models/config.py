@@ -42,8 +42,6 @@ class CodaConfig:
         reduction: r, one for the model or a sequence with one for each layer; k = ceil(n / r) tokens are routed.
         attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
         bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
-        bypass: width of a second bottleneck that stands in for the heavy layer of a routed layer, weighed by 1 − gate,
-            so that a token that is not routed misses less; this project's. 0 leaves it out, the paper's form.
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
@@ -61,7 +59,6 @@ class CodaConfig:
     reduction: Reduction | Sequence[Reduction] = Fraction(4)
     attention: str = "k_to_k"
     bottleneck: int = 64
-    bypass: int = 0
     routed_layers: Sequence[int] | None = None
     iterations: int = 20
     epsilon_start: float = 4.0
@@ -88,7 +85,7 @@ class CodaConfig:
             raise ConfigError(
                 f"pooling {self.pooling!r} leaves no tokens to classify: token-classification takes each by itself"
             )
-        for name, low, high in (("bottleneck", 0, 65536), ("bypass", 0, 65536), ("iterations", 1, 1000)):
+        for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")

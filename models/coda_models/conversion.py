@@ -42,7 +42,6 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
             block,
             Adapter(width, config.bottleneck) if config.bottleneck else None,
             Router(width) if config.bottleneck and i in routed else None,
-            Adapter(width, config.bypass) if config.bottleneck and config.bypass and i in routed else None,
             reductions[i],
             config.attention,
             schedule,

@@ -110,9 +110,6 @@ class CodaLayer(nn.Module):
         block: the frozen layer.
         adapter: the light branch for every token, or ``None`` for a plain layer.
         router: ``None`` for a layer that never routes.
-        bypass: what stands in for the heavy update where a gate is below 1, weighed by 1 − gate, or ``None``. It is
-            this project's, not the paper's: a token that is not routed misses the layer less. A dense layer has no
-            use for it.
         reduction: r of this layer; 1 sends every token through the block without gathering, the dense adapter.
         attention: ``k_to_k`` or ``k_to_all``.
     """
@@ -122,13 +119,12 @@ class CodaLayer(nn.Module):
         block: Block,
         adapter: Adapter | None,
         router: Router | None,
-        bypass: Adapter | None,
         reduction: Fraction,
         attention: str,
         schedule: Schedule,
     ) -> None:
         super().__init__()
-        self.block, self.adapter, self.router, self.bypass = block, adapter, router, bypass
+        self.block, self.adapter, self.router = block, adapter, router
         self.reduction = reduction
         self.attention = attention
         self.schedule = schedule
@@ -158,6 +154,7 @@ class CodaLayer(nn.Module):
             y = self.block.output(x, read, read, _logit_bias(mask, positions, positions, table, x.dtype))
             return (y if self.adapter is None else y + self.adapter(read)), None
 
+        base = x if self.adapter is None else x + self.adapter(read)
         # At a small ε a gate's gradient is large and far from smooth. It teaches the router, and nothing below it.
         routing = self._route(self.router(read.detach()), mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
@@ -169,13 +166,7 @@ class CodaLayer(nn.Module):
             keys = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         bias = _logit_bias(valid, routing.indices, keys, table, x.dtype)
         update = self.block.update(taken, query, memory, bias)
-        if self.bypass is not None:
-            update = update - self.bypass(query)  # put_tokens weighs it by the gate, and ``skipped`` holds all of it
-        return put_tokens(self.skipped(x, read), routing.indices, routing.gates, update), routing
-
-    def skipped(self, x: Tensor, read: Tensor) -> Tensor:
-        """The output of tokens that are not routed; both arguments and the result are [batch, tokens, width]."""
-        return x if self.adapter is None else x + self.adapter(read, self.bypass)
+        return put_tokens(base, routing.indices, routing.gates, update), routing
 
     def _route(self, scores: Tensor, mask: Tensor, selection: tuple[Tensor, Tensor] | None) -> Routing:
         if selection is None:

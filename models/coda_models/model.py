@@ -129,14 +129,13 @@ class CodaModel(nn.Module):
         return (x * weights).sum(1) / weights.sum(1).clamp(min=1)  # nothing stands for an empty text
 
     def trainable_names(self) -> list[str]:
-        """What CoDA trains: adapters, bypasses, routers, LayerNorms and the head (Lei et al. 2023, section 5)."""
+        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5)."""
         norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return [
             name
             for name, _ in self.named_parameters()
             if name.startswith("head.")
             or ".adapter." in name
-            or ".bypass." in name
             or ".router." in name
             or any(name.startswith(norm) for norm in norms)
         ]

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from coda_models.bypass import BypassTrainer
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator
@@ -30,10 +29,9 @@ class Recipe:
         drop: the share of tokens left out of each training text, drawn anew every time it is seen.
         hidden: weight of the distance from the dense adapter's states after every layer; 0 learns from labels alone.
         distillation: weight of the dense adapter's soft labels against the true ones.
-        drawn: reductions of which each step takes one at random, so that the model learns to run at all of them; by
-            default r is annealed from 1 to its target over the first half, then held.
-        bypass: train bypasses and routers alone, to stand in for the dense layers (``BypassTrainer``); labels, teacher
-            and the three knobs above have no part in it.
+        anneal: the share of all steps over which r rises from 1 to its target; 0 holds it from the start.
+        drawn: reductions of which each step takes one at random instead, so that the model learns to run at all of
+            them.
     """
 
     epochs: float
@@ -43,16 +41,15 @@ class Recipe:
     drop: float = 0.1
     hidden: float = 0.0
     distillation: float = 0.0
+    anneal: float = 0.5
     drawn: tuple[Reduction, ...] = ()
-    bypass: bool = False
 
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
-DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3)
-# Bypasses learn what heavy layers do before any token misses one; cheap, as no gradient runs through a heavy layer.
-BYPASS = Recipe(epochs=1, stages=((512, 1.0),), learning_rate=3e-3, batch=8, bypass=True)
-# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
-ROUTED = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
+DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3, anneal=0.0)
+# A light phase from the dense adapter, on ``SplicedTexts``: what routing leaves out, adapters and routers learn to make
+# up for. Where the teacher answers everything, labels have nothing to add.
+ROUTED = Recipe(epochs=1, stages=((512, 1.0),), learning_rate=7e-4, batch=8, hidden=1.0, distillation=1.0, anneal=0.0)
 
 
 def fit(
@@ -88,8 +85,10 @@ def fit(
     callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages)]
     if recipe.drawn:
         callbacks.append(DrawReduction(model, recipe.drawn, reduction))
-    elif set(model.coda_config.with_reduction(reduction).layer_reductions(len(model.layers))) != {1}:
-        callbacks.append(AnnealReduction(model, reduction))
+    elif recipe.anneal:
+        callbacks.append(AnnealReduction(model, reduction, recipe.anneal))
+    else:
+        model.set_reduction(reduction)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
@@ -109,22 +108,16 @@ def fit(
         bf16=bf16,
         dataloader_pin_memory=False,
     )
-    common = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": data,
-        "data_collator": collator,
-        "callbacks": callbacks,
-    }
-    if recipe.bypass:
-        trainer: Trainer = BypassTrainer(**common)
-    else:
-        trainer = CodaTrainer(
-            **common,
-            teacher=teacher if recipe.hidden or recipe.distillation else None,
-            hidden=recipe.hidden,
-            distillation=recipe.distillation,
-        )
+    trainer = CodaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+        callbacks=callbacks,
+        teacher=teacher if recipe.hidden or recipe.distillation else None,
+        hidden=recipe.hidden,
+        distillation=recipe.distillation,
+    )
     trainer.train(resume_from_checkpoint=None if whole else get_last_checkpoint(folder))
     model.cpu().eval()
     shutil.rmtree(folder)

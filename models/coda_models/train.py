@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -83,6 +84,45 @@ class DrawReduction(TrainerCallback):  # type: ignore[misc]  # transformers ship
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave the model at its target."""
         self._model.set_reduction(self._final)
+
+
+class SplicedTexts(Dataset[dict[str, Any]]):
+    """Texts to distil on, spliced from pieces of the training texts, drawn anew by torch's generator every time.
+
+    A dense adapter is sure of the texts that it was trained on, and so says little about them. It was never shown
+    these, and there is no end to them: a row is a window of one to four texts each, of equal lengths, in any order.
+    A spliced row keeps the label of its first piece, which is right for no more than that: use it with
+    ``distillation=1``.
+
+    Args:
+        rows: of ``input_ids``, whole texts between one leading and one closing special token, and ``labels``.
+        tokens: of a spliced row, with both special tokens; one of short texts may be shorter.
+    """
+
+    _PIECES = (1, 2, 2, 3, 4)
+
+    def __init__(self, rows: Sequence[dict[str, Any]], tokens: int) -> None:
+        self._rows = rows
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = self._rows[index]
+        pieces = self._PIECES[_below(len(self._PIECES))]
+        length = (self._tokens - 2) // pieces
+        sources = [first, *(self._rows[_below(len(self._rows))] for _ in range(pieces - 1))]
+        body: list[int] = []
+        for source in sources:
+            words = source["input_ids"][1:-1]
+            start = _below(max(1, len(words) - length + 1))
+            body += words[start : start + length]
+        return {"input_ids": [first["input_ids"][0], *body, first["input_ids"][-1]], "labels": first["labels"]}
+
+
+def _below(bound: int) -> int:
+    return int(torch.randint(bound, ()))
 
 
 class TailCollator:

@@ -32,14 +32,12 @@ class LayerInfo:
         attention: ``k_to_k`` or ``k_to_all``.
         bottleneck: width of the adapter, 0 for none.
         slots: K at the longest input.
-        bypass: width of the bottleneck that stands in for the heavy layer where a token is not routed, 0 for none.
     """
 
     reduction: str
     attention: str
     bottleneck: int
     slots: int
-    bypass: int = 0
 
 
 @dataclass(frozen=True)

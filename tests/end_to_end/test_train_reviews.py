@@ -105,20 +105,20 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
     benchmark = program("benchmarks/recipe_rows.py", monkeypatch)
     data, backbone = arguments[1], arguments[3]
     command = ["--data", data, "--backbone", backbone, "--dense", str(runs), "--out", str(out), "--seeds", "3"]
-    done = CliRunner().invoke(benchmark.main, [*command, "--rows", "two-epochs,span-7,drawn"])
+    done = CliRunner().invoke(benchmark.main, [*command, "--rows", "default,drawn,labelled"])
     assert done.exit_code == 0, done.output
-    assert {path.name for path in out.iterdir()} == {f"{name}-seed3.json" for name in ("two-epochs", "span-7", "drawn")}
-    plain, wide, drawn = (json.loads((out / f"{x}-seed3.json").read_text()) for x in ("two-epochs", "span-7", "drawn"))
+    names = ("default-seed3.json", "drawn-seed3.json", "labelled-seed3.json")
+    assert {path.name for path in out.iterdir()} == set(names)
+    plain, drawn, labelled = (json.loads((out / name).read_text()) for name in names)
     assert list(plain["accuracy"]) == ["4", "1", "2", "3", "8", "100"]
-    assert list(wide["accuracy"]) == ["4"]
     assert list(drawn["accuracy"]) == ["4", "1", "2", "8"]
-    assert wide["multiply_adds"]["4"] > plain["multiply_adds"]["4"]
+    assert list(labelled["accuracy"]) == ["4"]
     assert drawn["multiply_adds"]["8"] < drawn["multiply_adds"]["4"] == plain["multiply_adds"]["4"]
 
     printed = CliRunner().invoke(benchmark.main, ["--out", str(out), "--table"]).output
-    assert printed.count("\n| ") == 6 + 1 + 4
+    assert printed.count("\n| ") == 6 + 4 + 1
     alone = CliRunner().invoke(benchmark.main, [*command, "--sensitivity"]).output
     assert alone.startswith("seed 3, one layer at r = 4, first to last: ")
     assert alone.count("%") == 2
     unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
-    assert "row 'other' is unknown: use some of two-epochs" in unknown.output
+    assert "row 'other' is unknown: use some of default" in unknown.output

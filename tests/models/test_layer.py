@@ -37,15 +37,9 @@ def attention(request):
     return request.param
 
 
-@pytest.fixture(params=[0, 5])
-def bypass(request):
-    return request.param
-
-
-def layer_of(family, attention, reduction=2, dtype=torch.float64, final=0.03, bypass=0):
+def layer_of(family, attention, reduction=2, dtype=torch.float64, final=0.03):
     """The second layer of a tiny model, and its relative bias for MASK's length."""
-    config = CodaConfig(reduction=reduction, attention=attention, epsilon_final=final, bypass=bypass)
-    model = tiny_coda(family, config).to(dtype)
+    model = tiny_coda(family, CodaConfig(reduction=reduction, attention=attention, epsilon_final=final)).to(dtype)
     return list(model.coda_layers())[1], table_of(model, MASK.shape[1])
 
 
@@ -66,12 +60,8 @@ def layer_oracle(layer, x, mask, table):
     block, tokens = layer.block, x.shape[0]
     pre_norm = isinstance(block, PreNormBlock)
     read = block.norm1(x) if pre_norm else x
-
-    def bottleneck(a, x):
-        return (x @ a.down + a.down_bias).clamp(min=0) @ a.up + a.up_bias
-
-    y = x + bottleneck(layer.adapter, read)
-    missed = torch.ones(tokens, 1, dtype=x.dtype)
+    a = layer.adapter
+    y = x + (read @ a.down + a.down_bias).clamp(min=0) @ a.up + a.up_bias
     scores = (read @ layer.router.weight)[:, 0]
     chosen = selection_oracle(scores.tolist(), mask.tolist(), layer.reduction)
     gates = torch.tensor(gates_oracle(scores.numpy(), mask.numpy(), layer.reduction, 0.03))[chosen]
@@ -88,13 +78,12 @@ def layer_oracle(layer, x, mask, table):
         attended = block.norm1(x[chosen] + z)
         update = block.norm2(attended + feed(block.feed_forward, attended)) - x[chosen]
     y[chosen] += gates.unsqueeze(-1) * update
-    missed[chosen] -= gates.unsqueeze(-1)
-    return y if layer.bypass is None else y + missed * bottleneck(layer.bypass, read)
+    return y
 
 
 @pytest.mark.parametrize("reduction", [2, "7/2", 100])
-def test_the_layer_is_the_formulas(family, attention, bypass, reduction):
-    layer, table = layer_of(family, attention, reduction, bypass=bypass)
+def test_the_layer_is_the_formulas(family, attention, reduction):
+    layer, table = layer_of(family, attention, reduction)
     x = states(*MASK.shape)
     y, routing = layer(x, MASK, table)
     wanted = torch.stack([layer_oracle(layer, x[row], MASK[row], table) for row in range(len(x))])
@@ -102,9 +91,9 @@ def test_the_layer_is_the_formulas(family, attention, bypass, reduction):
     assert routing.indices.shape[1] == layer.slots(MASK.shape[1]) == slot_count(13, Fraction(reduction))
 
 
-def test_r_1_equals_the_routed_path_that_selects_all(family, attention, bypass):
+def test_r_1_equals_the_routed_path_that_selects_all(family, attention):
     """Invariant 1, and with k_to_all invariant 5: all tokens as queries are plain attention."""
-    layer, table = layer_of(family, attention, bypass=bypass)
+    layer, table = layer_of(family, attention)
     x = states(*MASK.shape)
     layer.reduction = Fraction(1)
     dense, none = layer(x, MASK, table)
@@ -127,14 +116,13 @@ def test_r_1_equals_a_selection_of_all_tokens(family, attention):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, bypass, dtype):
-    """Invariant 2: whatever the routed tokens hold, and whatever the heavy block weighs; the bypass is an adapter too."""
-    layer, table = layer_of(family, attention, "7/2", dtype, bypass=bypass)
+def test_an_unrouted_token_is_x_plus_adapter_bit_for_bit(family, attention, dtype):
+    """Invariant 2: whatever the routed tokens hold, and whatever the heavy block weighs."""
+    layer, table = layer_of(family, attention, "7/2", dtype)
     x = states(*MASK.shape, dtype=dtype)
     before, routing = layer(x, MASK, table)
     routed = torch.zeros_like(MASK).scatter(1, routing.indices, routing.used)
-    read = layer.block.read(x)
-    base = x + layer.adapter(read, layer.bypass)
+    base = x + layer.adapter(layer.block.read(x))
     assert routed.sum() == 4 + 2 + 3 + 1
     assert torch.equal(before[~routed], base[~routed])
     assert (before[routed] != base[routed]).any(-1).all()

@@ -1,6 +1,7 @@
 """Annealing, growing length, and a few real steps of transformers' Trainer."""
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,15 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from coda_models import CodaConfig, CodaModel
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
-from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator, annealed
+from coda_models.train import (
+    AnnealReduction,
+    CodaTrainer,
+    DrawReduction,
+    GrowLength,
+    SplicedTexts,
+    TailCollator,
+    annealed,
+)
 
 
 def state(step: int, steps: int = 100) -> Any:
@@ -64,6 +73,41 @@ def test_collator_keeps_the_first_token_and_the_tail(tokenizer: PreTrainedTokeni
     assert batch["input_ids"].tolist() == [[2, 12, 13, 3], [2, 9, 3, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0]
+
+
+def test_spliced_texts_are_windows_of_the_texts_between_special_tokens():
+    """Text t has the words 100t, 100t + 1, …: every piece is a run of one text, all of a row of one length."""
+    torch.manual_seed(0)
+    rows = [{"input_ids": [2, *range(100 * t, 100 * t + 60), 3], "labels": t % 2} for t in range(1, 6)]
+    spliced = SplicedTexts(rows, 26)
+    assert len(spliced) == 5
+    counts = set()
+    for index in list(range(5)) * 12:
+        row = spliced[index]
+        assert row["labels"] == rows[index]["labels"]
+        first, *words, last = row["input_ids"]
+        assert (first, last) == (2, 3)
+        length = next((n for n in (24, 12, 8, 6) if all(b == a + 1 for a, b in pairwise(words[:n]))), 0)
+        assert len(words) == 24
+        pieces = [words[i : i + length] for i in range(0, 24, length)]
+        assert all(piece == list(range(piece[0], piece[0] + length)) for piece in pieces)
+        assert pieces[0][0] // 100 == index + 1
+        counts.add(len(pieces))
+    assert counts == {1, 2, 3, 4}
+
+
+def test_spliced_texts_are_drawn_anew_and_by_the_seed():
+    rows = [{"input_ids": [2, *range(10, 90), 3], "labels": 0}]
+    spliced = SplicedTexts(rows, 20)
+    torch.manual_seed(1)
+    seen = [spliced[0]["input_ids"] for _ in range(3)]
+    torch.manual_seed(1)
+    assert seen == [spliced[0]["input_ids"] for _ in range(3)]
+    assert seen[0] != seen[1]
+
+
+def test_texts_shorter_than_their_piece_are_taken_whole():
+    assert sorted(SplicedTexts([{"input_ids": [2, 7, 3], "labels": 1}], 20)[0]["input_ids"])[:2] == [2, 3]
 
 
 def test_length_grows_by_stages(tokenizer: PreTrainedTokenizerFast):
