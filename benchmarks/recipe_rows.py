@@ -39,7 +39,7 @@ class Row:
         reduction: r, one or one for each of MiniLM's six layers.
         config: changes of the dense adapter's CodaConfig.
         recipe: changes of ROUTED.
-        own_texts: train on the training texts as they are, not on spliced ones.
+        spliced: train on ``SplicedTexts`` instead of the training texts.
         at: other reductions to measure the same checkpoint at.
     """
 
@@ -47,22 +47,24 @@ class Row:
     reduction: str | tuple[str, ...] = "4"
     config: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    own_texts: bool = False
+    spliced: bool = False
     at: tuple[str, ...] = ()
 
 
-LABELLED = {"epochs": 2, "batch": 16, "distillation": 0.5, "anneal": 0.5}
+UNLABELLED = {"epochs": 1, "batch": 8, "distillation": 1.0, "anneal": 0.0}
 ROWS: dict[str, Row] = {
-    "default": Row("r = 4, k-to-k, the recipe as it stands", at=("1", "2", "3", "8", "100")),
+    "two-epochs": Row("r = 4, k-to-k, as the paper has it; two epochs", at=("1", "2", "3", "8", "100")),
     "r-2": Row("the same at r = 2", "2"),
     "r-8": Row("the same at r = 8", "8"),
-    "labelled": Row("two epochs of the training texts, labels and soft labels", recipe=LABELLED, own_texts=True),
-    "two-epochs": Row("two epochs", recipe={"epochs": 2}),
-    "six-epochs": Row("six epochs", recipe={"epochs": 6}),
     "k-to-all": Row("routed tokens attend to all", config={"attention": "k_to_all"}),
     "epsilon-1": Row("ε ends at 1: every gate is open a little", config={"epsilon_final": 1.0}),
     "no-states": Row("no hidden-state distillation", recipe={"hidden": 0.0}),
+    "labels-only": Row("no distillation at all", recipe={"hidden": 0.0, "distillation": 0.0}),
     "strong-states": Row("hidden-state distillation weighs five times as much", recipe={"hidden": 5.0}),
+    "six-epochs": Row("six epochs", recipe={"epochs": 6}),
+    "spliced": Row("one epoch of spliced texts without labels", recipe=UNLABELLED, spliced=True),
+    "spliced-three": Row("three epochs of spliced texts", recipe={**UNLABELLED, "epochs": 3}, spliced=True),
+    "spliced-no-states": Row("spliced texts, soft labels alone", recipe={**UNLABELLED, "hidden": 0.0}, spliced=True),
     "second-dense": Row("the second layer dense, the others at r = 4", ("4", "1", "4", "4", "4", "4")),
     "by-sensitivity": Row("r by each layer's measured sensitivity", ("8", "1", "2", "8", "8", "8")),
     "growing": Row("r grows with depth", ("1", "2", "4", "8", "8", "8")),
@@ -163,7 +165,7 @@ def main(
             seconds = fit(
                 model,
                 replace(ROUTED, **row.recipe),
-                prepared.train if row.own_texts else prepared.spliced,
+                prepared.spliced if row.spliced else prepared.train,
                 collator,
                 reduction=row.reduction,
                 folder=epochs,

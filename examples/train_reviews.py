@@ -74,7 +74,7 @@ def rows(
 class Prepared(NamedTuple):
     """What is trained on and judged by: rows, the texts that they were made from, and the classes' names.
 
-    ``spliced`` is what routed phases are trained on, made of the whole training texts.
+    ``spliced`` is made of the whole training texts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -125,7 +125,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer, train_rows, spliced, test_rows, texts, classes = prepare(data, backbone)
+    tokenizer, train_rows, _, test_rows, texts, classes = prepare(data, backbone)
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
@@ -151,7 +151,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
             seconds = fit(
                 model,
                 recipe,
-                train_rows if start is None else spliced,
+                train_rows,
                 collator,
                 reduction=reduction,
                 folder=epochs,

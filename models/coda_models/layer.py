@@ -155,8 +155,7 @@ class CodaLayer(nn.Module):
             return (y if self.adapter is None else y + self.adapter(read)), None
 
         base = x if self.adapter is None else x + self.adapter(read)
-        # At a small ε a gate's gradient is large and far from smooth. It teaches the router, and nothing below it.
-        routing = self._route(self.router(read.detach()), mask, selection)
+        routing = self._route(self.router(read), mask, selection)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
         if self.attention == "k_to_k":

@@ -47,9 +47,8 @@ class Recipe:
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
 DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3, anneal=0.0)
-# A light phase from the dense adapter, on ``SplicedTexts``: what routing leaves out, adapters and routers learn to make
-# up for. Where the teacher answers everything, labels have nothing to add.
-ROUTED = Recipe(epochs=1, stages=((512, 1.0),), learning_rate=7e-4, batch=8, hidden=1.0, distillation=1.0, anneal=0.0)
+# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
+ROUTED = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
 
 
 def fit(

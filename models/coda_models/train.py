@@ -184,8 +184,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         teacher: the same task at r = 1, or ``None``.
         distillation: weight of the teacher's soft labels against the true ones, in [0, 1].
         temperature: of both distributions; the loss is scaled by its square (Hinton et al. 2015).
-        hidden: weight of the mean squared distance between both models' states after every layer, over valid tokens,
-            relative to the variance of the teacher's.
+        hidden: weight of the mean squared distance between both models' states after every layer, over valid tokens.
         router_rate: the routers' learning rate, as a fraction of everyone else's.
         router_norm: the largest norm of a router's gradient.
     """
@@ -234,8 +233,6 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
     def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Cross-entropy, mixed with the divergence from the teacher where there is one."""
         taught = self._teacher is not None and model.training
-        if taught and self._hidden > 0:
-            model.eval()  # states with the noise of dropout in them would be what is taught
         output = model(**inputs, output_hidden_states=taught and self._hidden > 0)
         loss = output.loss
         if taught:
@@ -252,7 +249,6 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
             loss = (1 - self._distillation) * loss + self._distillation * self._temperature**2 * soft
             if self._hidden > 0:
                 valid = inputs["attention_mask"].bool()
-                pairs = zip(output.hidden_states, wanted.hidden_states, strict=True)
-                apart = [F.mse_loss(a[valid], b[valid]) / b[valid].var() for a, b in pairs]
-                loss = loss + self._hidden * torch.stack(apart).mean()
+                pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
+                loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss

@@ -105,14 +105,14 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
     benchmark = program("benchmarks/recipe_rows.py", monkeypatch)
     data, backbone = arguments[1], arguments[3]
     command = ["--data", data, "--backbone", backbone, "--dense", str(runs), "--out", str(out), "--seeds", "3"]
-    done = CliRunner().invoke(benchmark.main, [*command, "--rows", "default,drawn,labelled"])
+    done = CliRunner().invoke(benchmark.main, [*command, "--rows", "two-epochs,drawn,spliced"])
     assert done.exit_code == 0, done.output
-    names = ("default-seed3.json", "drawn-seed3.json", "labelled-seed3.json")
+    names = ("two-epochs-seed3.json", "drawn-seed3.json", "spliced-seed3.json")
     assert {path.name for path in out.iterdir()} == set(names)
-    plain, drawn, labelled = (json.loads((out / name).read_text()) for name in names)
+    plain, drawn, spliced = (json.loads((out / name).read_text()) for name in names)
     assert list(plain["accuracy"]) == ["4", "1", "2", "3", "8", "100"]
     assert list(drawn["accuracy"]) == ["4", "1", "2", "8"]
-    assert list(labelled["accuracy"]) == ["4"]
+    assert list(spliced["accuracy"]) == ["4"]
     assert drawn["multiply_adds"]["8"] < drawn["multiply_adds"]["4"] == plain["multiply_adds"]["4"]
 
     printed = CliRunner().invoke(benchmark.main, ["--out", str(out), "--table"]).output
@@ -121,4 +121,4 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
     assert alone.startswith("seed 3, one layer at r = 4, first to last: ")
     assert alone.count("%") == 2
     unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
-    assert "row 'other' is unknown: use some of default" in unknown.output
+    assert "row 'other' is unknown: use some of two-epochs" in unknown.output

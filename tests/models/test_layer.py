@@ -208,16 +208,3 @@ def test_a_layer_without_a_valid_token_is_its_adapter_and_finite(family, attenti
     y, routing = layer(x, mask, table)
     assert not routing.used.any()
     assert torch.equal(y, x + layer.adapter(layer.block.read(x)))
-
-
-@torch.enable_grad()
-def test_gates_teach_the_router_and_nothing_below_it(family, attention):
-    layer, table = layer_of(family, attention)
-    x = states(*MASK.shape).requires_grad_()
-    y, routing = layer(x, MASK, table)
-    below, own = torch.autograd.grad(
-        routing.gates.sum(), [x, layer.router.weight], retain_graph=True, allow_unused=True
-    )
-    assert below is None
-    assert own.abs().max() > 0
-    assert torch.autograd.grad(y[MASK].square().sum(), x)[0].abs().max() > 0

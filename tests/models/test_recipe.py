@@ -44,7 +44,7 @@ def test_a_dense_run_has_nothing_to_anneal(tmp_path: Path, tokenizer: PreTrained
 def test_a_taught_run_ends_at_its_reduction(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):
     model, teacher = (tiny_coda("bert", CodaConfig(reduction=1)) for _ in "ab")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    taught = replace(ROUTED, stages=((16, 1.0),), anneal=0.5)
+    taught = replace(ROUTED, epochs=1, batch=8, stages=((16, 1.0),))
     reductions = ["1", "7/2"]
     fit(
         model,
