@@ -71,7 +71,7 @@ def main(model: Path, data: Path, backbone: str, dense: Path, reductions: tuple[
     batches = [collator(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
     wanted = run(load(dense, backbone=backbone).model, batches)
     routed = load(model, backbone=backbone).model
-    table = Table("r", "attention", "tokens", *(f"layer {i}" for i in range(len(routed.layers))))
+    table = Table("r", "attention", "tokens", *map(str, range(len(routed.layers))), title="after each layer")
     for r in reductions or (routed.coda_config.reduction,):
         routed.set_reduction(r)
         for attention in ATTENTIONS:
