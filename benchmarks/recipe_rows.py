@@ -23,7 +23,7 @@ from coda_compile.cost import layer_multiply_adds
 from coda_models import CodaModel, convert, load
 from coda_models.backbone import load_backbone
 from coda_models.recipe import ROUTED, fit
-from coda_models.train import TailCollator
+from coda_models.train import SplicedTexts, TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -79,6 +79,13 @@ def student_of(teacher: CodaModel, backbone: str, row: Row) -> CodaModel:
     model = convert(pretrained, replace(teacher.coda_config, **row.config))
     model.load_state_dict(teacher.state_dict())
     return model
+
+
+def spliced(prepared: "train_reviews.Prepared") -> SplicedTexts:
+    """Of the whole training texts."""
+    labels = [row["labels"] for row in prepared.train]
+    whole = train_reviews.rows(prepared.tokenizer, prepared.texts[0], labels, whole=True)
+    return SplicedTexts(whole, train_reviews.TOKENS)
 
 
 def multiply_adds(model: CodaModel, tokens: int) -> int:
@@ -165,7 +172,7 @@ def main(
             seconds = fit(
                 model,
                 replace(ROUTED, **row.recipe),
-                prepared.spliced if row.spliced else prepared.train,
+                spliced(prepared) if row.spliced else prepared.train,
                 collator,
                 reduction=row.reduction,
                 folder=epochs,

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.train import SplicedTexts, TailCollator
+from coda_models.train import TailCollator
 
 TOKENS = 512
 HELD_OUT = 400
@@ -72,14 +72,10 @@ def rows(
 
 
 class Prepared(NamedTuple):
-    """What is trained on and judged by: rows, the texts that they were made from, and the classes' names.
-
-    ``spliced`` is made of the whole training texts.
-    """
+    """What is trained on and judged by: rows, the texts that they were made from, and the classes' names."""
 
     tokenizer: PreTrainedTokenizerBase
     train: list[dict[str, Any]]
-    spliced: SplicedTexts
     test: list[dict[str, Any]]
     texts: tuple[list[str], list[str], list[str], list[str]]
     classes: list[str]
@@ -94,10 +90,8 @@ def prepare(data: Path, backbone: str) -> Prepared:
     texts, names = read_texts(data)
     classes = sorted(set(names))
     parts = split(texts, names)
-    labels = [[classes.index(name) for name in names] for names in parts[2:]]
-    train, test = (rows(tokenizer, texts, own) for texts, own in zip(parts[:2], labels, strict=True))
-    spliced = SplicedTexts(rows(tokenizer, parts[0], labels[0], whole=True), TOKENS)
-    return Prepared(tokenizer, train, spliced, test, parts, classes)
+    train, test = (rows(tokenizer, parts[i], [classes.index(name) for name in parts[i + 2]]) for i in (0, 1))
+    return Prepared(tokenizer, train, test, parts, classes)
 
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
@@ -125,7 +119,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer, train_rows, _, test_rows, texts, classes = prepare(data, backbone)
+    tokenizer, train_rows, test_rows, texts, classes = prepare(data, backbone)
     collator = TailCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:

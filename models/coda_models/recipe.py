@@ -113,7 +113,7 @@ def fit(
         train_dataset=data,
         data_collator=collator,
         callbacks=callbacks,
-        teacher=teacher if recipe.hidden or recipe.distillation else None,
+        teacher=teacher,
         hidden=recipe.hidden,
         distillation=recipe.distillation,
     )

@@ -201,15 +201,15 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._teacher = teacher
+        self._teacher = teacher if distillation or hidden else None  # or it would run for nothing
         self._distillation = distillation
         self._temperature = temperature
         self._hidden = hidden
         self._router_rate = router_rate
         self._router_norm = router_norm
         self._routers = [p for name, p in self.model.named_parameters() if ".router." in name and p.requires_grad]
-        if teacher is not None:
-            teacher.eval().to(self.args.device)
+        if self._teacher is not None:
+            self._teacher.eval().to(self.args.device)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Trainer's optimizer, the routers in a group of their own."""

@@ -220,3 +220,13 @@ def test_an_empty_text_stands_for_nothing():
     ids = torch.full((1, 5), 7)
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
     assert model(ids, torch.zeros_like(ids)).sentence_embedding.eq(0).all()
+
+
+def test_states_are_the_embeddings_and_every_layers_output(family):
+    model, batch = tiny_coda(family, CodaConfig(reduction=2, task="feature-extraction")), ragged([9, 4])
+    output = model(**batch, output_hidden_states=True)
+    first, *others = output.hidden_states
+    assert torch.equal(first, model.embeddings(input_ids=batch["input_ids"]))
+    assert len(others) == len(model.layers)
+    last = others[-1] if model.final_norm is None else model.final_norm(others[-1])
+    assert torch.equal(last, output.last_hidden_state)
