@@ -22,7 +22,7 @@ from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_targets import Target
-from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, TensorInfo, list_files
+from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, SessionInfo, TensorInfo, list_files
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -152,6 +152,9 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
         labels=tuple(str(names[i]) for i in sorted(names)),
         layers=layer_infos(model, model.max_tokens),
         coda_config=coda.to_dict(),
+        session=SessionInfo(
+            tuple(name for name, _ in target.providers), target.graph_level, target.threads, target.native
+        ),
         files=list_files(folder),
     )
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")

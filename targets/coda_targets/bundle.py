@@ -1,6 +1,7 @@
 """Opening a bundle and running it: all that an app needs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import Manifest, check_files, read_manifest
+from coda_targets.manifest import GRAPH_LEVELS, Manifest, check_files, read_manifest
 from coda_targets.target import Target, get_target
 
 MODEL = "model.onnx"
+_LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -27,7 +29,10 @@ class Bundle:
 
     Args:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
-        threads: intra-op threads, 0 for onnxruntime's own choice.
+        threads: intra-op threads, 0 for what the manifest says.
+
+    Attributes:
+        target: as this release knows it, with the session that the manifest asks for.
 
     Raises:
         BundleError: no bundle, or a manifest that cannot be read. The model itself is loaded on first use; call
@@ -37,7 +42,13 @@ class Bundle:
     def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
-        self.target: Target = get_target(self.manifest.target)
+        session = self.manifest.session
+        self.target: Target = replace(
+            get_target(self.manifest.target),
+            native=session.native,
+            graph_level=session.graph_level,
+            threads=session.threads,
+        )
         self.threads = threads
 
     def __repr__(self) -> str:
@@ -150,7 +161,8 @@ def open_session(
         raise TargetError(f"target {target.name!r} cannot run here: {what}")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or target.threads
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVEL_NAMES[target.graph_level]}")
     for name, value in target.session_options.items():
         setattr(options, name, value)
     for name, value in target.session_config.items():

@@ -11,6 +11,8 @@ from coda_targets.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+GRAPH_LEVELS = ("disable", "basic", "extended", "all")
+_MOST_THREADS = 1024
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
 
 
@@ -38,6 +40,23 @@ class LayerInfo:
     attention: str
     bottleneck: int
     slots: int
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """How a session of onnxruntime is made for the bundle; programs that do not use ``Bundle`` do the same.
+
+    Attributes:
+        providers: execution providers, best first.
+        graph_level: how far onnxruntime optimises, one of ``GRAPH_LEVELS``.
+        threads: intra-op threads, 0 for onnxruntime's own choice.
+        native: whether native kernels serve it where they are installed.
+    """
+
+    providers: tuple[str, ...]
+    graph_level: str
+    threads: int
+    native: bool
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,7 @@ class Manifest:
     labels: tuple[str, ...]
     layers: tuple[LayerInfo, ...]
     coda_config: dict[str, Any]
+    session: SessionInfo
     files: tuple[FileInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -116,6 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "inputs": tuple(_tensor(item) for item in plain["inputs"]),
                 "outputs": tuple(_tensor(item) for item in plain["outputs"]),
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
+                "session": _session(plain["session"]),
                 "files": tuple(FileInfo(**item) for item in plain["files"]),
                 "labels": tuple(plain["labels"]),
             }
@@ -139,6 +160,7 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "max_tokens": manifest.max_tokens > 0,
         "width": manifest.width > 0,
         "feed_forward": manifest.feed_forward > 0,
+        "session": manifest.session.graph_level in GRAPH_LEVELS and 0 <= manifest.session.threads <= _MOST_THREADS,
     }
 
 
@@ -157,11 +179,15 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, one) for one in inner)
     if is_dataclass(value):
         return isinstance(value, kind) and all(fits(getattr(value, f.name), f.type) for f in fields(value))
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
 
 
 def _tensor(item: dict[str, Any]) -> TensorInfo:
     return TensorInfo(item["name"], item["dtype"], tuple(item["shape"]))
+
+
+def _session(item: dict[str, Any]) -> SessionInfo:
+    return SessionInfo(**{**item, "providers": tuple(item["providers"])})
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -20,6 +20,8 @@ class Target:
         opset: of the default ONNX domain.
         operators: how the ``ai.coda`` operators are carried: ``function``, or ``inlined`` into standard ones.
         native: whether the native kernels of those operators serve it where they are installed.
+        graph_level: how far onnxruntime optimises, one of ``coda_targets.manifest.GRAPH_LEVELS``.
+        threads: intra-op threads, 0 for onnxruntime's own choice.
         precisions: what weights and activations may be.
         static_shapes: whether batch and sequence are fixed at compile time.
         lowering: names of the passes of ``coda_compile.passes``, in order.
@@ -38,6 +40,8 @@ class Target:
     static_shapes: bool
     lowering: tuple[str, ...]
     native: bool = False
+    graph_level: str = "all"
+    threads: int = 0
     session_options: dict[str, Any] = field(default_factory=dict)
     session_config: dict[str, str] = field(default_factory=dict)
     install: str = ""

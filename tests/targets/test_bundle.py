@@ -1,15 +1,18 @@
 """Running a bundle: its inputs, its defaults, its errors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
+from coda_targets.manifest import MANIFEST
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -187,3 +190,17 @@ def test_a_bundle_runs_after_it_was_moved(copied: Path, compiled: Bundle, tmp_pa
     np.testing.assert_array_equal(
         Bundle(moved).run({"input_ids": IDS})["logits"], compiled.run({"input_ids": IDS})["logits"]
     )
+
+
+def test_session_is_made_as_the_manifest_says(copied: Path):
+    plain = json.loads((copied / MANIFEST).read_text("utf-8"))
+    plain["session"] = {**plain["session"], "graph_level": "basic", "threads": 2, "native": False}
+    (copied / MANIFEST).write_text(json.dumps(plain))
+    bundle = Bundle(copied)
+    options = bundle.session.get_session_options()
+    assert (options.graph_optimization_level, options.intra_op_num_threads) == (
+        ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        2,
+    )
+    assert not bundle.target.native
+    assert Bundle(copied, threads=1).session.get_session_options().intra_op_num_threads == 1

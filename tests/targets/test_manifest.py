@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coda_compile import console
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
-from coda_targets.manifest import MANIFEST, Manifest, check_files, hash_file, list_files, read_manifest
+from coda_targets.manifest import MANIFEST, Manifest, SessionInfo, check_files, hash_file, list_files, read_manifest
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -39,6 +39,7 @@ def test_says_what_was_compiled(compiled: Bundle):
     assert (manifest.width, manifest.feed_forward, manifest.max_tokens) == (32, 48, 66)
     assert manifest.operators["ai.coda::Route"] == 2
     assert manifest.coda_config["reduction"] == "2"
+    assert manifest.session == SessionInfo(("CPUExecutionProvider",), "all", 0, native=True)
 
 
 def test_manifest_is_frozen(compiled: Bundle):
@@ -135,6 +136,14 @@ def test_missing_field(copied: Path, name: str):
         ("opset", {"": "20"}),
         ("layers", [{"reduction": "0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
         ("layers", [{"reduction": "2/0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+        ("session", None),
+        ("session", {"providers": ["CPUExecutionProvider"]}),
+        ("session", {"providers": [1], "graph_level": "all", "threads": 0, "native": True}),
+        ("session", {"providers": [], "graph_level": "most", "threads": 0, "native": True}),
+        ("session", {"providers": [], "graph_level": "all", "threads": -1, "native": True}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 10**9, "native": True}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 0, "native": 1}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 0, "native": True, "profile_file_prefix": "x"}),
     ],
 )
 def test_field_of_a_wrong_type(copied: Path, name: str, value: Any):
