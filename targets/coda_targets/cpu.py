@@ -14,6 +14,7 @@ TARGET = Target(
     lowering=(
         "fold_constants",
         "eliminate_identities",
+        "merge_low_rank",
         "fuse_attention",
         "trim_to_readout",
         "fuse_projections",

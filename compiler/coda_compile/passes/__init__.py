@@ -17,6 +17,7 @@ from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
@@ -29,6 +30,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
         shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19
     ),
     "eliminate_identities": common.IdentityEliminationPass,
+    "merge_low_rank": MergeLowRank,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "fuse_projections": FuseProjections,
