@@ -128,11 +128,16 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
     )
 
 
+def label_names(model: CodaModel) -> tuple[str, ...]:
+    """Classes in order of the logits; none of a model that classifies nothing."""
+    names = dict(model.hf_config.id2label or {}) if model.coda_config.task.endswith("classification") else {}
+    return tuple(str(names[i]) for i in sorted(names))
+
+
 def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: Target, precision: str) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
-    names = dict(hf.id2label or {}) if coda.task.endswith("classification") else {}
     block = next(iter(model.coda_layers())).block
     manifest = Manifest(
         task=coda.task,
@@ -149,7 +154,7 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
         max_tokens=model.max_tokens,
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
-        labels=tuple(str(names[i]) for i in sorted(names)),
+        labels=label_names(model),
         layers=layer_infos(model, model.max_tokens),
         coda_config=coda.to_dict(),
         session=SessionInfo(

@@ -15,6 +15,7 @@ from coda_compile.cli_kernels import kernels
 from coda_compile.cli_measure import measure
 from coda_compile.errors import CodaError, as_sentences
 
+_BUDGET = 0.5  # points
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -59,9 +60,20 @@ def cli() -> None:
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
 @click.option(
-    "--precision", "-p", default="fp32", show_default=True, help="Of the frozen layers' products: fp32, int8."
+    "--precision",
+    "-p",
+    default="fp32",
+    show_default=True,
+    help="Of the frozen layers' products: fp32, int8, or auto to choose by measuring on --data.",
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
+@click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label, for auto.")
+@click.option(
+    "--accuracy-budget",
+    "budget",
+    type=click.FloatRange(0, 100),
+    help=f"Points that auto may lose.  [default: {_BUDGET}]",
+)
 def compile(
     model: Path,
     target: str,
@@ -70,6 +82,8 @@ def compile(
     tokenizer: str | None,
     precision: str,
     reduction: str | None,
+    data: Path | None,
+    budget: float | None,
 ) -> None:
     """Compile MODEL, a model.pt, a CoDA checkpoint folder or a Hugging Face folder, into a verified bundle.
 
@@ -78,10 +92,18 @@ def compile(
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
+    coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
+
+    With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the
+    fastest one that loses no more than the budget against the model as it was trained.
     """
     from coda_targets import get_target
 
-    get_target(target)
+    lowered_for = get_target(target)
+    if precision == "auto" and data is None:
+        raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
+    if precision != "auto" and (data is not None or budget is not None):
+        raise click.UsageError("--data and --accuracy-budget are for --precision auto")
     folder = output or Path(f"{model.resolve().name.removesuffix('.pt')}-{target}")
     progress = console.Progress()
     with progress.stage("start"):
@@ -89,16 +111,37 @@ def compile(
 
         from coda_compile.pipeline import compile as compile_model
         from coda_compile.sources import read_tokenizer
-    bundle = compile_model(
-        model,
-        target,
-        output=folder,
-        backbone=backbone,
-        tokenizer=None if tokenizer is None else read_tokenizer(tokenizer),
-        reduction=_reduction(reduction),
-        precision=precision,
-        stage=progress.stage,
-    )
+    words = None if tokenizer is None else read_tokenizer(tokenizer)
+    if data is None:
+        bundle = compile_model(
+            model,
+            target,
+            output=folder,
+            backbone=backbone,
+            tokenizer=words,
+            reduction=_reduction(reduction),
+            precision=precision,
+            stage=progress.stage,
+        )
+    else:
+        from coda_compile import choice_table
+        from coda_compile.choice import choose
+        from coda_compile.sources import read_source
+
+        with progress.stage("load"):
+            source = read_source(model, backbone=backbone)
+        choice = choose(
+            source.model,
+            lowered_for,
+            data=data,
+            budget=_BUDGET if budget is None else budget,
+            output=folder,
+            tokenizer=words or source.tokenizer,
+            reduction=_reduction(reduction),
+            stage=progress.stage,
+        )
+        choice_table.show(choice)
+        bundle = choice.bundle
     console.compiled(bundle, folder, progress.seconds)
 
 

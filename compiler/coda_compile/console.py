@@ -42,6 +42,13 @@ class Progress:
             err.print(Text.assemble(("✓", "green"), f" {name:<8} {took:6.1f} s"))
 
 
+def whole(table: Table) -> None:
+    """Print a table at its natural width: a figure cut short is worse than a line that a terminal wraps."""
+    for column in table.columns:
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    out.print(table, crop=False)
+
+
 def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     """The closing summary of a compilation."""
     manifest = bundle.manifest

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from coda_compile.bench.result import BenchResult, Bound, Measurement
 from coda_compile.bench.statistics import Interval
-from coda_compile.console import out
+from coda_compile.console import out, whole
 
 
 def show(result: BenchResult) -> None:
@@ -22,24 +22,17 @@ def show(result: BenchResult) -> None:
         out.print("one core: whatever else runs lands in these timings; measure where there are two or more")
     for (batch, tokens), group in groupby(result.measurements, lambda x: (x.batch, x.tokens)):
         rows = sorted(group, key=lambda row: row.summary.median)
-        _whole(_latency(f"{batch} x {tokens} tokens, ms", rows))
+        whole(_latency(f"{batch} x {tokens} tokens, ms", rows))
         for bound in result.bounds:
             if (bound.batch, bound.tokens) == (batch, tokens):
                 out.print(f"  {_bound(bound)}", soft_wrap=True)
     first = (result.measurements[0].batch, result.measurements[0].tokens)
-    _whole(_footprint([row for row in result.measurements if (row.batch, row.tokens) == first]))
+    whole(_footprint([row for row in result.measurements if (row.batch, row.tokens) == first]))
     rates = ", ".join(f"{name} {rate / 1e9:.0f} G" for name, rate in result.matrix_rates.items())
     out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
     for skipped in result.skipped:
         help_ = f"; {skipped.install}" if skipped.install else ""
         out.print(f"skipped {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)
-
-
-def _whole(table: Table) -> None:
-    """Print a table at its natural width: a figure cut short is worse than a line that a terminal wraps."""
-    for column in table.columns:
-        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
-    out.print(table, crop=False)
 
 
 def _latency(title: str, rows: list[Measurement]) -> Table:

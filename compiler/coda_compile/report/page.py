@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from coda_compile.accuracy import Accuracy, measure
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, read_result
 from coda_compile.errors import CodaError, as_sentences
@@ -20,7 +21,6 @@ from coda_compile.explain import Explanation, explain, layer_ranges
 from coda_compile.parity import Tolerances
 from coda_compile.profile import profile_bundle
 from coda_compile.report import charts, inside_charts
-from coda_compile.report.accuracy import Accuracy, measure
 from coda_compile.report.formats import Table, percent, size
 from coda_compile.report.plots import Plot
 from coda_compile.report.routing_map import MOST_WORDS, SAMPLE, RoutedText, route_text

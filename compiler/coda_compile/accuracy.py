@@ -59,12 +59,21 @@ def measure(bundle: Bundle, path: Path) -> Accuracy:
         CodaError: a bundle that classifies no texts, or a file that is not as described.
     """
     manifest = bundle.manifest
-    if manifest.task != _TASK:
-        raise CodaError(f"--data measures the accuracy of {_TASK}, and this bundle does {manifest.task}")
+    check_task(manifest.task)
     rows = list(read_rows(path, manifest.labels))
     results = predict(bundle, [text for text, _ in rows])
     pairs = ((true, record["label"]) for (_, true), (_, record, _) in zip(rows, results, strict=True))
     return Accuracy(path.name, manifest.labels, dict(Counter(pairs)))
+
+
+def check_task(task: str) -> None:
+    """Refuse what has no accuracy.
+
+    Raises:
+        CodaError: a task other than classifying texts.
+    """
+    if task != _TASK:
+        raise CodaError(f"--data measures the accuracy of {_TASK}, and this model does {task}")
 
 
 def read_rows(path: Path, labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,9 @@ from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
+from coda_compile.accuracy import Accuracy, measure, read_rows, wilson
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
-from coda_compile.report.accuracy import Accuracy, measure, read_rows, wilson
 from coda_models import CodaConfig
 from coda_targets import Bundle
 
@@ -81,5 +81,5 @@ def test_no_file(tmp_path: Path):
 def test_only_text_classifiers_have_an_accuracy(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
     bundle = compile(model, output=tmp_path / "bundle", tokenizer=tokenizer)
-    with pytest.raises(CodaError, match="this bundle does feature-extraction"):
+    with pytest.raises(CodaError, match="this model does feature-extraction"):
         measure(bundle, csv(tmp_path, "text,label\na,pos\n"))
