@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator
+from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator, soft_labelled
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Recipe:
         learning_rate: peak of AdamW's linear schedule.
         batch: texts a step.
         drop: the share of tokens left out of each training text, drawn anew every time it is seen.
-        hidden: weight of the distance from the dense adapter's states after every layer; 0 learns from labels alone.
-        distillation: weight of the dense adapter's soft labels against the true ones.
+        dropout: the share of numbers that the backbone's own dropout takes; ``None`` leaves it as it was pretrained.
+        hidden: weight of the distance from the dense adapter's states after every layer.
+        distillation: weight of the dense adapter's soft labels against the true ones. Where states are left out, a list
+            of texts is labelled once, whole, before anything is learned.
         anneal: the share of all steps over which r rises from 1 to its target; 0 holds it from the start.
         drawn: reductions of which each step takes one at random instead, so that the model learns to run at all of
             them.
@@ -39,6 +41,7 @@ class Recipe:
     learning_rate: float
     batch: int = 16
     drop: float = 0.1
+    dropout: float | None = None
     hidden: float = 0.0
     distillation: float = 0.0
     anneal: float = 0.5
@@ -47,8 +50,8 @@ class Recipe:
 
 # The ends of the reviews teach much of the task at a fraction of the cost; most of the steps see whole windows.
 DENSE = Recipe(epochs=5, stages=((256, 0.4), (512, 1.0)), learning_rate=1e-3, anneal=0.0)
-# A light phase from there: what routing leaves out, adapters and routers learn to make up for, layer by layer.
-ROUTED = Recipe(epochs=2, stages=((512, 1.0),), learning_rate=7e-4, hidden=1.0, distillation=0.5)
+# From there, taught by it. Routed steps cost a quarter, so there can be many; what they lack is not regularisation.
+ROUTED = Recipe(epochs=8, stages=((512, 1.0),), learning_rate=1e-3, batch=8, dropout=0.0, distillation=0.5, anneal=0.0)
 
 
 def fit(
@@ -80,6 +83,11 @@ def fit(
         The seconds it took, ``None`` where it went on from an epoch of another time.
     """
     began, whole = time.perf_counter(), not folder.is_dir()
+    if teacher is not None and recipe.distillation and not recipe.hidden and not isinstance(data, Dataset):
+        collator.tokens, collator.drop = recipe.stages[-1][0], 0.0
+        data, teacher = soft_labelled(teacher, data, collator), None
+    if recipe.dropout is not None:
+        _set_dropout(model, recipe.dropout)
     collator.drop = recipe.drop
     callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages)]
     if recipe.drawn:
@@ -121,3 +129,11 @@ def fit(
     model.cpu().eval()
     shutil.rmtree(folder)
     return time.perf_counter() - began if whole else None
+
+
+def _set_dropout(model: CodaModel, share: float) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+    for layer in model.coda_layers():
+        layer.block.attention.dropout = share

@@ -23,6 +23,8 @@ from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
 
+SOFT = "teacher_logits"  # of rows that a teacher has labelled
+
 
 class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
     """Raise r linearly from 1 to its target, then hold (Lei et al. 2023, section 5).
@@ -141,18 +143,38 @@ class TailCollator:
         self.drop = drop
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows of ``input_ids`` and ``labels`` -> input_ids, attention_mask [batch, tokens] and labels [batch]."""
+        """Rows -> input_ids and attention_mask [batch, tokens], labels [batch], and of softly labelled ones [batch,
+        classes] too."""
         cut = [self._cut(row["input_ids"]) for row in rows]
         longest = max(map(len, cut))
         ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+        if SOFT in rows[0]:
+            batch[SOFT] = torch.tensor([row[SOFT] for row in rows])
+        return batch
 
     def _cut(self, ids: list[int]) -> list[int]:
         if self.drop > 0 and len(ids) > 2:
             kept = (torch.rand(len(ids) - 2) >= self.drop).tolist()
             ids = [ids[0], *compress(ids[1:-1], kept), ids[-1]]
         return ids if len(ids) <= self.tokens else ids[:1] + ids[1 - self.tokens :]
+
+
+def soft_labelled(
+    teacher: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8
+) -> list[dict[str, Any]]:
+    """Rows with the teacher's logits for each: asked once, it need not run beside the student in every epoch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher.eval().to(device)
+    labelled: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch):
+            some = rows[start : start + batch]
+            inputs = collator(some)
+            logits = teacher(inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).logits
+            labelled += ({**row, SOFT: soft} for row, soft in zip(some, logits.float().tolist(), strict=True))
+    return labelled
 
 
 class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
@@ -181,7 +203,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
     their gradients are clipped apart: within one norm they would shrink everyone else's.
 
     Args:
-        teacher: the same task at r = 1, or ``None``.
+        teacher: the same task at r = 1, or ``None``; rows that ``soft_labelled`` made bring its answers with them.
         distillation: weight of the teacher's soft labels against the true ones, in [0, 1].
         temperature: of both distributions; the loss is scaled by its square (Hinton et al. 2015).
         hidden: weight of the mean squared distance between both models' states after every layer, over valid tokens.
@@ -232,6 +254,8 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
 
     def compute_loss(self, model: CodaModel, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Cross-entropy, mixed with the divergence from the teacher where there is one."""
+        inputs = dict(inputs)
+        soft = inputs.pop(SOFT, None)
         taught = self._teacher is not None and model.training
         output = model(**inputs, output_hidden_states=taught and self._hidden > 0)
         loss = output.loss
@@ -240,15 +264,16 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
             unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
             with torch.no_grad(), self.accelerator.autocast():  # Trainer wraps its own model alone
                 wanted = self._teacher(**unlabelled, output_hidden_states=self._hidden > 0)
-            soft = F.kl_div(
-                F.log_softmax(output.logits / self._temperature, -1),
-                F.log_softmax(wanted.logits / self._temperature, -1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            loss = (1 - self._distillation) * loss + self._distillation * self._temperature**2 * soft
-            if self._hidden > 0:
-                valid = inputs["attention_mask"].bool()
-                pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
-                loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
+            soft = wanted.logits
+        if soft is not None and model.training:
+            loss = (1 - self._distillation) * loss + self._distillation * self._divergence(output.logits, soft)
+        if taught and self._hidden > 0:
+            valid = inputs["attention_mask"].bool()
+            pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
+            loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss
+
+    def _divergence(self, logits: Tensor, soft: Tensor) -> Tensor:
+        """Of the student's distribution from the teacher's, both at the temperature."""
+        own, wanted = (F.log_softmax(x / self._temperature, -1) for x in (logits, soft))
+        return self._temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)

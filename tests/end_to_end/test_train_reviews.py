@@ -121,4 +121,4 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
     assert alone.startswith("seed 3, one layer at r = 4, first to last: ")
     assert alone.count("%") == 2
     unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
-    assert "row 'other' is unknown: use some of two-epochs" in unknown.output
+    assert "row 'other' is unknown: use some of recipe" in unknown.output

@@ -41,10 +41,13 @@ def test_a_dense_run_has_nothing_to_anneal(tmp_path: Path, tokenizer: PreTrained
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_taught_run_ends_at_its_reduction(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):
+@pytest.mark.parametrize("changes", [{}, {"hidden": 1.0, "anneal": 0.5, "dropout": None}])
+def test_a_taught_run_ends_at_its_reduction(
+    changes: dict[str, Any], tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]
+):
     model, teacher = (tiny_coda("bert", CodaConfig(reduction=1)) for _ in "ab")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    taught = replace(ROUTED, epochs=1, batch=8, stages=((16, 1.0),))
+    taught = replace(ROUTED, epochs=1, stages=((16, 1.0),), **changes)
     reductions = ["1", "7/2"]
     fit(
         model,
@@ -55,10 +58,37 @@ def test_a_taught_run_ends_at_its_reduction(tmp_path: Path, tokenizer: PreTraine
         folder=tmp_path / "run",
         teacher=teacher,
     )
-    assert any(isinstance(callback, AnnealReduction) for callback in callbacks)
+    assert any(isinstance(callback, AnnealReduction) for callback in callbacks) == ("anneal" in changes)
     assert [layer.reduction for layer in model.coda_layers()] == [1, Fraction(7, 2)]
     assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.0, {0.0}), (0.3, {0.3}), (None, {0.1})])
+def test_dropout(share: float | None, left: set[float], tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    fit(
+        model, replace(SHORT, dropout=share), rows(8), TailCollator(tokenizer, 16), reduction=2, folder=tmp_path / "run"
+    )
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == left
+    assert {layer.block.attention.dropout for layer in model.coda_layers()} == left
+
+
+# Trainer saves two epochs of so small a model within one tick of the file system's clock.
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")
+@pytest.mark.parametrize("changes", [{"drop": 0.5}, {"hidden": 1.0}])
+def test_a_teacher_of_labels_alone_reads_every_text_once_and_whole(
+    changes: dict[str, Any], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+):
+    model, teacher = (tiny_coda("bert", CodaConfig(reduction=1)) for _ in "ab")
+    read: list[Any] = []
+    teacher.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].tolist() if inputs else None))
+    taught = replace(ROUTED, epochs=3, stages=((16, 1.0),), **changes)
+    fit(model, taught, rows(), TailCollator(tokenizer, 16), reduction=2, folder=tmp_path / "run", teacher=teacher)
+    if "hidden" in changes:
+        assert len(read) == 9
+    else:
+        assert [text for batch in read for text in batch] == [row["input_ids"] for row in rows()]
 
 
 def test_drawing_takes_the_place_of_annealing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, callbacks: list[Any]):

@@ -22,6 +22,7 @@ from coda_models.train import (
     SplicedTexts,
     TailCollator,
     annealed,
+    soft_labelled,
 )
 
 
@@ -212,7 +213,8 @@ def trainer_of(model: CodaModel, folder: Path, **options: Any) -> CodaTrainer:
     return CodaTrainer(model=model, args=arguments, **options)
 
 
-def test_distillation_is_the_weighted_sum(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+@pytest.mark.parametrize("beforehand", [False, True])
+def test_distillation_is_the_weighted_sum(beforehand: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     """(1 - w) · cross-entropy + w · T² · KL(teacher || student) at temperature T, averaged over examples."""
     teacher, model = tiny_coda("bert", CodaConfig(reduction=1), seed=3), tiny_coda("bert", CodaConfig(reduction=2))
     for module in model.modules():
@@ -220,9 +222,10 @@ def test_distillation_is_the_weighted_sum(tmp_path: Path, tokenizer: PreTrainedT
             module.p = 0.0
     for layer in model.coda_layers():
         layer.block.attention.dropout = 0.0
-    batch = TailCollator(tokenizer, 32)(rows(4))
+    collator = TailCollator(tokenizer, 32)
+    batch = collator(soft_labelled(teacher, rows(4), collator, batch=3) if beforehand else rows(4))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=0.25, temperature=3.0)
+    trainer = trainer_of(model, tmp_path, teacher=None if beforehand else teacher, distillation=0.25, temperature=3.0)
     with torch.no_grad():
         loss = trainer.compute_loss(model.train(), batch)
         student, wanted = model(**inputs).logits, teacher(**inputs).logits
