@@ -103,6 +103,7 @@ def choose(
     output: Path,
     tokenizer: PreTrainedTokenizerBase | None,
     reduction: Reductions | None = None,
+    pack: bool = False,
     rounds: int = 15,
     threads: int = 0,
     stage: Stage = nullcontext,
@@ -115,6 +116,7 @@ def choose(
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
+        pack: as for ``compile``.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -139,6 +141,7 @@ def choose(
                     tokenizer=tokenizer,
                     reduction=r,
                     precision=precision,
+                    pack=pack,
                 )
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
             compiled.append(_Compiled(r, bundle, answers))
@@ -173,6 +176,7 @@ def choose(
             tokenizer=tokenizer,
             reduction=compiled[best].reduction,
             precision=candidates[best].precision,
+            pack=pack,
         )
     return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
 

@@ -67,6 +67,7 @@ def cli() -> None:
     help="Of the frozen layers' products: fp32, int8, or auto to choose by measuring on --data.",
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
+@click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
 @click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label, for auto.")
 @click.option(
     "--accuracy-budget",
@@ -82,6 +83,7 @@ def compile(
     tokenizer: str | None,
     precision: str,
     reduction: str | None,
+    pack: bool,
     data: Path | None,
     budget: float | None,
 ) -> None:
@@ -121,6 +123,7 @@ def compile(
             tokenizer=words,
             reduction=_reduction(reduction),
             precision=precision,
+            pack=pack,
             stage=progress.stage,
         )
     else:
@@ -138,6 +141,7 @@ def compile(
             output=folder,
             tokenizer=words or source.tokenizer,
             reduction=_reduction(reduction),
+            pack=pack,
             stage=progress.stage,
         )
         choice_table.show(choice)

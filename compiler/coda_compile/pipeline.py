@@ -36,6 +36,7 @@ def compile(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
+    pack: bool = False,
     stage: Stage = nullcontext,
 ) -> Bundle:
     """Turn a trained model into a verified bundle.
@@ -48,6 +49,7 @@ def compile(
         tokenizer: put into the bundle instead of the source's own.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
         precision: ``fp32``, or ``int8`` for the frozen layers' products.
+        pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Returns:
@@ -62,6 +64,8 @@ def compile(
     if precision not in lowered_for.precisions:
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
+    if pack:
+        lowered_for = _packing(lowered_for)
     check_output(output)
     with stage("load"):
         source = _source(model, backbone)
@@ -105,6 +109,12 @@ def _complete(target: Target) -> Target:
     if target.lacks:
         raise TargetError(f"target {target.name!r} is not finished, it still lacks {target.lacks}: use --target cpu")
     return target
+
+
+def _packing(target: Target) -> Target:
+    """With packed rows, made where projections are still products of their own."""
+    before = target.lowering.index("fuse_projections")
+    return replace(target, lowering=(*target.lowering[:before], "pack_rows", *target.lowering[before:]))
 
 
 def _source(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:

@@ -1,6 +1,6 @@
 """Verify a compiled model against torch, on shapes that the export never saw."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +98,8 @@ def verify(
             comparison = Comparison(
                 case.name, case.inputs["attention_mask"].astype(bool), tolerances or Tolerances(), replayed=True
             )
-            with _replayed_products(model, probe.products, comparison):
+            used = {decision.layer: decision.used for decision in decisions}
+            with _replayed_products(model, probe.products, comparison, case.inputs["attention_mask"] != 0, used):
                 expected = _replay(model, case, decisions, comparison)
             results.append(comparison.outputs(expected, outputs))
         except Exception as error:
@@ -110,26 +111,46 @@ def verify(
 
 
 @contextmanager
-def _replayed_products(model: CodaModel, products: Arrays, comparison: Comparison) -> Iterator[None]:
+def _replayed_products(
+    model: CodaModel,
+    products: Arrays,
+    comparison: Comparison,
+    valid: NDArray[np.bool_],
+    used: Mapping[int, NDArray[np.bool_]],
+) -> Iterator[None]:
     """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
 
     The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, the others stay
-    torch's own.
+    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, the
+    other tokens stay torch's own.
+
+    Args:
+        products: what was multiplied, [batch, tokens, inputs], or [rows, inputs] where it was packed.
+        valid: [batch, tokens], what dense layers pack.
+        used: [batch, K] by layer, what routed ones pack.
     """
 
-    def replay(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    def replay(name: str, packed: NDArray[np.bool_]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             own, actual = inputs[0], products[f"model.{name}.weight"]
-            kept = 1 if actual.shape[1] == 1 else own.shape[1]
-            comparison.product(name, own[:, :kept].numpy(), actual)
-            return (torch.cat([_tensor(actual), own[:, kept:]], 1),)
+            kept = torch.zeros(own.shape[:2], dtype=torch.bool)
+            if actual.ndim == 2 and own.shape[:2] == packed.shape:
+                kept |= _tensor(packed)
+            else:
+                kept[:, : 1 if actual.shape[1] == 1 else own.shape[1]] = True
+            rows, replayed = _tensor(actual).flatten(0, -2), own.clone()
+            if own[kept].shape != rows.shape:
+                comparison.product(name, own.numpy(), actual)  # fails, and says how
+            replayed[kept] = rows
+            comparison.product(name, own.numpy(), replayed.numpy())
+            return (replayed,)
 
         return hook
 
     hooks = [
-        module.register_forward_pre_hook(replay(name))
-        for name, module in model.named_modules()
+        module.register_forward_pre_hook(replay(f"layers.{i}.{name}", used.get(i, valid)))
+        for i, layer in enumerate(model.coda_layers())
+        for name, module in layer.named_modules()
         if isinstance(module, Int8Linear)
     ]
     try:

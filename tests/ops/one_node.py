@@ -7,6 +7,8 @@ from onnx import helper, numpy_helper
 from coda_ops import DOMAIN, VERSION
 from coda_ops.domain import BODY_OPSET
 
+_RANKS = {"Route": 2, "PackTokens": 2, "UnpackTokens": 3}  # of outputs that are not of the first input's rank
+
 
 def run_node(body, inputs, attributes=None, library=None, threads=1):
     """The outputs of one node. ``inputs``: arrays by the names of the body's own inputs, in order.
@@ -37,7 +39,7 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
             helper.make_tensor_value_info(
                 name,
                 types.get(name, onnx.TensorProto.FLOAT),
-                [f"{name}_{axis}" for axis in range(2 if body.name == "Route" else next(iter(inputs.values())).ndim)],
+                [f"{name}_{axis}" for axis in range(_RANKS.get(body.name, next(iter(inputs.values())).ndim))],
             )
             for name in names
         ],

@@ -18,6 +18,7 @@ from coda_compile.passes.declining import Declining
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.merge_low_rank import MergeLowRank
+from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
@@ -33,6 +34,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "merge_low_rank": MergeLowRank,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
+    "pack_rows": PackRows,
     "fuse_projections": FuseProjections,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,

@@ -4,9 +4,8 @@ import onnx_ir as ir
 
 from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
-from coda_ops import DOMAIN
+from coda_compile.passes.token_wise import has_tokens, token_inputs
 
-_ALIKE = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Relu", "Tanh", "Sigmoid"}  # element by element
 _BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 
 
@@ -33,12 +32,7 @@ def _reads_first_token(node: ir.Node) -> bool:
     if (node.domain, node.op_type) != ("", "Gather") or node.attributes.get_int("axis", 0) != 1:
         return False
     index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    return _has_tokens(node.inputs[0]) and index is not None and index.size == 1 and int(index.numpy()) == 0
-
-
-def _has_tokens(value: ir.Value | None) -> bool:
-    """Whether a value is [batch, tokens, width] with any number of tokens."""
-    return value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[1] != 1
+    return has_tokens(node.inputs[0]) and index is not None and index.size == 1 and int(index.numpy()) == 0
 
 
 def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
@@ -46,7 +40,7 @@ def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
     trimmed: list[ir.Node] = []  # from the read upwards
     edges = {(read, 0)}
     for node in reversed(list(graph)):
-        if len(node.outputs) != 1 or not _has_tokens(node.outputs[0]) or node.outputs[0].is_graph_output():
+        if len(node.outputs) != 1 or not has_tokens(node.outputs[0]) or node.outputs[0].is_graph_output():
             continue
         uses = node.outputs[0].uses()
         if uses and all((user, i) in edges or _sizes_a_bias(user, edges) for user, i in uses):
@@ -72,29 +66,15 @@ def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
 
 
 def _token_inputs(node: ir.Node) -> tuple[int, ...]:
-    """Inputs whose tokens an operator treats one by one, so that fewer of them give fewer results; none for others."""
-    kind = (node.domain, node.op_type)
-    if kind == (RUNTIME_DOMAIN, "MultiHeadAttention"):
+    """Inputs of which fewer tokens give fewer results: attention's queries, and slices of other axes, as well."""
+    if (node.domain, node.op_type) == (RUNTIME_DOMAIN, "MultiHeadAttention"):
         return (0,)
-    if kind in ((DOMAIN, "Adapter"), (DOMAIN, "Int8Linear")):
-        return (0,)
-    if kind == ("", "LayerNormalization"):
-        return (0,) if node.attributes.get_int("axis", -1) in (-1, 2) else ()
-    if kind == ("", "MatMul"):
-        weight = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
-        return (0,) if weight is not None and len(weight.shape) == 2 else ()
-    if kind == ("", "Slice"):
+    if (node.domain, node.op_type) == ("", "Slice"):
         axes = (
             None if len(node.inputs) < 4 or node.inputs[3] is None else ir.convenience.get_const_tensor(node.inputs[3])
         )
         return (0,) if axes is not None and 1 not in axes.numpy() and -2 not in axes.numpy() else ()
-    if node.domain == "" and node.op_type in _ALIKE:
-        wide = tuple(i for i, value in enumerate(node.inputs) if _has_tokens(value))
-        rest = [
-            ir.convenience.get_const_tensor(v) for i, v in enumerate(node.inputs) if i not in wide and v is not None
-        ]
-        return wide if all(tensor is not None and len(tensor.shape) <= 1 for tensor in rest) else ()
-    return ()
+    return token_inputs(node)
 
 
 def _sizes_a_bias(node: ir.Node, edges: set[tuple[ir.Node, int]]) -> bool:

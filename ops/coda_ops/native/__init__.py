@@ -1,7 +1,7 @@
 """Native CPU kernels of the ``ai.coda`` operators: where they are, and building them.
 
 A bundle never needs them: its model carries function bodies of standard operators. Where onnxruntime has loaded this
-library, its kernels of Route, TakeTokens and PutTokens take their place, in the same file and with the same results.
+library, its kernels of those in ``OPERATORS`` take their place, in the same file and with the same results.
 """
 
 import os
@@ -15,7 +15,7 @@ from coda_ops.errors import CodaError
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
-OPERATORS = ("Route", "TakeTokens", "PutTokens", "Int8Linear")
+OPERATORS = ("Route", "TakeTokens", "PutTokens", "PackTokens", "UnpackTokens", "Int8Linear")
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"
 _USUAL = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")

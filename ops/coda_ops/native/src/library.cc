@@ -253,6 +253,92 @@ struct PutOp : CodaOp<PutOp, PutKernel> {
   }
 };
 
+// Positions in use, text by text.
+std::vector<int64_t> places(const Ort::ConstValue& used) {
+  const int64_t count = static_cast<int64_t>(used.GetTensorTypeAndShapeInfo().GetElementCount());
+  const bool* flags = used.GetTensorData<bool>();
+  std::vector<int64_t> found;
+  found.reserve(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (flags[i]) found.push_back(i);
+  }
+  return found;
+}
+
+struct PackKernel {
+  explicit PackKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("PackTokens", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto x = context.GetInput(0), used = context.GetInput(1);
+      const auto xs = shape_of(x), us = shape_of(used);
+      if (xs.size() != 3 || us != std::vector<int64_t>{xs[0], xs[1]}) {
+        return invalid("PackTokens: x must be [batch, tokens, width] and used [batch, tokens]");
+      }
+      const auto from = places(used);
+      const int64_t rows = static_cast<int64_t>(from.size()), width = xs[2];
+      const int64_t out[] = {rows, width};
+      auto* packed = context.GetOutput(0, out, 2).GetTensorMutableData<float>();
+      const auto* data = x.GetTensorData<float>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      parallel(raw, rows, bytes, [&](int64_t row) {
+        std::memcpy(packed + row * width, data + from[row] * width, bytes);
+      });
+      return nullptr;
+    });
+  }
+};
+
+struct PackOp : CodaOp<PackOp, PackKernel> {
+  static constexpr const char* kName = "PackTokens";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+};
+
+struct UnpackKernel {
+  explicit UnpackKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("UnpackTokens", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto rows = context.GetInput(0), used = context.GetInput(1);
+      const auto rs = shape_of(rows), us = shape_of(used);
+      if (rs.size() != 2 || us.size() != 2) {
+        return invalid("UnpackTokens: rows must be [rows, width] and used [batch, tokens]");
+      }
+      const auto to = places(used);
+      if (rs[0] != static_cast<int64_t>(to.size())) {
+        return invalid("UnpackTokens: there must be as many rows as tokens in use");
+      }
+      const int64_t width = rs[1], count = us[0] * us[1];
+      const int64_t out[] = {us[0], us[1], width};
+      auto* x = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
+      const auto* from = rows.GetTensorData<float>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      if (rs[0] != count) std::memset(x, 0, count * bytes);
+      parallel(raw, rs[0], bytes, [&](int64_t row) {
+        std::memcpy(x + to[row] * width, from + row * width, bytes);
+      });
+      return nullptr;
+    });
+  }
+};
+
+struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
+  static constexpr const char* kName = "UnpackTokens";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    const Shape &rows = context.GetInputShape(0), &used = context.GetInputShape(1);
+    if (rows.size() != 2 || used.size() != 2) return Ort::Status(nullptr);
+    return context.SetOutputShape(0, Shape{used[0], used[1], rows[1]});
+  }
+};
+
 // A constant input of a node.
 Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   int is_constant = 0;
@@ -331,6 +417,8 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   static const RouteOp route;
   static const TakeOp take;
   static const PutOp put;
+  static const PackOp pack;
+  static const UnpackOp unpack;
   static const Int8LinearOp int8_linear;
   try {
     static Ort::CustomOpDomain domain = [] {
@@ -338,6 +426,8 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
       made.Add(&route);
       made.Add(&take);
       made.Add(&put);
+      made.Add(&pack);
+      made.Add(&unpack);
       if (coda::Int8Weights::supported()) made.Add(&int8_linear);
       return made;
     }();

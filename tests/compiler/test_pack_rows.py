@@ -1,0 +1,107 @@
+"""Packed rows: the same answers from fewer of them, on every kind of layer, and where there is nothing to pack."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from tests.conftest import tiny_coda
+
+from coda_compile import compile
+from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.pack_rows import PackRows
+from coda_models import CodaConfig
+from coda_ops import native
+from coda_targets import Bundle, get_target
+from coda_targets.bundle import MODEL, open_session
+
+LOWERING = get_target("cpu").lowering
+BEFORE = LOWERING[: LOWERING.index("fuse_projections")]
+AFTER = LOWERING[LOWERING.index("fuse_projections") :]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "k-to-k": {"reduction": 2},
+    "k-to-all": {"reduction": 2, "attention": "k_to_all"},
+    "dense": {"reduction": 1},
+    "dense, then routed": {"reduction": (1, 2)},
+    "embeddings": {"reduction": 1, "task": "feature-extraction"},
+    "tokens": {"reduction": 2, "task": "token-classification"},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [*((name, "fp32") for name in CONFIGS), ("k-to-all", "int8"), ("dense, then routed", "int8")],
+)
+def test_answers_stay(config: str, precision: str, tmp_path: Path):
+    """Compiling verifies against torch, on full and ragged batches."""
+    model = tiny_coda("bert", CodaConfig(**CONFIGS[config]))
+    operators = compile(model, output=tmp_path / "bundle", precision=precision, pack=True).manifest.operators
+    assert operators["ai.coda::PackTokens"] > 0
+
+
+def test_it_is_asked_for(compiled: Bundle):
+    assert "ai.coda::PackTokens" not in compiled.manifest.operators
+
+
+@pytest.mark.parametrize("family", ["mpnet", "roberta-prelayernorm"])
+def test_relative_positions_and_pre_norm(family: str, tmp_path: Path):
+    bundle = compile(tiny_coda(family, CodaConfig(reduction=2)), output=tmp_path / "bundle", pack=True)
+    assert bundle.manifest.operators["ai.coda::UnpackTokens"] > 0
+
+
+def test_kernels_and_bodies_agree(tmp_path: Path):
+    if native.library() is None:
+        pytest.skip("native kernels are not built")
+    bundle = compile(tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path / "bundle", pack=True)
+    mask = np.arange(20) < np.array([20, 3, 1, 11])[:, None]
+    feed = bundle.prepare({"input_ids": np.where(mask, 7, 0), "attention_mask": mask})
+    with_kernels, without = (
+        open_session(bundle.folder / MODEL, replace(bundle.target, native=flag)).run(None, feed)[0]
+        for flag in (True, False)
+    )
+    np.testing.assert_allclose(with_kernels, without, rtol=0, atol=1e-5)
+
+
+def test_every_product_of_a_layer_runs_on_rows(raw: ir.Model):
+    run_passes(raw, BEFORE)
+    step = PackRows()
+    assert step(raw).modified
+    assert not step.declined
+    run_passes(raw, AFTER)
+    for node in raw.graph:
+        if node.op_type == "MatMul" and node.metadata_props["coda.role"] in ("attention", "feed_forward"):
+            shape = node.outputs[0].shape
+            assert shape is not None
+            assert len(shape) == 2
+    counts = operator_counts(raw)
+    assert counts["ai.coda::PackTokens"] == 4  # tokens taken and tokens mixed, in two layers
+    assert counts["ai.coda::UnpackTokens"] == 8  # query, key, value and the update
+
+
+def test_second_run_changes_nothing(raw: ir.Model):
+    run_passes(raw, (*BEFORE, "pack_rows"))
+    before = ir.to_proto(raw).SerializeToString(deterministic=True)
+    assert not PackRows()(raw).modified
+    assert ir.to_proto(raw).SerializeToString(deterministic=True) == before
+
+
+def test_nothing_to_pack(plain: Callable[[], ir.Model]):
+    model = plain()
+    step = PackRows()
+    assert not step(model).modified
+    assert not step.declined
+
+
+def test_layer_without_a_mask_is_declined(raw: ir.Model):
+    run_passes(raw, BEFORE)
+    for node in raw.graph:
+        if node.op_type in ("Route", "TakeTokens"):
+            node.domain = "other"
+        if node.op_type == "Cast":
+            node.domain = "other"
+    step = PackRows()
+    assert not step(raw).modified
+    assert dict(step.declined) == {"nothing says which tokens are valid": 2}

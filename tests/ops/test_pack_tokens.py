@@ -1,0 +1,63 @@
+"""PackTokens and UnpackTokens against numpy, their bodies, and each other."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.one_node import run_node
+
+from coda_ops import DOMAIN, native, pack_tokens, unpack_tokens
+
+libraries = [None] if native.library() is None else [None, native.LIBRARY]
+
+
+def ragged(seed: int, batch: int, tokens: int, width: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, and which of them are in use."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(batch, tokens, width)).astype(np.float32), rng.random((batch, tokens)) < share
+
+
+def oracle(x: np.ndarray, used: np.ndarray) -> np.ndarray:
+    rows = [x[b, i] for b in range(len(x)) for i in range(x.shape[1]) if used[b, i]]
+    return np.array(rows, x.dtype).reshape(-1, x.shape[2])
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.sampled_from([0, 0.5, 1]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_both_ways(seed: int, batch: int, tokens: int, width: int, share: float):
+    x, used = ragged(seed, batch, tokens, width, share)
+    rows = oracle(x, used)
+    packed = pack_tokens.pack_tokens(torch.tensor(x), torch.tensor(used))
+    unpacked = unpack_tokens.unpack_tokens(packed, torch.tensor(used)).numpy()
+    np.testing.assert_array_equal(packed.numpy(), rows)
+    np.testing.assert_array_equal(unpacked, np.where(used[..., None], x, 0))
+    for library in libraries:
+        (found,) = run_node(pack_tokens.body(), {"x": x, "used": used}, library=library)
+        np.testing.assert_array_equal(found, rows)
+        (found,) = run_node(unpack_tokens.body(), {"rows": rows, "used": used}, library=library)
+        np.testing.assert_array_equal(found, unpacked)
+
+
+def test_the_schemas_are_registered():
+    assert onnx.defs.has("PackTokens", DOMAIN)
+    assert onnx.defs.has("UnpackTokens", DOMAIN)
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_threads_share_large_batches():
+    x, used = ragged(0, 8, 300, 384, 0.6)
+    one, four = (run_node(pack_tokens.body(), {"x": x, "used": used}, None, native.LIBRARY, n)[0] for n in (1, 4))
+    assert one.tobytes() == four.tobytes() == oracle(x, used).tobytes()
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_shapes_that_do_not_fit_are_refused():
+    x, used = ragged(0, 2, 5, 4, 0.5)
+    fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+    with pytest.raises(fails, match="PackTokens: x must be"):
+        run_node(pack_tokens.body(), {"x": x, "used": used[:, :4]}, library=native.LIBRARY)
+    with pytest.raises(fails, match="as many rows as tokens in use"):
+        run_node(unpack_tokens.body(), {"rows": oracle(x, used)[1:], "used": used}, library=native.LIBRARY)
