@@ -115,7 +115,12 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Checkpoints and results.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--reductions", default="4,2", show_default=True, help="Routed models to train beside the dense one.")
+@click.option(
+    "--reductions",
+    default="4,2",
+    show_default=True,
+    help="Routed models to train beside the dense one, each by its r, or one for each layer: 8-1-2-8-8-8.",
+)
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -147,7 +152,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 recipe,
                 train_rows,
                 collator,
-                reduction=reduction,
+                reduction=reduction.split("-") if "-" in reduction else reduction,
                 folder=epochs,
                 teacher=teacher,
                 seed=seed,

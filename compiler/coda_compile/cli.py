@@ -64,7 +64,7 @@ def cli() -> None:
     "-p",
     default="fp32",
     show_default=True,
-    help="Of the frozen layers' products: fp32, int8, or auto to choose by measuring on --data.",
+    help="Of the frozen layers' products: fp32, int8, int4, or auto to choose by measuring on --data.",
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 @click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
@@ -94,6 +94,7 @@ def compile(
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
+    coda-compile reviews.pt --precision int4             the smallest file
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
 
     With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the

@@ -17,7 +17,7 @@ from coda_compile.errors import CompileError
 from coda_models.attention import Attention
 from coda_models.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
-from coda_ops import DOMAIN, VERSION, adapter, int8_linear, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
+from coda_ops import DOMAIN, VERSION, adapter, int4_linear, int8_linear, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
 from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -136,6 +136,9 @@ def _translations() -> dict[Any, Any]:
     def translate_int8_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
         return coda.Int8Linear(x, weight, scale, bias)
 
+    def translate_int4_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
+        return coda.Int4Linear(x, weight, scale, bias)
+
     operators = torch.ops.coda
     return {
         operators.route.default: translate_route,
@@ -143,6 +146,7 @@ def _translations() -> dict[Any, Any]:
         operators.put_tokens.default: translate_put,
         operators.adapter.default: translate_adapter,
         operators.int8_linear.default: translate_int8_linear,
+        operators.int4_linear.default: translate_int4_linear,
     }
 
 

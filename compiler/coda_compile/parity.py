@@ -37,7 +37,7 @@ class Tolerances:
 
         In eight bits the last bit of an activation may decide between two levels, which later layers amplify.
         """
-        return cls() if precision == "fp32" else cls(scores=1e-1, outputs=1e-1)
+        return cls(scores=1e-1, outputs=1e-1) if precision == "int8" else cls()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.parity import Tolerances
 from coda_compile.passes import run_passes
-from coda_compile.quantize import quantize_layers
+from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, read_source
 from coda_compile.verify import make_case, reference, verify
 from coda_models.config import Reduction
@@ -48,7 +48,7 @@ def compile(
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
-        precision: ``fp32``, or ``int8`` for the frozen layers' products.
+        precision: ``fp32``, or for the frozen layers' products ``int8``, or ``int4`` weights.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
@@ -71,9 +71,9 @@ def compile(
         source = _source(model, backbone)
         if reduction is not None:
             _run_at(source.model, reduction)
-    if precision == "int8":
+    if precision != "fp32":
         with stage("quantise"):
-            quantize_layers(source.model)
+            quantize_model(source.model, precision)
     with stage("export"):
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):

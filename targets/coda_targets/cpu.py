@@ -9,7 +9,7 @@ TARGET = Target(
     opset=20,
     operators="function",
     native=True,
-    precisions=("fp32", "int8"),
+    precisions=("fp32", "int8", "int4"),
     static_shapes=False,
     lowering=(
         "fold_constants",

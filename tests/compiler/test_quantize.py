@@ -1,6 +1,7 @@
 """int8: what is rounded and what is not, compiled and verified as tightly as float32."""
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from onnx import numpy_helper
 from tests.conftest import tiny_coda
 
-from coda_compile import compile
+from coda_compile import compile, quantize
 from coda_compile.cli import main
 from coda_compile.errors import CompileError, VerificationError
-from coda_compile.quantize import Int8Linear, quantize_layers
+from coda_compile.quantize import Int4Linear, Int8Embedding, Int8Linear, quantize_model
+from coda_compile.test_vectors import verify_bundle
 from coda_compile.verify import verify
 from coda_models import CodaConfig, save
 from coda_targets import Bundle, TargetError, get_target
@@ -27,11 +29,12 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
-def test_attention_and_feed_forward_are_rounded_and_nothing_else():
+@pytest.mark.parametrize(("precision", "kind"), [("int8", Int8Linear), ("int4", Int4Linear)])
+def test_attention_and_feed_forward_are_rounded_and_nothing_else(precision: str, kind: type):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    quantize_layers(model)
-    rounded = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    quantize_model(model, precision)
+    rounded = {name for name, module in model.named_modules() if isinstance(module, kind)}
     parts = (
         "attention.query",
         "attention.key",
@@ -68,6 +71,43 @@ def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path:
     assert bundle.manifest.operators["ai.coda::Int8Linear"] == 12
 
 
+@pytest.mark.parametrize(
+    ("family", "config"), [("bert", CodaConfig(reduction=2)), ("mpnet", CodaConfig(reduction=1, attention="k_to_all"))]
+)
+def test_four_bits_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
+    bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int4")
+    assert bundle.manifest.operators["ai.coda::Int4Linear"] == 12
+    verify_bundle(bundle)
+
+
+def test_an_odd_number_of_inputs_is_refused_in_four_bits():
+    model = tiny_coda("bert")
+    attention = next(iter(model.coda_layers())).block.attention
+    attention.key = torch.nn.Linear(33, 32)
+    with pytest.raises(CompileError, match=r"^layer 0 .*: its key has 33 inputs, and int4 takes an even number$"):
+        quantize_model(model, "int4")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_large_tables_are_rounded_row_by_row(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantize, "_LARGE", 100 * 32)  # the tiny models' words, and not their positions
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    words = model.embeddings.word_embeddings.weight.detach().clone()
+    words[5] = 0
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.copy_(words)
+    rounded = deepcopy(model)
+    quantize_model(rounded, precision)
+    table = rounded.embeddings.word_embeddings
+    assert isinstance(table, Int8Embedding)
+    assert isinstance(rounded.embeddings.position_embeddings, torch.nn.Embedding)
+    error = (table(torch.arange(100)) - words).abs()
+    assert (error <= words.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
+    bundle = compile(model, output=tmp_path / "bundle", precision=precision)
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(str(bundle.model_path)).graph.initializer}
+    assert kinds["model.embeddings.word_embeddings.weight"] == onnx.TensorProto.UINT8
+
+
 def test_an_answer_does_not_depend_on_its_batch(quantised: Bundle):
     ids = np.random.default_rng(0).integers(4, 100, (4, 23))
     together = quantised.run({"input_ids": ids})["logits"]
@@ -93,13 +133,13 @@ def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, par
     tensor.CopyFrom(numpy_helper.from_array(levels, name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_layers(model)
+    quantize_model(model, "int8")
     with pytest.raises(VerificationError, match="differ by"):
         verify(model, tmp_path / "wrong.onnx", get_target("cpu"))
 
 
 def test_an_unknown_precision_lists_the_known(tmp_path: Path):
-    with pytest.raises(TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8$"):
+    with pytest.raises(TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int4$"):
         compile(tiny_coda("bert"), output=tmp_path / "bundle", precision="int7")
     assert list(tmp_path.iterdir()) == []
 
@@ -109,7 +149,7 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         list(model.coda_layers())[1].block.feed_forward.up.weight[0, 0] = torch.nan
     with pytest.raises(CompileError, match=r"^layer 1 cannot be quantised: its up has weights that are not finite$"):
-        quantize_layers(model)
+        quantize_model(model, "int8")
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):

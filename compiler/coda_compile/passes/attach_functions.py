@@ -7,7 +7,18 @@ import onnx
 import onnx_ir as ir
 
 from coda_compile.errors import CompileError
-from coda_ops import DOMAIN, VERSION, adapter, int8_linear, pack_tokens, put_tokens, route, take_tokens, unpack_tokens
+from coda_ops import (
+    DOMAIN,
+    VERSION,
+    adapter,
+    int4_linear,
+    int8_linear,
+    pack_tokens,
+    put_tokens,
+    route,
+    take_tokens,
+    unpack_tokens,
+)
 
 _SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
 
@@ -28,6 +39,7 @@ class AttachFunctions(ir.passes.InPlacePass):
             "PutTokens": put_tokens.body,
             "Adapter": adapter.body,
             "Int8Linear": int8_linear.body,
+            "Int4Linear": int4_linear.body,
             "PackTokens": pack_tokens.body,
             "UnpackTokens": unpack_tokens.body,
         }

@@ -12,7 +12,7 @@ from coda_ops import DOMAIN
 from coda_targets.routing import LAYER_TAG
 
 _BOOL = int(ir.DataType.BOOL)
-_PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear")}
+_PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int4Linear")}
 
 
 class PackRows(Declining):

@@ -15,7 +15,7 @@ def has_tokens(value: ir.Value | None) -> bool:
 def token_inputs(node: ir.Node) -> tuple[int, ...]:
     """Inputs whose tokens an operator treats one by one, so that fewer of them give fewer results; none for others."""
     kind = (node.domain, node.op_type)
-    if kind in ((DOMAIN, "Adapter"), (DOMAIN, "Int8Linear")):
+    if node.domain == DOMAIN and node.op_type in ("Adapter", "Int8Linear", "Int4Linear"):
         return (0,)
     if kind == ("", "LayerNormalization"):
         return (0,) if node.attributes.get_int("axis", -1) in (-1, 2) else ()
