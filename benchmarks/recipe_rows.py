@@ -103,11 +103,15 @@ def multiply_adds(model: CodaModel, tokens: int) -> int:
 def sensitivity(
     dense: CodaModel, prepared: "train_reviews.Prepared", collator: TailCollator, r: str = "4"
 ) -> list[float]:
-    """Accuracy of a dense adapter with one layer alone at r, by an untrained router; a value for each layer."""
+    """Accuracy of a dense adapter with one layer alone at r, by an untrained router; a value for each layer.
+
+    On training texts: what r each layer gets must not depend on the texts that it will be judged by.
+    """
+    texts = prepared.train[: train_reviews.HELD_OUT]
     found = []
     for i in range(len(dense.layers)):
         dense.set_reduction([r if layer == i else "1" for layer in range(len(dense.layers))])
-        found.append(train_reviews.accuracy(dense, prepared.test, collator))
+        found.append(train_reviews.accuracy(dense, texts, collator))
     return found
 
 

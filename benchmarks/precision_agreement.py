@@ -1,6 +1,6 @@
-"""What int8 costs in accuracy: the held-out reviews through the same model in fp32 and in int8.
+"""What precision costs: the held-out reviews through the same model in every precision of the target.
 
-python benchmarks/int8_agreement.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
+python benchmarks/precision_agreement.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
 """
 
 import sys
@@ -12,6 +12,7 @@ import click
 from coda_compile import compile
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
+from coda_targets import get_target
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -26,18 +27,20 @@ MODEL = Path(train_reviews.__file__).with_name("reviews.pt")
 @click.option("--model", type=click.Path(path_type=Path), default=MODEL)
 def main(data: Path, backbone: str, model: Path) -> None:
     _, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
-    answers = {}
-    with TemporaryDirectory(prefix="coda-int8-") as folder:
-        for precision in ("fp32", "int8"):
+    exact: list[str] = []
+    with TemporaryDirectory(prefix="coda-precision-") as folder:
+        for precision in get_target("cpu").precisions:
             try:
                 bundle = compile(model, output=Path(folder) / precision, backbone=backbone, precision=precision)
             except CodaError as error:
                 raise click.ClickException(str(error)) from None
-            answers[precision] = [record["label"] for _, record, _ in predict(bundle, texts, batch=1)]
-    for precision, given in answers.items():
-        click.echo(f"{precision}: {sum(a == b for a, b in zip(given, labels, strict=True)) / len(labels):.2%}")
-    same = sum(a == b for a, b in zip(*answers.values(), strict=True)) / len(labels)
-    click.echo(f"the same answer: {same:.2%} of {len(labels)} texts")
+            given = [record["label"] for _, record, _ in predict(bundle, texts, batch=1)]
+            exact = exact or given
+            right, same = (
+                sum(a == b for a, b in zip(given, wanted, strict=True)) / len(labels) for wanted in (labels, exact)
+            )
+            size = sum(file.bytes for file in bundle.manifest.files)
+            click.echo(f"{precision}: {right:.2%} right, {same:.2%} as in fp32, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
