@@ -16,6 +16,7 @@ TARGET = Target(
         "eliminate_identities",
         "merge_low_rank",
         "fuse_attention",
+        "prune_heads",
         "trim_to_readout",
         "fuse_projections",
         "eliminate_common_subexpressions",

@@ -19,6 +19,7 @@ from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
+from coda_compile.passes.prune_heads import PruneHeads
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
@@ -34,6 +35,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "merge_low_rank": MergeLowRank,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
+    "prune_heads": PruneHeads,
     "pack_rows": PackRows,
     "fuse_projections": FuseProjections,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
+from coda_compile.passes.token_wise import asks_for_size
 
 _BIAS = 5  # the input of both operators that is added to the scores
 
@@ -73,7 +74,7 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     """The product and bias behind a value whose numbers nobody else reads; ``None`` for anything else."""
     if value is None:
         return None
-    sizes = tuple(user for user, _ in value.uses() if _asks_for_size(user))
+    sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
     add = _behind(value, "Add", readers=1 + len(sizes))
     if add is None:
         return None
@@ -85,12 +86,6 @@ def _projection(value: ir.Value | None) -> _Projection | None:
         if x is not None and weight is not None and bias is not None:
             return _Projection(x, weight, bias, (matmul, add), sizes)
     return None
-
-
-def _asks_for_size(node: ir.Node) -> bool:
-    """Whether a node reads batch or tokens alone, which a projection has in common with its input."""
-    end = node.attributes.get_int("end", None) if node.op_type == "Shape" else None
-    return end is not None and 0 <= end <= 2
 
 
 def _behind(value: ir.Value | None, op_type: str, *, readers: int) -> ir.Node | None:

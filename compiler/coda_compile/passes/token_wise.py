@@ -1,4 +1,4 @@
-"""Which inputs of an operator hold tokens that it treats one by one."""
+"""Which inputs of an operator hold tokens that it treats one by one, and who asks for no more than their number."""
 
 import onnx_ir as ir
 
@@ -29,3 +29,9 @@ def token_inputs(node: ir.Node) -> tuple[int, ...]:
         ]
         return wide if all(tensor is not None and len(tensor.shape) <= 1 for tensor in rest) else ()
     return ()
+
+
+def asks_for_size(node: ir.Node) -> bool:
+    """Whether a node reads batch or tokens alone, which a projection has in common with its input."""
+    end = node.attributes.get_int("end", None) if node.op_type == "Shape" else None
+    return end is not None and 0 <= end <= 2

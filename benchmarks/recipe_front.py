@@ -1,0 +1,91 @@
+"""Draw accuracy against multiply-adds for every row of a table in docs/recipe.md that has both.
+
+python benchmarks/recipe_front.py docs/recipe.md docs/front.png
+
+Needs Chromium, which takes the picture.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import click
+import plotly.graph_objects as go
+
+_ROW = re.compile(r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+) %[^|]*\|[^|]*\| (?P<cost>[\d.]+) G \|")
+_SIZE = (900, 560)
+
+
+class Point(NamedTuple):
+    """One model: its row's name, or what it is, mean accuracy in percent, and multiply-adds in G."""
+
+    name: str
+    accuracy: float
+    cost: float
+
+
+def points(markdown: str) -> list[Point]:
+    """Every row with an accuracy and a cost."""
+    found = (_ROW.match(line) for line in markdown.splitlines())
+    return [
+        Point(m["name"].strip() or m["what"].strip(" …"), float(m["accuracy"]), float(m["cost"])) for m in found if m
+    ]
+
+
+def front(every: list[Point]) -> list[Point]:
+    """Those that none beats in both, cheapest first."""
+    return [
+        p
+        for p in sorted(every, key=lambda p: p.cost)
+        if not any(q.cost <= p.cost and q.accuracy > p.accuracy for q in every)
+    ]
+
+
+def figure(every: list[Point]) -> go.Figure:
+    """Points with their names, and the front as a line."""
+    best, cheapest, dearest = front(every), min(p.cost for p in every), max(p.cost for p in every)
+    looks = {"template": "plotly_white", "margin": {"t": 20, "r": 20}, "showlegend": False}
+    drawn = go.Figure(layout={**looks, "width": _SIZE[0], "height": _SIZE[1]})
+    drawn.add_scatter(x=[p.cost for p in best], y=[p.accuracy for p in best], mode="lines", line={"color": "#9aa5b1"})
+    drawn.add_scatter(
+        x=[p.cost for p in every],
+        y=[p.accuracy for p in every],
+        text=[p.name for p in every],
+        mode="markers+text",
+        textposition=["bottom left" if p.cost > dearest / 2 else "bottom right" for p in every],
+        marker={"size": 9, "color": ["#1f6feb" if p in best else "#9aa5b1" for p in every]},
+    )
+    drawn.update_xaxes(title="multiply-adds for 512 tokens, G", range=[cheapest * 0.5, dearest * 1.12])
+    drawn.update_yaxes(title="held-out accuracy, mean of the seeds, %")
+    return drawn
+
+
+@click.command(help=__doc__)
+@click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.argument("picture", type=click.Path(path_type=Path))
+def main(table: Path, picture: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        raise click.ClickException("Chromium is missing: apt-get install chromium")
+    every = points(table.read_text("utf-8"))
+    with TemporaryDirectory(prefix="coda-front-") as folder:
+        page = Path(folder) / "front.html"
+        figure(every).write_html(page, config={"staticPlot": True})
+        size = f"--window-size={_SIZE[0] + 16},{_SIZE[1] + 16}"
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            size,
+            f"--screenshot={picture.resolve()}",
+        ]
+        subprocess.run([*command, "--virtual-time-budget=5000", page.as_uri()], check=True, capture_output=True)
+    click.echo(f"{picture}: {len(every)} models")
+
+
+if __name__ == "__main__":
+    main()
