@@ -127,10 +127,10 @@ def choose(
         CodaError: a model that classifies no texts or has no tokenizer, or data that cannot be read.
     """
     check_task(model.coda_config.task)
-    if tokenizer is None:
-        raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     check_output(output)
     texts, labels = zip(*read_rows(data, label_names(model)), strict=True)
+    if tokenizer is None:
+        raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
     precisions = [precision for precision in target.precisions if precision not in _NOT_FASTER]
     with TemporaryDirectory(prefix="coda-choose-") as temporary:

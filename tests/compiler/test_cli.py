@@ -195,6 +195,7 @@ def test_one_reduction_a_layer_and_another_tokenizer(
         (["MODEL", "-r", "2,2,2"], "reduction lists 3 layers but the model has 2"),
         (["MODEL", "-r", "2,"], "reduction '' is no ratio"),
         (["MODEL", "--tokenizer", "."], "holds no tokenizer"),
+        (["MODEL", "-p", "auto", "--data", "no.csv"], "no.csv does not exist: give a CSV file with the columns"),
         (["BUNDLE"], "is a compiled bundle already: give the model that it was made from"),
         (["."], ". is a folder without config.json: give a checkpoint or Hugging Face folder"),
     ],
@@ -205,6 +206,29 @@ def test_refusals_leave_nothing_behind(
     names = {"MODEL": str(checkpoint), "BUNDLE": str(compiled.folder)}
     assert message in call(*(names.get(argument, argument) for argument in arguments)).refused()
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-p", "auto"], "measures on texts of yours: give a CSV file with --data FILE"),
+        (["--data", "x.csv"], "--data and --accuracy-budget are for --precision auto"),
+        (["-p", "int8", "--accuracy-budget", "1"], "--data and --accuracy-budget are for --precision auto"),
+        (["-p", "auto", "--data", "x.csv", "--accuracy-budget", "-1"], "-1.0 is not in the range"),
+    ],
+)
+def test_wrong_use_of_auto(call: Call, checkpoint: Path, options: list[str], message: str):
+    assert message in call(str(checkpoint), *options).refused(status=2)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: Bundle):
+    Path("texts.csv").write_text("text,label\ngood film,LABEL_0\nbad plot,LABEL_1\n")
+    options = ["-p", "auto", "--data", "texts.csv", "--accuracy-budget", "100", "-r", "2"]
+    out = call(str(checkpoint), *options, "--tokenizer", str(compiled.folder), "-o", "chosen").worked()
+    assert "r=2 int8" in out
+    assert "the fastest that loses at most 100 points; one text is 50" in out
+    assert Bundle("chosen").manifest.precision in ("fp32", "int8")
 
 
 def test_file_that_is_no_checkpoint(call: Call):
