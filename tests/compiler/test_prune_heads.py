@@ -36,15 +36,13 @@ def heads_of(bundle: Bundle) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("silent", "left"),
+    ("config", "silent", "left"),
     [
-        ([(0, 1)], [3, 4]),
-        ([(0, 0), (0, 3), (1, 2)], [2, 3]),
-        ([(1, 0), (1, 1), (1, 2), (1, 3)], [4, 1]),  # one stays, since attention has one at least
+        (CodaConfig(reduction=2), [(0, 0), (0, 3), (1, 2)], [2, 3]),
+        (CodaConfig(reduction=2, attention="k_to_all"), [(0, 1)], [3, 4]),
+        # one stays, since attention has one at least
+        (CodaConfig(reduction=1), [(1, 0), (1, 1), (1, 2), (1, 3)], [4, 1]),
     ],
-)
-@pytest.mark.parametrize(
-    "config", [CodaConfig(reduction=2), CodaConfig(reduction=1), CodaConfig(reduction=2, attention="k_to_all")]
 )
 def test_silent_heads_are_gone(config: CodaConfig, silent: list[tuple[int, int]], left: list[int], tmp_path: Path):
     """Compiling verifies against torch, which still computes them."""
