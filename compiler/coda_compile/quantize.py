@@ -88,10 +88,11 @@ def quantize_model(model: CodaModel, precision: str) -> None:
                         inputs = f"its {name} has {module.in_features} inputs, and int4 takes an even number"
                         raise CompileError(f"layer {i} cannot be quantised: {inputs}")
                     setattr(part, name, linear(module))
-    for name, module in list(model.embeddings.named_children()):
-        if isinstance(module, nn.Embedding) and module.weight.numel() >= _LARGE:
-            _check(module, "the table of embeddings", name)
-            setattr(model.embeddings, name, Int8Embedding(module))
+    for parent in list(model.embeddings.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, nn.Embedding) and module.weight.numel() >= _LARGE:
+                _check(module, "the table of embeddings", name)
+                setattr(parent, name, Int8Embedding(module))
 
 
 def _check(module: nn.Linear | nn.Embedding, where: str, name: str) -> None:

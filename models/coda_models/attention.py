@@ -56,6 +56,14 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = query, key, value, out
         self.heads = heads
         self.dropout = dropout
+        self.prefix_key: Tensor | None
+        self.prefix_value: Tensor | None
+        self.register_buffer("prefix_key", None)
+        self.register_buffer("prefix_value", None)
+
+    def set_prefix(self, key: Tensor, value: Tensor) -> None:
+        """Learned keys and values that every query attends to as well. [heads, prefix, head width] each"""
+        self.prefix_key, self.prefix_value = key, value
 
     def _split(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -71,10 +79,15 @@ class Attention(nn.Module):
         Returns:
             [batch, q, width], after the output projection.
         """
+        key, value = self._split(self.key(memory)), self._split(self.value(memory))
+        if self.prefix_key is not None and self.prefix_value is not None:
+            key = torch.cat((self.prefix_key.expand(len(x), -1, -1, -1), key), 2)
+            value = torch.cat((self.prefix_value.expand(len(x), -1, -1, -1), value), 2)
+            bias = F.pad(bias, (self.prefix_key.shape[1], 0))
         mixed = F.scaled_dot_product_attention(
             self._split(self.query(x)),
-            self._split(self.key(memory)),
-            self._split(self.value(memory)),
+            key,
+            value,
             attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
         )

@@ -1,6 +1,6 @@
 """Pretrained Hugging Face encoders: from a folder, the local hub cache or the hub, or built from a config alone."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def load_backbone(
     *,
     hf_config: PretrainedConfig | None = None,
     trained: bool = False,
+    supplied: Collection[str] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """A pretrained encoder with the head of a task, in float32.
@@ -51,6 +52,7 @@ def load_backbone(
         hf_config: the configuration to load it with; by default the encoder's own, changed by ``options``.
         trained: refuse weights that lack some, which transformers would fill at random; a head that is yet to be
             trained, or comes with a delta, is lacking.
+        supplied: names of tensors that the caller will bring, so that they may be lacking.
 
     Raises:
         BackboneError: not found, unreadable, or incomplete.
@@ -59,7 +61,7 @@ def load_backbone(
     with _quiet():
         model, info = _attempt(source, AUTO_CLASSES[task].from_pretrained, config=config, output_loading_info=True)
     # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
-    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler.") and name not in supplied)
     if trained and lacking:
         raise BackboneError(
             f"the weights in {source} lack {lacking[0]!r}: train the model for {task} and save it again"

@@ -183,20 +183,29 @@ _FIELDS = {
 }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The payload of a ``model.pt``, checked in form."""
+def read_archive(path: Path) -> Any:
+    """What ``torch.save`` wrote, without running any code that the file may hold.
+
+    Raises:
+        CheckpointError: no such archive, damaged, or holding more than tensors and plain values.
+    """
     _check_archive(path)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = first_line(error)
         if "Weights only load failed" in reason or "Unsupported" in str(error):
             raise CheckpointError(
-                f"{path} holds Python code beside tensors and was not opened: save it again with coda_models.save"
+                f"{path} holds Python code beside tensors and was not opened: save it again without"
             ) from None
         raise CheckpointError(f"{path} is damaged: {reason}") from None
     except Exception as error:  # the unpickler lets out whatever a stray opcode runs into
         raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The payload of a ``model.pt``, checked in form."""
+    payload = read_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a torch file but no CoDA checkpoint: write one with coda_models.save")
     if payload.get("format_version") != FORMAT_VERSION:
@@ -215,7 +224,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_archive(path: Path) -> None:
     """Refuse a file that is no torch archive or has a bad checksum inside: torch itself does not look at those."""
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is no checkpoint or is cut off: expected a file that coda_models.save wrote")
+        raise CheckpointError(f"{path} is no checkpoint or is cut off: expected one that torch.save wrote")
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -223,7 +232,7 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # zipfile has a dozen kinds for a damaged directory
         raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     if not pickled:
-        raise CheckpointError(f"{path} is a zip archive but no torch file: write one with coda_models.save")
+        raise CheckpointError(f"{path} is a zip archive but no torch file")
     if bad is not None:
         raise CheckpointError(f"{path} is damaged: its part {bad!r} does not have the checksum that it records")
 

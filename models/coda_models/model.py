@@ -61,6 +61,7 @@ class CodaModel(nn.Module):
         self.head = head
         self.input_names = input_names
         self.max_tokens = max_tokens
+        self.prompt_tokens = 0  # in front of every text, put there by the embeddings
 
     def coda_layers(self) -> Iterator[CodaLayer]:
         """The layers, bottom first."""
@@ -97,6 +98,8 @@ class CodaModel(nn.Module):
         mask = attention_mask.bool()
         given = {"input_ids": input_ids, "token_type_ids": token_type_ids}
         x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
+        if self.prompt_tokens:
+            mask = F.pad(mask, (self.prompt_tokens, 0), value=True)
         table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
         decided: list[Routing | None] = []
         states = [x]

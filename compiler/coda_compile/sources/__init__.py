@@ -1,5 +1,6 @@
 """What can be compiled, recognised by what lies on disk."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from coda_models.model import CodaModel
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class Source:
 
 
 def read_source(path: Path, *, backbone: str | None = None) -> Source:
-    """Load a ``model.pt``, a CoDA checkpoint folder or a Hugging Face folder.
+    """Load a ``model.pt``, a CoDA checkpoint folder, a Hugging Face folder or one that PEFT saved.
+
+    Args:
+        backbone: of a delta or an adapter, a folder or a hub name; by default what it names.
 
     Raises:
         CompileError: the path is none of these.
@@ -38,6 +44,8 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
     if path.is_dir() and (path / "manifest.json").is_file():
         raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
+    if path.is_dir() and (path / ADAPTER_CONFIG).is_file():
+        return _read_adapter(path, backbone)
     if path.is_dir() and not (path / "config.json").is_file():
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
 
@@ -47,6 +55,23 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     if path.is_file() or is_checkpoint_folder(path):
         return checkpoint.read(path, backbone)
     return huggingface.read(path)
+
+
+def _read_adapter(folder: Path, backbone: str | None) -> Source:
+    """Load a folder of adapters, by the library that saved it."""
+    path = folder / ADAPTER_CONFIG
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise CompileError(f"{path} is no adapter configuration: it is damaged or cut off")
+    if "peft_type" not in plain:
+        raise CompileError(f"{path} names no method: give a folder that PEFT saved")
+
+    from coda_compile.sources import peft
+
+    return peft.read(folder, plain, backbone)
 
 
 def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":

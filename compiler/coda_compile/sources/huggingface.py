@@ -39,14 +39,14 @@ def read(folder: Path) -> Source:
     if task is None:
         known = ", ".join(sorted(set(_TASK_OF_HEAD.values())))
         raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
-    pooling = _pooling(folder) if task == "feature-extraction" else None
+    pooling = read_pooling(folder) if task == "feature-extraction" else None
     config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
     model = convert(load_backbone(folder, task, trained=True), config)
     check_finite(model.state_dict(), folder)
     return Source("Hugging Face model", model, load_tokenizer(folder))
 
 
-def _pooling(folder: Path) -> str:
+def read_pooling(folder: Path) -> str:
     """What a sentence-transformers folder says of its pooling; the mean where it says nothing."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():

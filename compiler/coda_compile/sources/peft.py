@@ -1,0 +1,159 @@
+"""Folders that PEFT saved: weights that an adapter changed are merged, prefixes and prompts become constants."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coda_compile.errors import CompileError
+from coda_compile.sources import ADAPTER_CONFIG as CONFIG
+from coda_compile.sources import Source, huggingface
+from coda_compile.sources.tensors import read_tensors
+from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.checkpoint import check_finite
+from coda_models.config import CodaConfig
+from coda_models.conversion import convert
+from coda_models.errors import CheckpointError, UnsupportedModelError
+from coda_models.model import CodaModel
+from coda_models.prompts import add_prefix, add_prompt
+from coda_ops.errors import CodaError, first_line
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+MERGED = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA")
+PROMPTS = ("P_TUNING", "PROMPT_TUNING")
+_METHODS = (*MERGED, "PREFIX_TUNING", *PROMPTS)
+_TASKS = {
+    "SEQ_CLS": "sequence-classification",
+    "TOKEN_CLS": "token-classification",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+_PROMPT = "prompt_embeddings"
+_CLOSE = 1e-4  # of outputs before and after merging, which rounds in float32
+
+
+def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
+    """Load a folder that ``PeftModel.save_pretrained`` wrote, with its base model.
+
+    Args:
+        plain: its ``adapter_config.json``.
+        backbone: the base model; by default what the folder names.
+
+    Raises:
+        UnsupportedModelError: another method or task, or a base that is quantised.
+        CheckpointError: tensors that are missing, too many, or of another base model's shapes.
+        CompileError: a model that computes something else than PEFT's.
+    """
+    task = _check(folder, plain)
+    base = backbone or plain.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CompileError(f"{folder / CONFIG} names no base model: pass its folder with --backbone PATH")
+    tensors = read_tensors(folder, *WEIGHTS)
+    import peft  # after everything that can be told without it
+
+    labels = _labels(tensors)
+    pretrained = load_backbone(
+        base,
+        task,
+        trained=True,
+        supplied=[name.removeprefix("base_model.").removeprefix("model.") for name in tensors],
+        **({} if labels is None else {"num_labels": labels}),
+    )
+    if getattr(pretrained.config, "quantization_config", None):
+        raise UnsupportedModelError(f"the base model {base} is quantised: pass the one in float32 with --backbone PATH")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of is checked here
+        try:
+            adapted = peft.PeftModel.from_pretrained(pretrained, str(folder), torch_device="cpu").float().eval()
+            expected = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        except CodaError:
+            raise
+        except Exception as error:  # peft, torch and safetensors each have their own kinds
+            raise CheckpointError(f"{folder} does not fit the base model {base}: {first_line(error)}") from error
+        _check_names(folder, set(tensors), expected)
+        model = _converted(adapted, pretrained, plain, task, tensors, base)
+    check_finite(model.state_dict(), folder)
+    return Source(f"PEFT {plain['peft_type']}", model, load_tokenizer(folder) or load_tokenizer(base))
+
+
+def _check(folder: Path, plain: dict[str, Any]) -> str:
+    """The task of a folder whose method and task are supported."""
+    method, task = plain["peft_type"], plain.get("task_type")
+    if method not in _METHODS:
+        raise UnsupportedModelError(
+            f"PEFT method {method!r} of {folder} is not supported: use one of {', '.join(_METHODS)}"
+        )
+    if not isinstance(task, str) or task not in _TASKS:
+        raise UnsupportedModelError(f"task_type {task!r} of {folder} is not supported: use one of {', '.join(_TASKS)}")
+    if plain.get("alora_invocation_tokens"):
+        raise UnsupportedModelError(f"{folder} is an activated LoRA, which no weight can hold: train a plain one")
+    return _TASKS[task]
+
+
+def _labels(tensors: dict[str, Tensor]) -> int | None:
+    """The number of labels that a saved head has, since neither configuration need say it."""
+    heads = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
+    return next((len(tensor) for name, tensor in tensors.items() if name.endswith(heads)), None)
+
+
+def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - found):
+        raise CheckpointError(f"the weights in {folder} lack {missing[0]!r}: save the adapter again")
+    if extra := sorted(found - expected):
+        raise CheckpointError(
+            f"the weights in {folder} hold {extra[0]!r}, which {CONFIG} does not speak of: save the adapter again"
+        )
+
+
+def _converted(
+    adapted: Any, pretrained: Any, plain: dict[str, Any], task: str, tensors: dict[str, Tensor], base: str
+) -> CodaModel:
+    """The adapted model as one of ours, compared with PEFT's own on a few tokens."""
+    tokens = torch.arange(22).reshape(2, 11) % pretrained.config.vocab_size
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    try:
+        wanted = _answers(adapted, inputs)  # before it is merged in place
+    except Exception as error:  # whatever its own code runs into
+        raise UnsupportedModelError(
+            f"PEFT itself cannot run {plain['peft_type']} on this {pretrained.config.model_type}, "
+            f"so there is nothing to compare with: {first_line(error)}"
+        ) from error
+    pooling = huggingface.read_pooling(Path(base)) if task == "feature-extraction" else None
+    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
+    prompt = tensors.get(_PROMPT)
+    if prompt is None:
+        model = convert(adapted.merge_and_unload(), config)
+    else:
+        _unwrap(pretrained)
+        model = convert(pretrained, config)
+        if plain["peft_type"] in PROMPTS:
+            add_prompt(model, prompt)
+        else:
+            heads = int(pretrained.config.num_attention_heads)
+            by_layer = prompt.view(len(prompt), len(model.layers), 2, heads, -1)
+            add_prefix(model, by_layer.permute(1, 2, 3, 0, 4).contiguous())
+    seen = _answers(model, inputs)
+    if not torch.allclose(seen, wanted, atol=_CLOSE, rtol=_CLOSE):
+        raise CompileError(
+            f"this {plain['peft_type']} model would not compute what PEFT does (off by "
+            f"{float((seen - wanted).abs().max()):.2g}): please report it with its {CONFIG}"
+        )
+    return model
+
+
+def _answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.inference_mode():
+        output = model(**inputs)
+    answers: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return answers
+
+
+def _unwrap(model: torch.nn.Module) -> None:
+    """Put what PEFT trained whole, such as a head, where it kept it beside the original."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                setattr(parent, name, child.modules_to_save["default"])
