@@ -121,7 +121,7 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
         LayerInfo(
             str(layer.reduction),
             layer.attention,
-            0 if layer.adapter is None else config.bottleneck,
+            layer.block.light_width + (0 if layer.adapter is None else config.bottleneck),
             layer.slots(tokens),
         )
         for layer in model.coda_layers()

@@ -14,6 +14,7 @@ _EXTRAS = {
     **dict.fromkeys(("cpuinfo", "psutil"), "bench"),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
     "peft": "peft",
+    "adapters": "adapters",
 }
 
 

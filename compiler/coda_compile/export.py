@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
 from coda_models.attention import Attention
+from coda_models.bottleneck import Bottlenecks
 from coda_models.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
 from coda_ops import DOMAIN, VERSION, adapter, int4_linear, int8_linear, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
@@ -189,6 +190,8 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
 def _role(child: str, module: nn.Module) -> str | None:
     if child in ("router", "adapter"):
         return child
+    if isinstance(module, Bottlenecks):
+        return "adapter"
     if isinstance(module, Attention):
         return "attention"
     if isinstance(module, FeedForward):

@@ -58,7 +58,7 @@ def load_backbone(
         BackboneError: not found, unreadable, or incomplete.
     """
     config = hf_config or _attempt(source, AutoConfig.from_pretrained, **options)
-    with _quiet():
+    with quiet():
         model, info = _attempt(source, AUTO_CLASSES[task].from_pretrained, config=config, output_loading_info=True)
     # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler.") and name not in supplied)
@@ -71,7 +71,7 @@ def load_backbone(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars, and its advice to train whatever is lacking."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coda_models.adapter import Adapter
 from coda_models.attention import Attention, bias_between, mask_bias
+from coda_models.bottleneck import Bottlenecks
 from coda_models.router import Router
 from coda_ops.capacity import slot_count
 from coda_ops.put_tokens import put_tokens
@@ -56,6 +57,11 @@ class Block(nn.Module, ABC):
             bias: added to the attention logits, [batch or 1, heads or 1, q or 1, k].
         """
 
+    @property
+    def light_width(self) -> int:
+        """Of the bottlenecks inside it."""
+        return 0
+
     @abstractmethod
     def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         """``output - x``: what routing gates."""
@@ -85,10 +91,25 @@ class PostNormBlock(Block):
     def read(self, x: Tensor) -> Tensor:
         return x
 
+    def __init__(
+        self, attention: Attention, feed_forward: FeedForward, norm1: nn.LayerNorm, norm2: nn.LayerNorm, dropout: float
+    ) -> None:
+        super().__init__(attention, feed_forward, norm1, norm2, dropout)
+        self.after_attention: Bottlenecks | None = None
+        self.after_feed_forward: Bottlenecks | None = None
+
     def output(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        attended = self.norm1(x + self.dropout(self.attention(query, memory, bias)))
-        fed: Tensor = self.norm2(attended + self.dropout(self.feed_forward(attended)))
-        return fed
+        attended = self._closed(self.attention(query, memory, bias), x, self.norm1, self.after_attention)
+        return self._closed(self.feed_forward(attended), attended, self.norm2, self.after_feed_forward)
+
+    def _closed(self, hidden: Tensor, x: Tensor, norm: nn.LayerNorm, adapters: Bottlenecks | None) -> Tensor:
+        hidden = self.dropout(hidden)
+        result: Tensor = norm(x + hidden) if adapters is None else adapters(hidden, x, norm)
+        return result
+
+    @property
+    def light_width(self) -> int:
+        return sum(0 if one is None else one.width for one in (self.after_attention, self.after_feed_forward))
 
     def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         return self.output(x, query, memory, bias) - x

@@ -32,7 +32,7 @@ class LayerInfo:
     Attributes:
         reduction: r as a ratio in text; ``"1"`` for a dense layer.
         attention: ``k_to_k`` or ``k_to_all``.
-        bottleneck: width of the adapter, 0 for none.
+        bottleneck: width of the adapter, of several together, 0 for none.
         slots: K at the longest input.
     """
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coda_models.model import CodaModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_SETUP = "adapter_setup.json"  # of several that the adapters library saved together
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Source:
 
 
 def read_source(path: Path, *, backbone: str | None = None) -> Source:
-    """Load a ``model.pt``, a CoDA checkpoint folder, a Hugging Face folder or one that PEFT saved.
+    """Load a ``model.pt``, a CoDA checkpoint folder, a Hugging Face folder, or adapters that PEFT or AdapterHub saved.
 
     Args:
         backbone: of a delta or an adapter, a folder or a hub name; by default what it names.
@@ -44,7 +45,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
     if path.is_dir() and (path / "manifest.json").is_file():
         raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
-    if path.is_dir() and (path / ADAPTER_CONFIG).is_file():
+    if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_SETUP).is_file()):
         return _read_adapter(path, backbone)
     if path.is_dir() and not (path / "config.json").is_file():
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
@@ -61,17 +62,19 @@ def _read_adapter(folder: Path, backbone: str | None) -> Source:
     """Load a folder of adapters, by the library that saved it."""
     path = folder / ADAPTER_CONFIG
     try:
-        plain = json.loads(path.read_text("utf-8"))
+        plain = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
         plain = None
     if not isinstance(plain, dict):
         raise CompileError(f"{path} is no adapter configuration: it is damaged or cut off")
-    if "peft_type" not in plain:
-        raise CompileError(f"{path} names no method: give a folder that PEFT saved")
+    if "peft_type" in plain:
+        from coda_compile.sources import peft
 
-    from coda_compile.sources import peft
+        return peft.read(folder, plain, backbone)
 
-    return peft.read(folder, plain, backbone)
+    from coda_compile.sources import adapterhub
+
+    return adapterhub.read(folder, backbone)
 
 
 def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":

@@ -4,12 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources import Source, huggingface
+from coda_compile.sources.reference import answers, check_same, few_tokens
 from coda_compile.sources.tensors import read_tensors
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
@@ -30,7 +30,6 @@ _TASKS = {
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 _PROMPT = "prompt_embeddings"
-_CLOSE = 1e-4  # of outputs before and after merging, which rounds in float32
 
 
 def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
@@ -110,10 +109,9 @@ def _converted(
     adapted: Any, pretrained: Any, plain: dict[str, Any], task: str, tensors: dict[str, Tensor], base: str
 ) -> CodaModel:
     """The adapted model as one of ours, compared with PEFT's own on a few tokens."""
-    tokens = torch.arange(22).reshape(2, 11) % pretrained.config.vocab_size
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs = few_tokens(pretrained.config)
     try:
-        wanted = _answers(adapted, inputs)  # before it is merged in place
+        wanted = answers(adapted, inputs)  # before it is merged in place
     except Exception as error:  # whatever its own code runs into
         raise UnsupportedModelError(
             f"PEFT itself cannot run {plain['peft_type']} on this {pretrained.config.model_type}, "
@@ -133,23 +131,11 @@ def _converted(
             heads = int(pretrained.config.num_attention_heads)
             by_layer = prompt.view(len(prompt), len(model.layers), 2, heads, -1)
             add_prefix(model, by_layer.permute(1, 2, 3, 0, 4).contiguous())
-    seen = _answers(model, inputs)
-    if not torch.allclose(seen, wanted, atol=_CLOSE, rtol=_CLOSE):
-        raise CompileError(
-            f"this {plain['peft_type']} model would not compute what PEFT does (off by "
-            f"{float((seen - wanted).abs().max()):.2g}): please report it with its {CONFIG}"
-        )
+    check_same(model, inputs, wanted, "PEFT")
     return model
 
 
-def _answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    with torch.inference_mode():
-        output = model(**inputs)
-    answers: Tensor = output.logits if "logits" in output else output.last_hidden_state
-    return answers
-
-
-def _unwrap(model: torch.nn.Module) -> None:
+def _unwrap(model: nn.Module) -> None:
     """Put what PEFT trained whole, such as a head, where it kept it beside the original."""
     from peft.utils import ModulesToSaveWrapper
 

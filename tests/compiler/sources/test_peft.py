@@ -96,12 +96,14 @@ def texts(batch: int = 3, tokens: int = 17) -> tuple[torch.Tensor, torch.Tensor]
     return ids * mask, mask
 
 
-def same(folder: Path, eager: Any, valid_only: bool = False) -> None:
+def same(folder: Path, eager: Any) -> None:
+    """A ragged batch through what is read, against each text alone through the library's own model."""
     ids, mask = texts()
-    seen, wanted = answers(read_source(folder).model, ids, mask), answers(eager, ids, mask)
-    if valid_only:
-        seen, wanted = seen[mask.bool()], wanted[mask.bool()]
-    torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=1e-5)
+    together = answers(read_source(folder).model, ids, mask)
+    for row, valid, seen in zip(ids, mask.bool(), together, strict=True):
+        alone = row[valid].unsqueeze(0)
+        wanted = answers(eager, alone, torch.ones_like(alone))[0]
+        torch.testing.assert_close(seen[valid] if seen.dim() == 2 else seen, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -124,7 +126,7 @@ def test_lora_and_prompts_in_every_family(tmp_path: Path, family: str):
 @pytest.mark.parametrize("family", ["bert", "roberta", "roberta-prelayernorm"])
 def test_prefixes_in_every_family_that_has_a_place_for_them(tmp_path: Path, family: str):
     eager = adapted(tmp_path / "peft", METHODS["prefix"]("FEATURE_EXTRACTION"), family, "feature-extraction")
-    same(tmp_path / "peft", eager, valid_only=True)
+    same(tmp_path / "peft", eager)
 
 
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
@@ -138,7 +140,7 @@ def test_prefixes_that_peft_cannot_run_itself(tmp_path: Path, family: str):
 @pytest.mark.parametrize("task", ["token-classification", "feature-extraction"])
 def test_other_tasks(tmp_path: Path, method: str, task: str):
     eager = adapted(tmp_path / "peft", METHODS[method](TASKS[task]), task=task)
-    same(tmp_path / "peft", eager, valid_only=True)
+    same(tmp_path / "peft", eager)
 
 
 @pytest.mark.parametrize("method", ["DoRA", "prefix through an MLP", "P-tuning"])
@@ -255,12 +257,6 @@ def test_damaged_configuration(lora: Path, text: str):
         read_source(lora)
 
 
-def test_configuration_without_a_method(lora: Path):
-    (lora / "adapter_config.json").write_text("{}")
-    with pytest.raises(CompileError, match="names no method"):
-        read_source(lora)
-
-
 def test_missing_tensor(lora: Path):
     rewrite(lora, lambda tensors: tensors.pop(next(name for name in tensors if "lora_B" in name)))
     with pytest.raises(CheckpointError, match=r"the weights in .* lack '.*lora_B.*': save the adapter again"):
@@ -320,7 +316,7 @@ def test_prompts_of_other_tasks_are_refused(tmp_path: Path):
 
 def test_a_model_that_would_compute_something_else_is_refused(lora: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", lambda self: self.unload())
-    with pytest.raises(CompileError, match="this LORA model would not compute what PEFT does"):
+    with pytest.raises(CompileError, match="the converted model would not compute what PEFT does"):
         read_source(lora)
 
 

@@ -1,0 +1,300 @@
+"""Folders that the ``adapters`` library saved: bottlenecks become part of the layers, LoRA is merged, prefixes become
+constants."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coda_compile.errors import CompileError
+from coda_compile.sources import ADAPTER_CONFIG, Source
+from coda_compile.sources import ADAPTER_SETUP as SETUP
+from coda_compile.sources.huggingface import read_pooling
+from coda_compile.sources.reference import answers, check_same, few_tokens
+from coda_models.architectures import FirstToken
+from coda_models.backbone import load_backbone, load_tokenizer, quiet
+from coda_models.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
+from coda_models.checkpoint import check_finite
+from coda_models.config import CodaConfig
+from coda_models.conversion import convert
+from coda_models.errors import CheckpointError, UnsupportedModelError
+from coda_models.layer import PostNormBlock
+from coda_models.model import CodaModel
+from coda_ops.errors import first_line
+
+_METHODS = {None: "bottlenecks", "lora": "LoRA", "prefix_tuning": "prefix-tuning"}
+_HEADS = {
+    "classification": "sequence-classification",
+    "multilabel_classification": "sequence-classification",
+    "tagging": "token-classification",
+}
+_WAYS_OUT = {
+    "Fuse": "AdapterFusion's attention has no compiled form: train a Stack, or one adapter for the task",
+    "Parallel": "several answers to one text are several bundles: compile each adapter by itself",
+    "Average": "average the weights first, with average_adapter, and save that adapter",
+}
+
+
+def read(folder: Path, backbone: str | None) -> Source:
+    """Load a folder that ``save_adapter`` or, for a Stack, ``save_adapter_setup`` wrote, with its base model.
+
+    Args:
+        backbone: the base model; by default what the folder names.
+
+    Raises:
+        UnsupportedModelError: a method, composition, head or base model that has no compiled form.
+        CheckpointError: weights that are missing, too many, damaged, or of another base model.
+        CompileError: a model that computes something else than the library's.
+    """
+    names, parts = _parts(folder)
+    for part in parts:
+        _check(part, _json(part / ADAPTER_CONFIG))
+    about = _json(parts[-1] / ADAPTER_CONFIG)
+    base = backbone or about.get("model_name")
+    if not isinstance(base, str) or not base:
+        raise CompileError(f"{folder} names no base model: pass its folder with --backbone PATH")
+    import adapters  # after everything that can be told without it
+    from adapters.composition import Stack
+
+    plain = load_backbone(base, "feature-extraction", trained=True)
+    for part in parts:
+        _check_base(part, plain.config, base)
+    with _quiet():
+        library = _library_model(adapters.AutoAdapterModel, plain)
+        for name, part in zip(names, parts, strict=True):
+            _load(library, name, part)
+        library.active_adapters = Stack(*names)
+        library.eval()
+        head = dict(library.heads.items()).get(library.active_head)
+        _check_ready(library, names, head)
+        inputs = few_tokens(plain.config)
+        wanted = answers(library, inputs)
+        model = _converted(library, plain, names, head, base)
+    check_finite(model.state_dict(), folder)
+    check_same(model, inputs, wanted, "the adapters library")
+    return Source("AdapterHub adapter", model, load_tokenizer(folder) or load_tokenizer(base))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library, which says in several ways what is not yet active."""
+    logger = logging.getLogger("adapters")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path} is damaged or missing: save the adapter again")
+    return plain
+
+
+def _parts(folder: Path) -> tuple[list[str], list[Path]]:
+    """Names and folders of the adapters that run behind each other."""
+    if not (folder / SETUP).is_file():
+        return ["adapter"], [folder]
+    setup = _json(folder / SETUP).get("adapter_setup")
+    children = setup.get("children") if isinstance(setup, dict) else None
+    if not isinstance(setup, dict) or not isinstance(children, list) or not all(isinstance(c, dict) for c in children):
+        raise CheckpointError(f"{folder / SETUP} is damaged: it should say how adapters are composed")
+    kinds = [str(one.get("type")) for one in (setup, *children)]
+    wanted = ["Stack", *("single" for _ in children)]
+    if kinds != wanted:
+        kind = next(kind for kind, right in zip(kinds, wanted, strict=True) if kind != right)
+        way_out = _WAYS_OUT.get(kind, "save one adapter, or a Stack of some")
+        raise UnsupportedModelError(f"the composition {kind} in {folder} cannot be compiled: {way_out}")
+    names = [name for child in children for name in child.get("children") or [None]]
+    if not names or any(not isinstance(name, str) or name != Path(name).name for name in names):
+        raise CheckpointError(f"{folder / SETUP} is damaged: it should name the folders of its adapters")
+    return names, [folder / name for name in names]
+
+
+def _check(folder: Path, about: dict[str, Any]) -> None:
+    """Refuse what has no compiled form, before anything is loaded."""
+    config = about.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} is damaged: it should hold the adapter's config")
+    for one in config.get("configs", [config]) if config.get("architecture") == "union" else [config]:
+        method = one.get("architecture")
+        if method not in _METHODS:
+            known = ", ".join(_METHODS.values())
+            raise UnsupportedModelError(f"the method {method!r} of {folder} is not supported: use {known}")
+        if one.get("use_gating"):
+            raise UnsupportedModelError(
+                f"{folder} has gates that are means over padding too, so an answer would depend on what it is batched "
+                "with: train it with use_gating=False"
+            )
+        if one.get("phm_layer"):
+            raise UnsupportedModelError(
+                f"{folder} has Compacter's PHM layers, which are not supported: use bottlenecks"
+            )
+
+
+def _check_base(folder: Path, config: Any, base: str) -> None:
+    about = _json(folder / ADAPTER_CONFIG)
+    for key in ("model_type", "hidden_size"):
+        if about.get(key) not in (None, getattr(config, key, None)):
+            raise CheckpointError(
+                f"{folder} was trained on a base model with {key} {about[key]!r}, but {base} has "
+                f"{getattr(config, key, None)!r}: pass the original one with --backbone PATH"
+            )
+
+
+def _library_model(auto: Any, plain: Any) -> Any:
+    """The library's own form of a base model."""
+    try:
+        library = auto.from_config(plain.config)
+    except (KeyError, ValueError):
+        raise UnsupportedModelError(
+            f"the adapters library has no model of type {plain.config.model_type!r}: use one of its own"
+        ) from None
+    library.base_model.load_state_dict(plain.state_dict(), strict=False)
+    return library.float()
+
+
+def _load(library: Any, name: str, folder: Path) -> None:
+    """One adapter and its head, whole."""
+    info: dict[str, Any] = {}
+    try:
+        safe = (folder / "adapter.safetensors").is_file()
+        library.load_adapter(str(folder), load_as=name, loading_info=info, use_safetensors=safe)
+    except Exception as error:  # the library, torch and safetensors each have their own kinds
+        raise CheckpointError(f"the adapter in {folder} cannot be read: {first_line(error)}") from error
+    for key, what in (("missing_keys", "lack"), ("unexpected_keys", "have, beyond what its config speaks of,")):
+        if info.get(key):
+            raise CheckpointError(f"the weights in {folder} {what} {sorted(info[key])[0]!r}: save the adapter again")
+
+
+def _loras(library: Any, names: list[str]) -> list[str]:
+    """Those of the adapters that change weights."""
+    tables = [module.loras for module in library.modules() if hasattr(module, "loras")]
+    return [name for name in names if any(name in table for table in tables)]
+
+
+def _check_ready(library: Any, names: list[str], head: Any) -> None:
+    """Refuse what the library may load and would not run, or not in a form of ours."""
+    loras = _loras(library, names)
+    if len(loras) > 1:
+        raise UnsupportedModelError(f"of the stacked adapters {', '.join(loras)} are LoRA: merge all but one first")
+    kind = None if head is None else head.config.get("head_type")
+    if head is not None and kind not in _HEADS:
+        raise UnsupportedModelError(f"a head of type {kind!r} is not supported: use one of {', '.join(_HEADS)}")
+
+
+def _converted(library: Any, plain: Any, names: list[str], head: Any, base: str) -> CodaModel:
+    """The library's model as one of ours."""
+    for name in _loras(library, names):
+        library.merge_adapter(name)
+    own = library.base_model.state_dict()
+    plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+    model = convert(plain, CodaConfig(reduction=1, bottleneck=0, task="feature-extraction", pooling="first"))
+    if head is None:
+        model.coda_config = replace(model.coda_config, pooling=read_pooling(Path(base)))
+    else:
+        _add_head(model, plain, head)
+    for (i, theirs), layer in zip(library.base_model.iter_layers(), model.coda_layers(), strict=True):
+        _add_bottlenecks(theirs, layer.block, names)
+        _add_prefix(library.base_model, i, theirs, layer.block, names)
+    invertible = getattr(library.base_model, "invertible_adapters", {})
+    if names[0] in invertible:  # the library, too, looks at no other
+        model.embeddings = _Transformed(model.embeddings, invertible[names[0]])
+    model.freeze_backbone()
+    return model.eval()
+
+
+class _Transformed(nn.Module):
+    """Embeddings that go through an invertible adapter (Pfeiffer et al. 2020)."""
+
+    def __init__(self, embeddings: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.embeddings, self.adapter = embeddings, adapter
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """[batch, tokens] each -> [batch, tokens, width]."""
+        embedded: Tensor = self.adapter(self.embeddings(**inputs))
+        return embedded
+
+
+def _add_head(model: CodaModel, plain: Any, head: Any) -> None:
+    """A prediction head of the library's in the place of ours."""
+    kind = head.config["head_type"]
+    first: list[nn.Module] = []
+    if _HEADS[kind] == "sequence-classification":
+        first = [plain.pooler if head.config.get("use_pooler") else FirstToken()]
+    model.head = nn.Sequential(*first, *head.children())
+    model.coda_config = replace(model.coda_config, task=_HEADS[kind])
+    labels = head.config.get("label2id")
+    names = {i: f"LABEL_{i}" for i in range(head.config["num_labels"])}
+    model.hf_config.id2label = {i: name for name, i in labels.items()} if labels else names
+    model.hf_config.label2id = {name: i for i, name in model.hf_config.id2label.items()}
+
+
+def _add_bottlenecks(theirs: nn.Module, block: Any, names: list[str]) -> None:
+    """The bottlenecks of one layer; one that has none of these adapters keeps no trace of them."""
+    from adapters.methods.bottleneck import BottleneckLayer
+
+    places = {"mh_adapter": "after_attention", "output_adapter": "after_feed_forward"}
+    for module in theirs.modules():
+        if isinstance(module, BottleneckLayer) and module.location_key in places:
+            stack = [_bottleneck(module.adapters[name]) for name in names if name in module.adapters]
+            if stack:
+                assert isinstance(block, PostNormBlock)  # the library knows no other of our families
+                setattr(block, places[module.location_key], Bottlenecks(stack))
+
+
+def _bottleneck(theirs: Any) -> Bottleneck:
+    """An adapter of the library's as one of ours, its scale folded into its weights."""
+    from adapters.methods.modeling import ParallelAdapter
+
+    added = {True: "before", "post_add": "added"}
+    placement = Placement(
+        parallel=isinstance(theirs, ParallelAdapter),
+        joined=bool(theirs.original_ln_before),
+        closes=bool(theirs.original_ln_after),
+        residual=added.get(theirs.residual_before_ln, "normed"),
+        residual_first=bool(theirs.adapter_residual_before_ln),
+    )
+    down = next(module for module in theirs.adapter_down if isinstance(module, nn.Linear))
+    activation = theirs.non_linearity.f
+    return Bottleneck(
+        down,
+        nn.ReLU() if activation is nn.functional.relu or isinstance(activation, nn.ReLU) else activation,
+        scaled(theirs.adapter_up, theirs.scaling),
+        placement,
+        norm_before=theirs.adapter_norm_before if theirs.add_layer_norm_before else None,
+        norm_after=theirs.adapter_norm_after if theirs.add_layer_norm_after else None,
+    )
+
+
+def _add_prefix(base_model: Any, index: int, theirs: nn.Module, block: Any, names: list[str]) -> None:
+    """Keys and values that a layer's prefixes come to, without the network that made them."""
+    from adapters.methods.prefix_tuning import PrefixTuningLayer
+
+    found = [module for module in theirs.modules() if isinstance(module, PrefixTuningLayer)]
+    pairs = []
+    for module in found:
+        for name in names:
+            if name in module.prefixes:
+                with torch.no_grad():
+                    by_place = base_model.prefix_tuning.prefix_tunings[name](1)
+                pairs.append(by_place[module.location_key][module.prefixes[name]].squeeze(1))
+    if pairs:
+        key, value = torch.cat([pair.detach() for pair in pairs], dim=2)
+        block.attention.set_prefix(key.contiguous(), value.contiguous())
