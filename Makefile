@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --backbone $(BACKBONE) --texts $(TEXTS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not node and not browser"
+	$(BIN)/python -m pytest -m "not slow and not node and not browser" -n logical --dist loadfile
 
 slow: $(VENV)/.ready-slow
 	$(BIN)/python -m pytest -m "slow or node or browser"
