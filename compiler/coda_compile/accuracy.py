@@ -82,20 +82,36 @@ def read_rows(path: Path, labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     Raises:
         CodaError: what is wrong with the file, and where.
     """
+    for row, line in _rows(path, ("text", "label")):
+        yield row["text"] or "", _label(row["label"] or "", labels, f"line {line} of {path}")
+
+
+def read_texts(path: Path) -> list[str]:
+    """The text of every row, whatever its label.
+
+    Raises:
+        CodaError: what is wrong with the file.
+    """
+    return [row["text"] or "" for row, _ in _rows(path, ("text",))]
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str | None], int]]:
+    """Every row with the number of its last line."""
+    wanted = " and ".join(columns)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = {"text", "label"} - set(reader.fieldnames or ())
+            missing = sorted(set(columns) - set(reader.fieldnames or ()))
             if missing:
-                raise CodaError(f"{path} has no column {sorted(missing)[0]!r}: give a CSV file with text and label")
+                raise CodaError(f"{path} has no column {missing[0]!r}: give a CSV file with {wanted}")
             empty = True
             for row in reader:
                 empty = False
-                yield row["text"] or "", _label(row["label"] or "", labels, f"line {reader.line_num} of {path}")
+                yield row, reader.line_num
             if empty:
                 raise CodaError(f"{path} has no rows below its header")
     except FileNotFoundError:
-        raise CodaError(f"{path} does not exist: give a CSV file with the columns text and label") from None
+        raise CodaError(f"{path} does not exist: give a CSV file with the columns {wanted}") from None
     except UnicodeDecodeError:
         raise CodaError(f"{path} is not UTF-8 text: convert it, for example with iconv") from None
     except csv.Error as error:

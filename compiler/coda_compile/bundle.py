@@ -22,7 +22,7 @@ from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_targets import Target
-from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, SessionInfo, TensorInfo, list_files
+from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TensorInfo, list_files
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -160,6 +160,7 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
         session=SessionInfo(
             tuple(name for name, _ in target.providers), target.graph_level, target.threads, target.native
         ),
+        ood=None if model.ood is None else OodInfo(model.ood.method, model.ood.threshold, model.ood.kept),
         files=list_files(folder),
     )
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")

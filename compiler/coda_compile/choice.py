@@ -19,6 +19,7 @@ from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundle import check_output, label_names
 from coda_compile.cost import multiply_adds
 from coda_compile.errors import CompileError, as_sentences
+from coda_compile.ood import check as check_ood
 from coda_compile.pipeline import compile
 from coda_compile.predict import predict
 from coda_models.config import Reduction
@@ -106,6 +107,8 @@ def choose(
     tokenizer: PreTrainedTokenizerBase | None,
     reduction: Reductions | None = None,
     pack: bool = False,
+    ood: str | None = None,
+    ood_data: Path | None = None,
     rounds: int = 15,
     threads: int = 0,
     stage: Stage = nullcontext,
@@ -118,7 +121,7 @@ def choose(
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
-        pack: as for ``compile``.
+        pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -127,6 +130,7 @@ def choose(
         CodaError: a model that classifies no texts or has no tokenizer, or data that cannot be read.
     """
     check_task(model.coda_config.task)
+    check_ood(ood, ood_data, model.coda_config.task)
     check_output(output)
     texts, labels = zip(*read_rows(data, label_names(model)), strict=True)
     if tokenizer is None:
@@ -180,6 +184,8 @@ def choose(
             reduction=compiled[best].reduction,
             precision=candidates[best].precision,
             pack=pack,
+            ood=ood,
+            ood_data=ood_data,
         )
     return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
 

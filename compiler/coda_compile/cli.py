@@ -42,6 +42,7 @@ def cli() -> None:
     coda-compile run DIR "some text"             predict with a bundle
     coda-compile inspect DIR                     what is inside
     coda-compile verify DIR                      is it intact, and right on this machine?
+    coda-compile evaluate DIR --data FILE        how right, and does it know what it does not know?
     coda-compile bench model.pt                  how fast, against the dense adapter in every runtime?
     coda-compile check DIR --against OLD         is it slower than it was? for CI
     coda-compile explain DIR                     where the time goes, layer by layer
@@ -68,6 +69,8 @@ def cli() -> None:
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 @click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
+@click.option("--ood", metavar="SCORE", help="Also tell unknown texts: msp, energy, maxlogit, cosine, mahalanobis.")
+@click.option("--ood-data", type=click.Path(path_type=Path), help="CSV file, text,label: known texts, for --ood.")
 @click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label, for auto.")
 @click.option(
     "--accuracy-budget",
@@ -84,17 +87,22 @@ def compile(
     precision: str,
     reduction: str | None,
     pack: bool,
+    ood: str | None,
+    ood_data: Path | None,
     data: Path | None,
     budget: float | None,
 ) -> None:
-    """Compile MODEL, a model.pt, a CoDA checkpoint folder or a Hugging Face folder, into a verified bundle.
+    """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder or adapters that PEFT or AdapterHub
+    saved, into a verified bundle.
 
     \b
     coda-compile reviews.pt --target cpu -o reviews-cpu
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
+    coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
     coda-compile reviews.pt --precision int4             the smallest file
+    coda-compile reviews.pt --ood energy --ood-data train.csv
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
 
     With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the
@@ -125,6 +133,8 @@ def compile(
             reduction=_reduction(reduction),
             precision=precision,
             pack=pack,
+            ood=ood,
+            ood_data=ood_data,
             stage=progress.stage,
         )
     else:
@@ -143,6 +153,8 @@ def compile(
             tokenizer=words or source.tokenizer,
             reduction=_reduction(reduction),
             pack=pack,
+            ood=ood,
+            ood_data=ood_data,
             stage=progress.stage,
         )
         choice_table.show(choice)

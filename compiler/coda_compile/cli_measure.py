@@ -227,3 +227,34 @@ def report(
         stage=progress.stage,
     )
     console.out.print(f"{written}: {written.stat().st_size / 1e6:.1f} MB, opens in any browser", soft_wrap=True)
+
+
+@measure.command(short_help="Accuracy on your texts, and how well unknown ones are told.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file, text,label.")
+@click.option("--outside", type=click.Path(path_type=Path), help="CSV file with texts the model is not meant for.")
+@click.option("--model", type=click.Path(path_type=Path), help="The model behind BUNDLE, to compare with.")
+@click.option("--ood-data", type=click.Path(path_type=Path), help="What the bundle's --ood was fitted on.")
+@click.option("--backbone", metavar="PATH", help="Folder or hub name of the model's backbone.")
+def evaluate(
+    bundle: Path, data: Path, outside: Path | None, model: Path | None, ood_data: Path | None, backbone: str | None
+) -> None:
+    """Label the texts of a CSV file with BUNDLE: its accuracy and, with texts that the model is not meant for, AUROC,
+    AUPR and FPR at 95 % TPR of its out-of-distribution score. With the model that it was made from, both side by side.
+
+    \b
+    coda-compile evaluate reviews-cpu --data test.csv
+    coda-compile evaluate intents-cpu --data test.csv --outside others.csv --model intents.pt --ood-data train.csv
+    """
+    from coda_compile.evaluate import evaluate as evaluate_bundle
+    from coda_targets import Bundle
+
+    if outside is not None and model is not None and ood_data is None:
+        raise click.UsageError("scoring with the model takes what the bundle was fitted on: --ood-data FILE")
+    opened = Bundle(bundle)
+    source = None
+    if model is not None:
+        from coda_compile.sources import read_source
+
+        source = read_source(model, backbone=backbone)
+    console.evaluated(evaluate_bundle(opened, data, outside=outside, original=source, known=ood_data))

@@ -1,9 +1,10 @@
 """What people see in the terminal; silent about progress when piped."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,9 @@ from coda_compile.predict import RoutedWords
 from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import load_kernels
+
+if TYPE_CHECKING:
+    from coda_compile.evaluate import Evaluation
 
 # Labels, folders and words are anyone's text: none of it is markup.
 out = Console(highlight=False, markup=False, emoji=False)
@@ -88,6 +92,28 @@ def verified(result: CaseParity) -> None:
         )
 
 
+def evaluated(found: Sequence["Evaluation"]) -> None:
+    """Accuracy and separation of each model, side by side."""
+    table = Table("", *(one.name for one in found))
+
+    def row(name: str, values: Iterable[float | None], form: str) -> None:
+        shown = ["" if value is None else format(value, form) for value in values]
+        if any(shown):
+            table.add_row(name, *shown)
+
+    row("accuracy", (one.accuracy for one in found), ".2%")
+    if len(found) > 1:
+        row("answers as the bundle's", (one.same for one in found), ".2%")
+    apart = [one.separation for one in found]
+    row("AUROC", (None if one is None else one.auroc for one in apart), ".4f")
+    row("AUPR, others positive", (None if one is None else one.aupr for one in apart), ".4f")
+    row("FPR at 95 % TPR", (None if one is None else one.fpr95 for one in apart), ".2%")
+    row("known texts flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
+    if any(apart):
+        row("others flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
+    whole(table)
+
+
 def inspected(bundle: Bundle) -> None:
     """A readable summary of a bundle."""
     m = bundle.manifest
@@ -101,6 +127,9 @@ def inspected(bundle: Bundle) -> None:
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
+    if m.ood is not None:
+        kept = f"{m.ood.kept:.0%} of known texts lie below"
+        out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
     layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
     for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):

@@ -13,6 +13,7 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "onnx_ir", "onnxscript"), "torch"),
     **dict.fromkeys(("cpuinfo", "psutil"), "bench"),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
+    "sklearn": "ood",
     "peft": "peft",
     "adapters": "adapters",
 }

@@ -28,6 +28,7 @@ OUTPUTS = {
     "token-classification": ("logits",),
     "feature-extraction": ("last_hidden_state", "sentence_embedding"),
 }
+OOD_OUTPUTS = ("ood_score", "is_ood")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -37,13 +38,18 @@ class _Exported(nn.Module):
     def __init__(self, model: CodaModel) -> None:
         super().__init__()
         self.model = model
-        self.outputs = OUTPUTS[model.coda_config.task]
+        self.outputs = output_names(model)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         output = self.model(input_ids, attention_mask, token_type_ids)
         return tuple(getattr(output, name) for name in self.outputs)
+
+
+def output_names(model: CodaModel) -> tuple[str, ...]:
+    """What a compiled model gives, in order."""
+    return OUTPUTS[model.coda_config.task] + (() if model.ood is None else OOD_OUTPUTS)
 
 
 def export(model: CodaModel, opset: int) -> ir.Model:
@@ -177,7 +183,7 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
                 role = _role(child, inner)
                 if role is not None:
                     tags[f"{path}.{child}"] = (layer, role)
-    top = {"model.embeddings": "embeddings", "model.head": "head", "model.final_norm": "norm"}
+    top = {"model.embeddings": "embeddings", "model.head": "head", "model.ood": "ood", "model.final_norm": "norm"}
     for node in model.graph:
         scopes = [s for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")) if isinstance(s, str)]
         found = next((tags[s] for s in reversed(scopes) if s in tags), None)

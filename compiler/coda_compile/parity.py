@@ -16,6 +16,8 @@ from coda_compile.errors import VerificationError
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision
 
+FLAG = "is_ood"
+
 
 @dataclass(frozen=True)
 class Tolerances:
@@ -158,6 +160,8 @@ class Comparison:
     def outputs(self, expected: Arrays, actual: Arrays) -> CaseParity:
         """Compare the model's outputs, valid tokens alone where there is one a token, and return the result."""
         for name, wanted in expected.items():
+            if name == FLAG:
+                continue  # a threshold between two scores: ``flags`` holds it against the score
             if name not in actual:
                 self._fail(f"{name} is missing")
             got = actual[name]
@@ -166,11 +170,18 @@ class Comparison:
             per_token = wanted.ndim == 3
             compared = self._mask & self._live[:, None] if per_token else self._live
             scale = max(1.0, float(np.abs(wanted[compared]).max(initial=0.0)))
-            difference = np.abs(got - wanted).max(-1)
+            difference = np.abs(got - wanted)
+            difference = difference.reshape(*difference.shape[: compared.ndim], -1).max(-1)
             self._within(difference, compared, self._tolerances.outputs * scale, name)
             self.result.outputs[name] = float(difference[compared].max(initial=0.0))
         self.result.skipped = int((~self._live).sum())
         return self.result
+
+    def flags(self, actual: Arrays, threshold: float) -> None:
+        """Check that exactly the texts whose own score lies above the threshold are flagged."""
+        above = actual["ood_score"] > np.float32(threshold)
+        if wrong := np.flatnonzero(actual[FLAG] != above).tolist():
+            self._fail(f"{FLAG} of example {wrong[0]} does not follow from its ood_score and the threshold {threshold}")
 
     def _selection(
         self, example: int, scores: NDArray[Any], expected: list[int], actual: Decision, allowed: float

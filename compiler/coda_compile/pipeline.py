@@ -13,6 +13,8 @@ from coda_compile.bundle import check_output, replacing, write_config, write_man
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
+from coda_compile.ood import check as check_ood
+from coda_compile.ood import fit as fit_ood
 from coda_compile.parity import Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.quantize import quantize_model
@@ -37,6 +39,8 @@ def compile(
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
     pack: bool = False,
+    ood: str | None = None,
+    ood_data: Path | str | None = None,
     stage: Stage = nullcontext,
 ) -> Bundle:
     """Turn a trained model into a verified bundle.
@@ -50,6 +54,8 @@ def compile(
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
         precision: ``fp32``, or for the frozen layers' products ``int8``, or ``int4`` weights.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
+        ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
+        ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Returns:
@@ -71,9 +77,14 @@ def compile(
         source = _source(model, backbone)
         if reduction is not None:
             _run_at(source.model, reduction)
+        check_ood(ood, ood_data, source.model.coda_config.task)
     if precision != "fp32":
         with stage("quantise"):
             quantize_model(source.model, precision)
+    words = tokenizer or source.tokenizer
+    if ood is not None and ood_data is not None:
+        with stage("ood"):
+            source.model.ood = fit_ood(source.model, words, ood, Path(ood_data))
     with stage("export"):
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):
@@ -98,7 +109,7 @@ def compile(
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
             test_vectors.write(folder, case.inputs, *reference(source.model, case), Tolerances.elsewhere(precision))
             write_config(folder, source.model)
-            if (words := tokenizer or source.tokenizer) is not None:
+            if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens)
             write_report(folder, passes, parity, tolerances)
             write_manifest(folder, source.model, compiled, lowered_for, precision)

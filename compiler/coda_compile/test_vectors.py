@@ -119,4 +119,6 @@ def verify_bundle(bundle: Bundle) -> CaseParity:
     for decision in decisions:
         scores, selected = expected.routing[decision.layer]
         comparison.layer(scores, selected, decision)
+    if bundle.manifest.ood is not None:
+        comparison.flags(outputs, bundle.manifest.ood.threshold)
     return comparison.outputs(expected.outputs, outputs)

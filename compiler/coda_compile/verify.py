@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coda_compile.errors import VerificationError
-from coda_compile.export import OUTPUTS
+from coda_compile.export import output_names
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.quantize import Int8Linear
 from coda_models.model import CodaModel, CodaOutput
@@ -101,6 +101,8 @@ def verify(
             used = {decision.layer: decision.used for decision in decisions}
             with _replayed_products(model, probe.products, comparison, case.inputs["attention_mask"] != 0, used):
                 expected = _replay(model, case, decisions, comparison)
+            if model.ood is not None:
+                comparison.flags(outputs, model.ood.threshold)
             results.append(comparison.outputs(expected, outputs))
         except Exception as error:
             on_failure(case, expected, outputs)
@@ -186,7 +188,7 @@ def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
 
 
 def _outputs(model: CodaModel, output: CodaOutput) -> Arrays:
-    return {name: getattr(output, name).numpy() for name in OUTPUTS[model.coda_config.task]}
+    return {name: getattr(output, name).numpy() for name in output_names(model)}
 
 
 @_one_thread()

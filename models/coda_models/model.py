@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from coda_models.attention import RelativeBias
 from coda_models.config import CodaConfig, Reduction
 from coda_models.layer import CodaLayer, Routing
+from coda_models.ood import OodDetector
 
 
 @dataclass
@@ -25,6 +26,9 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
         last_hidden_state: [batch, tokens, width], feature extraction only.
         sentence_embedding: [batch, width], feature extraction only.
         hidden_states: the embeddings and the output of every layer, [batch, tokens, width] each, when asked for.
+        features: [batch, width], what stands for each text, sequence classification only.
+        ood_score: [batch], higher for texts less like the known ones, where the model has a detector.
+        is_ood: [batch] bool, whether the score lies above the detector's threshold.
         routing: one ``Routing`` a layer, ``None`` for dense layers, when asked for.
     """
 
@@ -32,6 +36,9 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     sentence_embedding: Tensor | None = None
+    features: Tensor | None = None
+    ood_score: Tensor | None = None
+    is_ood: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     routing: tuple[Routing | None, ...] | None = None
 
@@ -59,6 +66,7 @@ class CodaModel(nn.Module):
         self.relative_bias = relative_bias
         self.final_norm = final_norm
         self.head = head
+        self.ood: OodDetector | None = None
         self.input_names = input_names
         self.max_tokens = max_tokens
         self.prompt_tokens = 0  # in front of every text, put there by the embeddings
@@ -118,11 +126,16 @@ class CodaModel(nn.Module):
     def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
         if self.head is None:
             return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask)}
-        if self.coda_config.pooling != "first":
-            x = self._pooled(x, mask).unsqueeze(1)  # [batch, 1, width], in the first token's place
+        found: dict[str, Tensor | None] = {}
+        if self.coda_config.task == "sequence-classification":
+            found["features"] = features = self._pooled(x, mask)
+            if self.coda_config.pooling != "first" or self.ood is not None:
+                x = features.unsqueeze(1)  # [batch, 1, width], in the first token's place
         logits = self.head(x)
+        if self.ood is not None:
+            found["ood_score"], found["is_ood"] = self.ood(features, logits)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
-        return {"loss": loss, "logits": logits}
+        return {"loss": loss, "logits": logits, **found}
 
     def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
         """What stands for each text. [batch, width]"""

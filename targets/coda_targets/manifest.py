@@ -60,6 +60,21 @@ class SessionInfo:
 
 
 @dataclass(frozen=True)
+class OodInfo:
+    """How texts unlike the known ones are told.
+
+    Attributes:
+        method: behind the output ``ood_score``.
+        threshold: above which ``is_ood`` is true.
+        kept: the share of known texts that it keeps in.
+    """
+
+    method: str
+    threshold: float
+    kept: float
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """One file of the bundle, its path relative to the manifest."""
 
@@ -78,6 +93,7 @@ class Manifest:
         max_tokens: longest input the positions allow.
         labels: class names in order of the logits; empty without a classifier.
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
+        ood: of models that score how far out a text is.
         minimum_onnxruntime: the first release that knows this opset and IR version.
     """
 
@@ -99,6 +115,7 @@ class Manifest:
     layers: tuple[LayerInfo, ...]
     coda_config: dict[str, Any]
     session: SessionInfo
+    ood: OodInfo | None = None
     files: tuple[FileInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -137,6 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "outputs": tuple(_tensor(item) for item in plain["outputs"]),
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
                 "session": _session(plain["session"]),
+                "ood": None if plain["ood"] is None else OodInfo(**plain["ood"]),
                 "files": tuple(FileInfo(**item) for item in plain["files"]),
                 "labels": tuple(plain["labels"]),
             }

@@ -60,7 +60,11 @@ class TextCodec:
             return [{"embedding": [float(x) for x in row]} for row in outputs["sentence_embedding"]]
         probabilities = softmax(outputs["logits"])
         if self._manifest.task == "sequence-classification":
-            return [self._best(row) for row in probabilities]
+            records = [self._best(row) for row in probabilities]
+            if self._manifest.ood is not None:
+                for record, score, flag in zip(records, outputs["ood_score"], outputs["is_ood"], strict=True):
+                    record |= {"ood_score": float(score), "is_ood": bool(flag)}
+            return records
         return [
             {
                 "tokens": [

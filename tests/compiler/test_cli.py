@@ -95,7 +95,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def test_help_mentions_the_commands(arguments: list[str]):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
-    for command in ("compile", "run", "inspect", "verify", "bench", "check", "explain", "report"):
+    for command in ("compile", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"):
         assert f"\n  {command} " in result.output
 
 
@@ -103,7 +103,9 @@ def test_main_without_arguments_shows_help(call: Call):
     assert call().worked().startswith("Usage: ")
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "inspect", "verify", "bench", "check", "explain", "report"])
+@pytest.mark.parametrize(
+    "command", ["compile", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"]
+)
 def test_every_command_has_help(command: str):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
@@ -196,6 +198,9 @@ def test_one_reduction_a_layer_and_another_tokenizer(
         (["MODEL", "-r", "2,"], "reduction '' is no ratio"),
         (["MODEL", "--tokenizer", "."], "holds no tokenizer"),
         (["MODEL", "-p", "auto", "--data", "no.csv"], "no.csv does not exist: give a CSV file with the columns"),
+        (["MODEL", "--ood", "energy"], "--ood SCORE and --ood-data FILE go together"),
+        (["MODEL", "--ood", "luck", "--ood-data", "x.csv"], "score 'luck' is unknown: use one of msp, energy"),
+        (["MODEL", "--ood", "energy", "--ood-data", "x.csv"], "x.csv does not exist: give a CSV file with the columns"),
         (["BUNDLE"], "is a compiled bundle already: give the model that it was made from"),
         (["."], ". is a folder without config.json: give a checkpoint or Hugging Face folder"),
     ],
@@ -229,6 +234,33 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
     assert "r=2 int8" in out
     assert "the fastest that loses at most 100 points; one text is 50" in out
     assert Bundle("chosen").manifest.precision in ("fp32", "int8")
+
+
+def test_evaluate_shows_both_sides(call: Call, checkpoint: Path, compiled: Bundle):
+    Path("texts.csv").write_text("text,label\ngood film,LABEL_0\nbad plot,LABEL_1\n")
+    assert "accuracy" in call("evaluate", str(compiled.folder), "--data", "texts.csv").worked()
+    out = call("evaluate", str(compiled.folder), "--data", "texts.csv", "--model", str(checkpoint)).worked()
+    assert "eager original" in out
+    assert "AUROC" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--data", "no.csv"], 1, "no.csv does not exist: give a CSV file with the columns text and label"),
+        (["--data", "texts.csv", "--outside", "texts.csv"], 1, "scores no texts: compile it with --ood"),
+        (
+            ["--data", "texts.csv", "--outside", "texts.csv", "--model", "x.pt"],
+            2,
+            "takes what the bundle was fitted on",
+        ),
+        (["--data", "strange.csv"], 1, "line 2 of strange.csv has the label 'LABEL_9': this model knows LABEL_0"),
+    ],
+)
+def test_wrong_use_of_evaluate(call: Call, compiled: Bundle, options: list[str], status: int, message: str):
+    Path("texts.csv").write_text("text,label\ngood film,LABEL_0\n")
+    Path("strange.csv").write_text("text,label\ngood film,LABEL_9\n")
+    assert message in call("evaluate", str(compiled.folder), *options).refused(status)
 
 
 def test_file_that_is_no_checkpoint(call: Call):
