@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
@@ -22,12 +22,13 @@ from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_targets import Target
-from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TensorInfo, list_files
+from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TaskInfo, TensorInfo, list_files
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
 _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
+_RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
 _RUNTIME_OF_ATTENTION = "1.20"  # since then its own attention operators add a bias that is broadcast over the heads
 
 
@@ -98,12 +99,17 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
     tokenizer.save_pretrained(folder)
 
 
-def write_report(folder: Path, passes: list[PassReport], parity: list[CaseParity], tolerances: Tolerances) -> None:
-    """report.json: what every pass did, and how every verified input compared."""
+def write_report(
+    folder: Path, passes: list[PassReport], parity: Mapping[str, list[CaseParity]], tolerances: Tolerances
+) -> None:
+    """report.json: what every pass did, and how every verified input compared, by task where there are several."""
+    cases = [
+        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
+    ]
     plain = {
         "schema_version": 1,
         "passes": [asdict(report) for report in passes],
-        "parity": {"tolerances": asdict(tolerances), "cases": [_plain_parity(case) for case in parity]},
+        "parity": {"tolerances": asdict(tolerances), "cases": cases},
     }
     _write_json(folder / "report.json", plain)
 
@@ -134,7 +140,14 @@ def label_names(model: CodaModel) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names))
 
 
-def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: Target, precision: str) -> None:
+def write_manifest(
+    folder: Path,
+    model: CodaModel,
+    compiled: ir.Model,
+    target: Target,
+    precision: str,
+    tasks: Sequence[TaskInfo] = (),
+) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
@@ -147,9 +160,9 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
         versions={name: version(name).split("+")[0] for name in _PACKAGES},
         opset=opset,
         ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled),
+        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks)),
         operators=dict(sorted(operator_counts(compiled).items())),
-        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs),
+        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
         max_tokens=model.max_tokens,
         width=int(hf.hidden_size),
@@ -161,15 +174,18 @@ def write_manifest(folder: Path, model: CodaModel, compiled: ir.Model, target: T
             tuple(name for name, _ in target.providers), target.graph_level, target.threads, target.native
         ),
         ood=None if model.ood is None else OodInfo(model.ood.method, model.ood.threshold, model.ood.kept),
+        tasks=tuple(tasks),
         files=list_files(folder),
     )
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
 
 
-def _minimum_runtime(compiled: ir.Model) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)
+    if swapped:
+        needed.append(_RUNTIME_OF_ADAPTERS)
     return max(needed, key=lambda release: int(release.split(".")[1]))
 
 

@@ -55,9 +55,12 @@ def cli() -> None:
 
 
 @cli.command(short_help="Turn a model into a verified bundle.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, cuda, tensorrt.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
+@click.option(
+    "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."
+)
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
 @click.option(
@@ -79,9 +82,10 @@ def cli() -> None:
     help=f"Points that auto may lose.  [default: {_BUDGET}]",
 )
 def compile(
-    model: Path,
+    models: tuple[Path, ...],
     target: str,
     output: Path | None,
+    add_to: Path | None,
     backbone: str | None,
     tokenizer: str | None,
     precision: str,
@@ -93,11 +97,14 @@ def compile(
     budget: float | None,
 ) -> None:
     """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder or adapters that PEFT or AdapterHub
-    saved, into a verified bundle.
+    saved, into a verified bundle. Several CoDA checkpoints of one backbone become one bundle: the backbone once, and a
+    small file for each task, named after its checkpoint.
 
     \b
     coda-compile reviews.pt --target cpu -o reviews-cpu
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
+    coda-compile intents.pt topics.pt -o both            two tasks, one backbone
+    coda-compile moods.pt --add-to both                  a third one, later
     coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
@@ -115,8 +122,17 @@ def compile(
         raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
     if precision != "auto" and (data is not None or budget is not None):
         raise click.UsageError("--data and --accuracy-budget are for --precision auto")
-    folder = output or Path(f"{model.resolve().name.removesuffix('.pt')}-{target}")
+    names = [path.resolve().name.removesuffix(".pt") for path in models]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.UsageError(f"two tasks would be named {twice!r}: rename one of the checkpoints")
+    if len(models) > 1 and data is not None:
+        raise click.UsageError("--precision auto chooses for one model: compile each by itself")
+    model, folder = models[0], output or Path(f"{'-'.join(names)}-{target}")
     progress = console.Progress()
+    if add_to is not None:
+        _add(models, add_to, backbone, progress)
+        return
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
 
@@ -125,7 +141,7 @@ def compile(
     words = None if tokenizer is None else read_tokenizer(tokenizer)
     if data is None:
         bundle = compile_model(
-            model,
+            model if len(models) == 1 else dict(zip(names, models, strict=True)),
             target,
             output=folder,
             backbone=backbone,
@@ -162,6 +178,18 @@ def compile(
     console.compiled(bundle, folder, progress.seconds)
 
 
+def _add(models: tuple[Path, ...], folder: Path, backbone: str | None, progress: console.Progress) -> None:
+    from coda_targets import Bundle
+
+    bundle = Bundle(folder)
+    with progress.stage("start"):
+        from coda_compile.add_task import add_task
+    for path in models:
+        name = path.resolve().name.removesuffix(".pt")
+        bundle = add_task(bundle, name, path, backbone=backbone, stage=progress.stage)
+    console.compiled(bundle, folder, progress.seconds)
+
+
 def _reduction(text: str | None) -> str | list[str] | None:
     return text.split(",") if text and "," in text else text
 
@@ -170,10 +198,19 @@ def _reduction(text: str | None) -> str | list[str] | None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--file", "-f", "source", type=click.File("r", encoding="utf-8"), help="One text a line; - is stdin.")
+@click.option("--task", metavar="NAME", help="Of a bundle with several.  [default: the first]")
 @click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
-def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, batch: int, threads: int) -> None:
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Any,
+    task: str | None,
+    show_routing: bool,
+    batch: int,
+    threads: int,
+) -> None:
     """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
 
     \b
@@ -184,7 +221,8 @@ def run(bundle: Path, texts: tuple[str, ...], source: Any, show_routing: bool, b
     from coda_targets import Bundle
 
     opened = Bundle(bundle, threads=threads)
-    for text, record, routed in predict(opened, _texts(texts, source), batch=batch, routing=show_routing):
+    given = _texts(texts, source)
+    for text, record, routed in predict(opened, given, batch=batch, routing=show_routing, task=task):
         click.echo(json.dumps({"text": text, **record}, ensure_ascii=False))
         if routed is not None:
             console.routing(routed)
@@ -220,7 +258,9 @@ def verify(bundle: Path) -> None:
     from coda_compile.test_vectors import verify_bundle
     from coda_targets import Bundle
 
-    console.verified(verify_bundle(Bundle(bundle)))
+    opened = Bundle(bundle)
+    for task in opened.tasks or (None,):
+        console.verified(verify_bundle(opened, task), task)
 
 
 @cli.command(short_help="What is inside a bundle.")

@@ -81,10 +81,11 @@ def routing(words: RoutedWords) -> None:
         out.print(line, soft_wrap=True)
 
 
-def verified(result: CaseParity) -> None:
-    """How a bundle compared with its own test data."""
+def verified(result: CaseParity, task: str | None = None) -> None:
+    """How a bundle, or one of its tasks, compared with its own test data."""
+    name = "" if task is None else f"{task}: "
     differences = ", ".join(f"{name} within {value:.1e}" for name, value in result.outputs.items())
-    out.print(f"intact and right: scores within {result.scores:.1e}, {differences}")
+    out.print(f"{name}intact and right: scores within {result.scores:.1e}, {differences}")
     for tie in result.ties:
         out.print(
             f"  tie in layer {tie.layer}, example {tie.example}, position {tie.position}: margin {tie.margin:.1e}, "
@@ -127,6 +128,8 @@ def inspected(bundle: Bundle) -> None:
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
+    if m.tasks:
+        out.print(f"  tasks    {', '.join(task.name for task in m.tasks)}", soft_wrap=True)
     if m.ood is not None:
         kept = f"{m.ood.kept:.0%} of known texts lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")

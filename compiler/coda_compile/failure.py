@@ -18,7 +18,12 @@ import onnxruntime as ort
 here = Path(__file__).parent
 inputs, expected = np.load(here / "inputs.npz"), np.load(here / "expected.npz")
 session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
-outputs = session.run(None, dict(inputs))
+options = ort.RunOptions()
+if (here / "task.onnx_adapter").exists():
+    task = ort.LoraAdapter()
+    task.Load(str(here / "task.onnx_adapter"))
+    options.add_active_adapter(task)
+outputs = session.run(None, dict(inputs), options)
 for output, value in zip(session.get_outputs(), outputs):
     if output.name in expected:
         print(f"{output.name}: largest difference {np.abs(value - expected[output.name]).max():.3g}")
@@ -37,17 +42,22 @@ def failure_folder(output: Path) -> Path:
     return folder
 
 
-def keep_failure(folder: Path, model: Path, inputs: Arrays, expected: Arrays, actual: Arrays) -> None:
+def keep_failure(
+    folder: Path, model: Path, inputs: Arrays, expected: Arrays, actual: Arrays, *, adapter: Path | None = None
+) -> None:
     """Write the model, the input, both sides' outputs and a script.
 
     Args:
         folder: replaced when it is there from an earlier failure.
+        adapter: of the task that failed, where the model file holds another.
         expected: torch's outputs; empty when routing failed before there were any.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path in model.parent.glob(f"{model.name}*"):
         shutil.copy(path, folder / path.name)
+    if adapter is not None:
+        shutil.copy(adapter, folder / "task.onnx_adapter")
     for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
         np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
     (folder / REPRODUCE).write_text(_SCRIPT, "utf-8")

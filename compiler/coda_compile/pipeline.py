@@ -1,6 +1,6 @@
 """compile(): the whole story on one page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from coda_compile import test_vectors
+from coda_compile import tasks, test_vectors
 from coda_compile.bundle import check_output, replacing, write_config, write_manifest, write_report, write_tokenizer
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.ood import check as check_ood
 from coda_compile.ood import fit as fit_ood
-from coda_compile.parity import Tolerances
+from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, read_source
@@ -23,6 +23,7 @@ from coda_compile.verify import make_case, reference, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError, get_target
+from coda_targets.adapters import Adapter
 from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -30,7 +31,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 
 @as_sentences()
 def compile(
-    model: CodaModel | Path | str,
+    model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str],
     target: Target | str = "cpu",
     *,
     output: Path | str,
@@ -46,7 +47,8 @@ def compile(
     """Turn a trained model into a verified bundle.
 
     Args:
-        model: a model in memory, or a ``model.pt``, a CoDA checkpoint folder or a Hugging Face folder.
+        model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows; or, by the names of their
+            tasks, several that share a backbone.
         target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
@@ -74,13 +76,19 @@ def compile(
         lowered_for = _packing(lowered_for)
     check_output(output)
     with stage("load"):
-        source = _source(model, backbone)
-        if reduction is not None:
-            _run_at(source.model, reduction)
-        check_ood(ood, ood_data, source.model.coda_config.task)
+        sources = _sources(model, backbone)
+        several = "" not in sources
+        for each in sources.values():
+            if reduction is not None:
+                _run_at(each.model, reduction)
+            check_ood(ood, ood_data, each.model.coda_config.task)
+        if several:
+            tasks.check({name: each.model for name, each in sources.items()}, ood)
     if precision != "fp32":
         with stage("quantise"):
-            quantize_model(source.model, precision)
+            for each in sources.values():
+                quantize_model(each.model, precision)
+    source = next(iter(sources.values()))
     words = tokenizer or source.tokenizer
     if ood is not None and ood_data is not None:
         with stage("ood"):
@@ -89,31 +97,51 @@ def compile(
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):
         passes = run_passes(compiled, lowered_for.lowering)
+        if several:
+            tasks.make_swappable(compiled, source.model)
     with replacing(output) as folder:
         path = folder / MODEL
         save_onnx(compiled, path)
         tolerances = Tolerances()
         with stage("verify"):
-            failed = failure_folder(output)
-            try:
-                parity = verify(
-                    source.model,
-                    path,
-                    _verified_on(lowered_for),
-                    tolerances=tolerances,
-                    on_failure=lambda case, expected, actual: keep_failure(failed, path, case.inputs, expected, actual),
-                )
-            except VerificationError as error:
-                raise VerificationError(f"{error}; reproduction in {failed}") from None
+            parity = {}
+            for name, each in sources.items():
+                swapped = tasks.write(folder, name, each.model) if several else None
+                parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
-            test_vectors.write(folder, case.inputs, *reference(source.model, case), Tolerances.elsewhere(precision))
+            for name, each in sources.items():
+                outputs, decisions = reference(each.model, case)
+                allowed = Tolerances.elsewhere(precision)
+                named = "" if each is source else name
+                test_vectors.write(folder, case.inputs, outputs, decisions, allowed, task=named)
             write_config(folder, source.model)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens)
             write_report(folder, passes, parity, tolerances)
-            write_manifest(folder, source.model, compiled, lowered_for, precision)
+            infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
+            write_manifest(folder, source.model, compiled, lowered_for, precision, infos)
     return Bundle(output)
+
+
+def verify_or_keep(
+    model: CodaModel, path: Path, target: Target, tolerances: Tolerances, output: Path, swapped: Path | None
+) -> list[CaseParity]:
+    """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure."""
+    failed = failure_folder(output)
+    try:
+        return verify(
+            model,
+            path,
+            _verified_on(target),
+            tolerances=tolerances,
+            adapter=None if swapped is None else Adapter(swapped),
+            on_failure=lambda case, expected, actual: keep_failure(
+                failed, path, case.inputs, expected, actual, adapter=swapped
+            ),
+        )
+    except VerificationError as error:
+        raise VerificationError(f"{error}; reproduction in {failed}") from None
 
 
 def _complete(target: Target) -> Target:
@@ -128,7 +156,19 @@ def _packing(target: Target) -> Target:
     return replace(target, lowering=(*target.lowering[:before], "pack_rows", *target.lowering[before:]))
 
 
-def _source(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:
+def _sources(
+    model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str], backbone: Path | str | None
+) -> dict[str, Source]:
+    """Models by their tasks; a single one has no name."""
+    if not isinstance(model, Mapping):
+        return {"": read_model(model, backbone)}
+    if not model:
+        raise CompileError("there is no model to compile: give one or more")
+    return {tasks.check_name(name): read_model(one, backbone) for name, one in model.items()}
+
+
+def read_model(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:
+    """What a caller gave, ready to export."""
     if isinstance(model, CodaModel):
         return Source("model in memory", deepcopy(model).eval(), None)  # the caller's keeps its mode and reduction
     return read_source(Path(model), backbone=None if backbone is None else str(backbone))

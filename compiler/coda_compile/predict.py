@@ -27,23 +27,24 @@ class RoutedWords:
 
 
 def predict(
-    bundle: Bundle, texts: Iterable[str], *, batch: int = 8, routing: bool = False
+    bundle: Bundle, texts: Iterable[str], *, batch: int = 8, routing: bool = False, task: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any], RoutedWords | None]]:
     """Yield each text with its result and, when asked for, its routing.
 
     Args:
+        task: of a bundle with several; the first one where none is named.
         batch: texts run at once; results do not depend on it beyond float noise.
     """
-    codec = TextCodec(bundle)
+    codec = TextCodec(bundle, task)
     probe = RoutingProbe.of(bundle) if routing else None
     remaining = iter(texts)
     while chunk := list(islice(remaining, batch)):
         encoded = codec.encode(chunk)
         decisions: list[Decision] = []
         if probe is None:
-            outputs = bundle.run(encoded.inputs)
+            outputs = bundle.run(encoded.inputs, task=task)
         else:
-            outputs, decisions = probe.run(bundle.prepare(encoded.inputs))
+            outputs, decisions = probe.run(bundle.prepare(encoded.inputs), bundle.adapter(task))
         records = codec.decode(outputs, encoded)
         for i, (text, record) in enumerate(zip(chunk, records, strict=True)):
             yield text, record, routed_words(text, encoded.encodings[i], decisions, i) if routing else None

@@ -1,7 +1,7 @@
 """Known inputs and outputs inside a bundle, so that it can be verified anywhere without torch.
 
 Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
-decided, and by which margins, stands in ``expected.json``.
+decided, and by which margins, stands in ``expected.json``. Of several tasks each but the first has a set by its name.
 """
 
 import json
@@ -24,9 +24,24 @@ DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
 
 
-def write(folder: Path, inputs: Arrays, outputs: Arrays, decisions: list[Decision], tolerances: Tolerances) -> None:
+def _places(folder: Path, task: str) -> tuple[Path, Path]:
+    """The data of a task and what is expected of them; the first task of a bundle has no name here."""
+    if not task:
+        return folder / DATA_SET, folder / EXPECTED
+    return folder / "adapters" / f"{task}-test_data", folder / "adapters" / f"{task}-{EXPECTED}"
+
+
+def write(
+    folder: Path,
+    inputs: Arrays,
+    outputs: Arrays,
+    decisions: list[Decision],
+    tolerances: Tolerances,
+    *,
+    task: str = "",
+) -> None:
     """Write one input with what is expected of it."""
-    data = folder / DATA_SET
+    data, expected = _places(folder, task)
     data.mkdir()
     for kind, arrays in (("input", inputs), ("output", outputs)):
         for i, (name, array) in enumerate(arrays.items()):
@@ -46,7 +61,7 @@ def write(folder: Path, inputs: Arrays, outputs: Arrays, decisions: list[Decisio
             for d in decisions
         ],
     }
-    (folder / EXPECTED).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
+    expected.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def _finite(value: float) -> float | None:
@@ -68,19 +83,20 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(folder: Path) -> tuple[Arrays, Expected]:
+def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
 
     Raises:
         BundleError: absent or damaged.
     """
+    data, stored = _places(folder, task)
     arrays: dict[str, Arrays] = {"input": {}, "output": {}}
     try:
         for kind, found in arrays.items():
-            for path in sorted((folder / DATA_SET).glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
+            for path in sorted(data.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
                 tensor = onnx.TensorProto.FromString(path.read_bytes())
                 found[tensor.name] = numpy_helper.to_array(tensor)
-        plain = json.loads((folder / EXPECTED).read_text("utf-8"))
+        plain = json.loads(stored.read_text("utf-8"))
         tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
         mask = arrays["input"]["attention_mask"].astype(bool)
         routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
@@ -101,16 +117,20 @@ def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.
     return scores, selected
 
 
-def verify_bundle(bundle: Bundle) -> CaseParity:
+def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     """Check a bundle's files, run its test data here, and compare tie-aware.
+
+    Args:
+        task: of a bundle with several; the first one where none is named.
 
     Raises:
         BundleError: a file is missing or damaged.
         VerificationError: this machine computes something else than the one that compiled it.
     """
     bundle.check()
-    inputs, expected = read(bundle.folder)
-    outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs))
+    first = not bundle.tasks or task in (None, bundle.tasks[0])
+    inputs, expected = read(bundle.folder, "" if first or task is None else task)
+    outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
     mask = inputs["attention_mask"].astype(bool)
     batch, tokens = mask.shape
     comparison = Comparison(f"test data, {batch} x {tokens} tokens", mask, expected.tolerances, replayed=False)

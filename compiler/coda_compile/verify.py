@@ -18,6 +18,7 @@ from coda_compile.quantize import Int8Linear
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
+from coda_targets.adapters import Adapter
 from coda_targets.bundle import Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import Decision, RoutingProbe
@@ -74,6 +75,7 @@ def verify(
     target: Target,
     *,
     tolerances: Tolerances | None = None,
+    adapter: Adapter | None = None,
     on_failure: Callable[[Case, Arrays, Arrays], None] = lambda case, expected, actual: None,
 ) -> list[CaseParity]:
     """Run every case through torch and through onnxruntime, and compare them tie-aware.
@@ -83,6 +85,7 @@ def verify(
 
     Args:
         path: the ONNX file.
+        adapter: what the model trained, where the file holds another task.
         on_failure: called with the case and both sides' outputs before the error is raised.
 
     Raises:
@@ -94,7 +97,7 @@ def verify(
         expected: Arrays = {}
         outputs: Arrays = {}
         try:
-            outputs, decisions = probe.run(case.inputs)
+            outputs, decisions = probe.run(case.inputs, adapter)
             comparison = Comparison(
                 case.name, case.inputs["attention_mask"].astype(bool), tolerances or Tolerances(), replayed=True
             )

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from coda_ops import native
 from coda_ops.errors import first_line
+from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import GRAPH_LEVELS, Manifest, check_files, read_manifest
+from coda_targets.manifest import GRAPH_LEVELS, Manifest, TaskInfo, check_files, read_manifest
 from coda_targets.target import Target, get_target
 
 MODEL = "model.onnx"
@@ -50,6 +51,7 @@ class Bundle:
             threads=session.threads,
         )
         self.threads = threads
+        self._adapters: dict[str, Adapter] = {}
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r})"
@@ -77,10 +79,44 @@ class Bundle:
         """
         return open_session(self.model_path, self.target, threads=self.threads)
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that share the backbone; none where the bundle has but one."""
+        return tuple(task.name for task in self.manifest.tasks)
+
+    def labels(self, task: str | None = None) -> tuple[str, ...]:
+        """Class names in order of the logits, of a task or of the only one.
+
+        Raises:
+            InputError: no such task.
+        """
+        return self.manifest.labels if task is None else self._task(task).labels
+
+    def adapter(self, task: str | None = None) -> Adapter | None:
+        """What a task swaps in, read once; ``None`` for what the model itself holds.
+
+        Raises:
+            InputError: no such task.
+            BundleError: its file is missing or damaged.
+        """
+        if task is None:
+            return None
+        if task not in self._adapters:
+            self._adapters[task] = Adapter(self.folder / self._task(task).adapter)
+        return self._adapters[task]
+
+    def _task(self, name: str) -> TaskInfo:
+        found = next((task for task in self.manifest.tasks if task.name == name), None)
+        if found is None:
+            known = f"use one of {', '.join(self.tasks)}" if self.tasks else "this bundle has but one"
+            raise InputError(f"task {name!r} is unknown: {known}")
+        return found
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], *, task: str | None = None) -> Arrays:
         """Run the model.
 
         Args:
+            task: one of ``tasks``; the first one where none is named.
             inputs: integer arrays by name, each [batch, sequence]; a missing ``attention_mask`` means all valid, a
                 missing ``token_type_ids`` all zero.
 
@@ -88,12 +124,12 @@ class Bundle:
             Output arrays by name.
 
         Raises:
-            InputError: a missing or unknown name, a wrong type or shape, a sequence longer than
+            InputError: an unknown task, a missing or unknown name, a wrong type or shape, a sequence longer than
                 ``manifest.max_tokens``, or values that the model cannot look up, such as ids beyond its vocabulary.
         """
         feed = self.prepare(inputs)
         names = [output.name for output in self.manifest.outputs]
-        return dict(zip(names, run_session(self.session, names, feed), strict=True))
+        return dict(zip(names, run_session(self.session, names, feed, self.adapter(task)), strict=True))
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
@@ -129,14 +165,16 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         raise InputError(f"{name} has rows of different lengths: pad them and mask the padding") from None
 
 
-def run_session(session: ort.InferenceSession, names: list[str], feed: Arrays) -> list[NDArray[Any]]:
-    """Run a session.
+def run_session(
+    session: ort.InferenceSession, names: list[str], feed: Arrays, adapter: Adapter | None = None
+) -> list[NDArray[Any]]:
+    """Run a session, with the tensors of an adapter in the place of the model's own.
 
     Raises:
         InputError: what onnxruntime says of inputs that it cannot run.
     """
     try:
-        results: list[NDArray[Any]] = session.run(names, feed)
+        results: list[NDArray[Any]] = session.run(names, feed, None if adapter is None else adapter.options)
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
     return results

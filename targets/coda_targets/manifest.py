@@ -75,6 +75,20 @@ class OodInfo:
 
 
 @dataclass(frozen=True)
+class TaskInfo:
+    """One of several tasks on the bundle's backbone.
+
+    Attributes:
+        adapter: path of its file, relative to the manifest.
+        labels: class names in order of its logits.
+    """
+
+    name: str
+    adapter: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """One file of the bundle, its path relative to the manifest."""
 
@@ -94,6 +108,7 @@ class Manifest:
         labels: class names in order of the logits; empty without a classifier.
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
         ood: of models that score how far out a text is.
+        tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels`` are its own.
         minimum_onnxruntime: the first release that knows this opset and IR version.
     """
 
@@ -116,6 +131,7 @@ class Manifest:
     coda_config: dict[str, Any]
     session: SessionInfo
     ood: OodInfo | None = None
+    tasks: tuple[TaskInfo, ...] = ()
     files: tuple[FileInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -155,6 +171,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
                 "session": _session(plain["session"]),
                 "ood": None if plain["ood"] is None else OodInfo(**plain["ood"]),
+                "tasks": tuple(TaskInfo(**{**item, "labels": tuple(item["labels"])}) for item in plain["tasks"]),
                 "files": tuple(FileInfo(**item) for item in plain["files"]),
                 "labels": tuple(plain["labels"]),
             }
@@ -165,8 +182,8 @@ def read_manifest(folder: Path) -> Manifest:
     bad = bad or [field for field, makes_sense in _senses(manifest).items() if not makes_sense]
     if bad:
         raise BundleError(f"{path} is damaged: its field {bad[0]!r} makes no sense; compile the model again")
-    for file in manifest.files:
-        _inside(folder, file.path)
+    for name in (*(file.path for file in manifest.files), *(task.adapter for task in manifest.tasks)):
+        _inside(folder, name)
     return manifest
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coda_targets.adapters import Adapter
 from coda_targets.bundle import Arrays, Bundle, open_session, run_session
 from coda_targets.errors import BundleError, TargetError
 from coda_targets.target import Target
@@ -112,14 +113,14 @@ class RoutingProbe:
                 show(name, kinds[field])
                 self._names.append(name)
 
-    def run(self, inputs: Arrays) -> tuple[Arrays, list[Decision]]:
+    def run(self, inputs: Arrays, adapter: Adapter | None = None) -> tuple[Arrays, list[Decision]]:
         """The model's outputs and the decision of every routed layer, bottom first.
 
         Raises:
             InputError: as for ``Bundle.run``.
         """
         names = [*self._outputs, *self._names, *(name for _, name in self._multiplied)]
-        values = run_session(self._session, names, inputs)
+        values = run_session(self._session, names, inputs, adapter)
         outputs = dict(zip(self._outputs, values, strict=False))
         routed = values[len(self._outputs) :]
         multiplied = values[len(self._outputs) + len(self._names) :]

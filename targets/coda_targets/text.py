@@ -31,15 +31,17 @@ class Encoded:
 
 
 class TextCodec:
-    """Tokenise texts and name results for one bundle.
+    """Tokenise texts and name results for one bundle, and of several tasks for one.
 
     Raises:
         BundleError: the bundle has no tokenizer.
+        InputError: no such task.
         TargetError: the tokenizers library is not installed.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, task: str | None = None) -> None:
         self._manifest = bundle.manifest
+        self._labels = bundle.labels(task)
         self._tokenizer = _load(bundle.folder)
         self._tokenizer.enable_padding(**_padding(self._tokenizer))
 
@@ -78,7 +80,7 @@ class TextCodec:
 
     def _best(self, probabilities: NDArray[Any]) -> dict[str, Any]:
         best = int(probabilities.argmax())
-        return {"label": self._manifest.labels[best], "score": float(probabilities[best])}
+        return {"label": self._labels[best], "score": float(probabilities[best])}
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

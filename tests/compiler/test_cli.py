@@ -236,6 +236,23 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
     assert Bundle("chosen").manifest.precision in ("fp32", "int8")
 
 
+def test_several_tasks_from_the_first_to_one_added_later(call: Call, tokenizer: PreTrainedTokenizerFast):
+    for name in ("topics", "moods", "later"):
+        save(tiny_coda("bert", CodaConfig(reduction=2)), f"{name}.pt", tokenizer=tokenizer)
+    assert call("topics.pt", "moods.pt", "-o", "both").worked().startswith("both: ")
+    assert "tasks    topics, moods" in call("inspect", "both").worked()
+    assert call("later.pt", "--add-to", "both").worked().startswith("both: ")
+    assert [line.split(":")[0] for line in call("verify", "both").worked().splitlines()] == ["topics", "moods", "later"]
+    assert '"label": ' in call("run", "both", "good film", "--task", "later").worked()
+    assert "task 'x' is unknown: use one of topics, moods" in call("run", "both", "good", "--task", "x").refused()
+    Path("elsewhere").mkdir()
+    Path("moods.pt").rename("elsewhere/topics.pt")
+    twice = call("topics.pt", "elsewhere/topics.pt", "-o", "b").refused(status=2)
+    assert "two tasks would be named 'topics': rename one of the checkpoints" in twice
+    several = call("topics.pt", "later.pt", "-p", "auto", "--data", "x.csv").refused(status=2)
+    assert "--precision auto chooses for one model: compile each by itself" in several
+
+
 def test_evaluate_shows_both_sides(call: Call, checkpoint: Path, compiled: Bundle):
     Path("texts.csv").write_text("text,label\ngood film,LABEL_0\nbad plot,LABEL_1\n")
     assert "accuracy" in call("evaluate", str(compiled.folder), "--data", "texts.csv").worked()
