@@ -7,20 +7,17 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from coda_compile import compile
+from coda_compile.bench import table
 from coda_compile.bench.machine import this_machine, thread_count
-from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 
 VOCABULARY = 30_522
@@ -95,19 +92,11 @@ def main(width: int, layers: int, batch: int, tokens: tuple[int, ...], rounds: i
         longest = config.max_position_embeddings - 30  # a prefix takes positions of its own
         inputs = [token_inputs(batch, min(n, longest), VOCABULARY) for n in tokens]
         timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
-    out = Console()
     for case, feed in enumerate(inputs):
         shape = " x ".join(map(str, feed["input_ids"].shape))
-        table = Table("method", "median", f"time over {PLAIN}", title=f"{shape} tokens, {layers} x {width}")
-        plain = timings[PLAIN].rounds(case)
-        for method, timing in timings.items():
-            seconds = timing.rounds(case)
-            more = ratio_interval(seconds, plain)
-            interval = "" if method == PLAIN else f"{more.middle:.2f}x [{more.low:.2f}, {more.high:.2f}]"
-            table.add_row(method, f"{median(seconds) * 1e3:.1f} ms", interval)
-        out.print(table)
+        table.variants(f"{shape} tokens, {layers} x {width}", timings, PLAIN, case)
     machine = this_machine()
-    out.print(
+    click.echo(
         f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
         f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
     )

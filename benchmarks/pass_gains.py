@@ -6,17 +6,14 @@ python benchmarks/pass_gains.py --shape bert-base -r 8 --tokens 512
 
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from coda_compile import compile
+from coda_compile.bench import table
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.shapes import random_model
-from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.errors import CodaError
 from coda_targets import get_target
@@ -75,20 +72,10 @@ def main(
             timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
         except CodaError as error:
             raise click.ClickException(str(error)) from None
-    out = Console()
     for case, n in enumerate(tokens):
-        table = Table(
-            "variant", "median", "time it takes over as compiled", title=f"{batch} x {n} tokens, r = {reduction}"
-        )
-        whole = timings["as compiled"].rounds(case)
-        for name, timing in timings.items():
-            seconds = timing.rounds(case)
-            more = ratio_interval(seconds, whole)
-            interval = "" if name == "as compiled" else f"{more.middle:.2f}x [{more.low:.2f}, {more.high:.2f}]"
-            table.add_row(name, f"{median(seconds) * 1e3:.1f} ms", interval)
-        out.print(table)
+        table.variants(f"{batch} x {n} tokens, r = {reduction}", timings, "as compiled", case)
     machine = this_machine()
-    out.print(
+    click.echo(
         f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
         f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
     )

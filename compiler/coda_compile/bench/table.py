@@ -1,11 +1,14 @@
 """A benchmark in the terminal: one table an input, then the bound, then who was skipped."""
 
+from collections.abc import Mapping
 from itertools import groupby
+from statistics import median
 
 from rich.table import Table
 
 from coda_compile.bench.result import BenchResult, Bound, Measurement
-from coda_compile.bench.statistics import Interval
+from coda_compile.bench.statistics import Interval, ratio_interval
+from coda_compile.bench.turns import Timings
 from coda_compile.console import out, whole
 
 
@@ -63,6 +66,16 @@ def _footprint(rows: list[Measurement]) -> Table:
             f"{row.file_bytes / 1e6:,.1f}",
         )
     return table
+
+
+def variants(title: str, timings: Mapping[str, Timings], reference: str, case: int = 0) -> None:
+    """Print medians of variants on one input, and how many times as long each takes as one of them."""
+    table, basis = _table(title, "median", f"time over {reference}"), timings[reference].rounds(case)
+    for name, timing in timings.items():
+        seconds = timing.rounds(case)
+        more = None if name == reference else ratio_interval(seconds, basis)
+        table.add_row(name, f"{median(seconds) * 1e3:.1f} ms", interval(more))
+    whole(table)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -121,7 +121,7 @@ def _parts(folder: Path) -> tuple[list[str], list[Path]]:
         way_out = _WAYS_OUT.get(kind, "save one adapter, or a Stack of some")
         raise UnsupportedModelError(f"the composition {kind} in {folder} cannot be compiled: {way_out}")
     names = [name for child in children for name in child.get("children") or [None]]
-    if not names or any(not isinstance(name, str) or name != Path(name).name for name in names):
+    if not names or any(not isinstance(name, str) or Path(name).name != name or name == ".." for name in names):
         raise CheckpointError(f"{folder / SETUP} is damaged: it should name the folders of its adapters")
     return names, [folder / name for name in names]
 

@@ -12,6 +12,7 @@ from coda_compile.bench import table
 from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
 from coda_compile.bench.result import BenchResult, Skipped, read_result
 from coda_compile.bench.run import Plan, bench
+from coda_compile.bench.turns import Timings
 from coda_compile.errors import CodaError
 from coda_models import CodaConfig
 from coda_targets import Bundle
@@ -97,6 +98,17 @@ def test_values_that_make_no_sense_are_refused(result: BenchResult, tmp_path: Pa
             continue  # a benchmark without a dense model has none
         with pytest.raises(CodaError, match=r"is damaged|holds no measurements"):
             read_result(path)
+
+
+def test_variants_are_shown_over_one_of_them(capsys: pytest.CaptureFixture[str]):
+    def timed(*seconds: float) -> Timings:
+        return Timings(0.0, runs=[[[one] for one in seconds]])
+
+    table.variants("1 x 8", {"whole": timed(1.0, 1.0, 1.0, 1.0), "without": timed(2.0, 2.0, 2.0, 2.0)}, "whole")
+    _, header, whole, without = capsys.readouterr().out.strip().splitlines()
+    assert "time over whole" in header
+    assert whole.split() == ["whole", "1000.0", "ms"]
+    assert without.endswith("2000.0 ms  2.00x [2.00, 2.00]")
 
 
 def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFixture[str]):

@@ -345,6 +345,7 @@ def test_configuration_without_a_method(task: Path, config: Any):
             {"adapter_setup": {"type": "Stack", "children": [{"type": "single", "children": ["../task"]}]}},
             "should name",
         ),
+        ({"adapter_setup": {"type": "Stack", "children": [{"type": "single", "children": [".."]}]}}, "should name"),
         ({"adapter_setup": {"type": "Stack", "children": [{"type": "single", "children": []}]}}, "should name"),
         ({"adapter_setup": {"type": "Stack", "children": ["a"]}}, "should say how"),
     ],
