@@ -140,6 +140,11 @@ def label_names(model: CodaModel) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names))
 
 
+def ood_info(model: CodaModel) -> OodInfo | None:
+    """What the manifest says of a model's detector."""
+    return None if model.ood is None else OodInfo(model.ood.method, model.ood.threshold, model.ood.kept)
+
+
 def write_manifest(
     folder: Path,
     model: CodaModel,
@@ -173,7 +178,7 @@ def write_manifest(
         session=SessionInfo(
             tuple(name for name, _ in target.providers), target.graph_level, target.threads, target.native
         ),
-        ood=None if model.ood is None else OodInfo(model.ood.method, model.ood.threshold, model.ood.kept),
+        ood=ood_info(model),
         tasks=tuple(tasks),
         files=list_files(folder),
     )

@@ -73,7 +73,13 @@ def cli() -> None:
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 @click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
 @click.option("--ood", metavar="SCORE", help="Also tell unknown texts: msp, energy, maxlogit, cosine, mahalanobis.")
-@click.option("--ood-data", type=click.Path(path_type=Path), help="CSV file, text,label: known texts, for --ood.")
+@click.option(
+    "--ood-data",
+    "known",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="CSV file, text,label: texts MODEL is meant for. Of several, repeat in their order.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label, for auto.")
 @click.option(
     "--accuracy-budget",
@@ -92,7 +98,7 @@ def compile(
     reduction: str | None,
     pack: bool,
     ood: str | None,
-    ood_data: Path | None,
+    known: tuple[Path, ...],
     data: Path | None,
     budget: float | None,
 ) -> None:
@@ -128,6 +134,9 @@ def compile(
         raise click.UsageError(f"two tasks would be named {twice!r}: rename one of the checkpoints")
     if len(models) > 1 and data is not None:
         raise click.UsageError("--precision auto chooses for one model: compile each by itself")
+    if len(known) not in (0, len(models)):
+        raise click.UsageError("give --ood-data once for each MODEL, in their order")
+    texts = dict(zip(names, known, strict=False)) if len(models) > 1 and known else next(iter(known), None)
     model, folder = models[0], output or Path(f"{'-'.join(names)}-{target}")
     progress = console.Progress()
     if add_to is not None:
@@ -150,7 +159,7 @@ def compile(
             precision=precision,
             pack=pack,
             ood=ood,
-            ood_data=ood_data,
+            ood_data=texts,
             stage=progress.stage,
         )
     else:
@@ -170,7 +179,7 @@ def compile(
             reduction=_reduction(reduction),
             pack=pack,
             ood=ood,
-            ood_data=ood_data,
+            ood_data=next(iter(known), None),
             stage=progress.stage,
         )
         choice_table.show(choice)

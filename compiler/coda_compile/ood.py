@@ -1,5 +1,6 @@
 """Fitting an out-of-distribution detector on known texts, to be compiled into the graph."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ _SINGULAR = 1e-7  # smallest eigenvalue over the largest: float32 cannot hold th
 _BATCH = 16
 
 
-def check(method: str | None, data: Path | str | None, task: str) -> None:
+def check(method: str | None, data: object, task: str) -> None:
     """Refuse what cannot be fitted, before anything else is done.
 
     Raises:
@@ -38,6 +39,21 @@ def check(method: str | None, data: Path | str | None, task: str) -> None:
         raise CompileError(f"the out-of-distribution score {method!r} is unknown: use one of {', '.join(METHODS)}")
     if task != "sequence-classification":
         raise CompileError(f"out-of-distribution scores are for sequence-classification, and this model does {task}")
+
+
+def files(data: Path | str | Mapping[str, Path | str] | None, names: Sequence[str]) -> dict[str, Path]:
+    """The file of each task.
+
+    Raises:
+        CompileError: a task without a file, or a file of no task.
+    """
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        data = dict.fromkeys(names[:1], data)
+    if set(data) != set(names):
+        raise CompileError("several tasks need --ood-data once for each, in their order: texts that each is meant for")
+    return {name: Path(data[name]) for name in names}
 
 
 def fit(model: CodaModel, tokenizer: "PreTrainedTokenizerBase | None", method: str, data: Path) -> OodDetector:

@@ -14,6 +14,7 @@ from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.ood import check as check_ood
+from coda_compile.ood import files as ood_files
 from coda_compile.ood import fit as fit_ood
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
@@ -41,7 +42,7 @@ def compile(
     precision: str = "fp32",
     pack: bool = False,
     ood: str | None = None,
-    ood_data: Path | str | None = None,
+    ood_data: Path | str | Mapping[str, Path | str] | None = None,
     stage: Stage = nullcontext,
 ) -> Bundle:
     """Turn a trained model into a verified bundle.
@@ -57,7 +58,8 @@ def compile(
         precision: ``fp32``, or for the frozen layers' products ``int8``, or ``int4`` weights.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
-        ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for.
+        ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for; of several, one
+            for each by its name.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Returns:
@@ -82,17 +84,19 @@ def compile(
             if reduction is not None:
                 _run_at(each.model, reduction)
             check_ood(ood, ood_data, each.model.coda_config.task)
+        fitted_on = ood_files(ood_data, list(sources))
         if several:
-            tasks.check({name: each.model for name, each in sources.items()}, ood)
+            tasks.check({name: each.model for name, each in sources.items()})
     if precision != "fp32":
         with stage("quantise"):
             for each in sources.values():
                 quantize_model(each.model, precision)
     source = next(iter(sources.values()))
     words = tokenizer or source.tokenizer
-    if ood is not None and ood_data is not None:
+    if ood is not None:
         with stage("ood"):
-            source.model.ood = fit_ood(source.model, words, ood, Path(ood_data))
+            for name, file in fitted_on.items():
+                sources[name].model.ood = fit_ood(sources[name].model, words, ood, file)
     with stage("export"):
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor
 
-from coda_compile.bundle import label_names
+from coda_compile.bundle import label_names, ood_info
 from coda_compile.errors import CompileError
 from coda_models.model import CodaModel
 from coda_targets import adapters
@@ -17,6 +17,7 @@ from coda_targets.routing import ROLE_TAG
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LABELS = "labels"  # the axis that differs from task to task
+_FITTED = {"model.ood.score.known": "known", "model.ood.score.means": "classes", "model.ood.score.lengths": "classes"}
 
 
 def check_name(name: str) -> str:
@@ -30,14 +31,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def check(models: Mapping[str, CodaModel], ood: str | None) -> None:
+def check(models: Mapping[str, CodaModel]) -> None:
     """Refuse tasks that could not share one graph and one backbone.
 
     Raises:
         CompileError: which two, and in what they differ.
     """
-    if ood is not None:
-        raise CompileError("--ood is for a bundle of one task: compile each by itself")
     (first, model), *others = models.items()
     if not any(layer.adapter is not None for layer in model.coda_layers()):
         raise CompileError(f"{first} has no adapters to swap: tasks on one backbone are CoDA checkpoints")
@@ -56,14 +55,17 @@ def _shared(model: CodaModel) -> tuple[Any, Any, Any]:
 
 
 def parameters(model: CodaModel) -> dict[str, Tensor]:
-    """What a task trains, by the names that the exporter gives them."""
+    """What is a task's own, trained or fitted, by the names that the exporter gives them."""
     state = model.state_dict()
-    return {f"model.{name}": state[name].detach().float() for name in model.trainable_names()}
+    fitted = [name for name in state if name.startswith("ood.")]
+    return {f"model.{name}": state[name].detach().float() for name in (*model.trainable_names(), *fitted)}
 
 
 def _axes(model: CodaModel, name: str, tensor: Tensor) -> list[int | str]:
-    """A parameter's shape, in which the last linear layer of a head counts labels."""
+    """A parameter's shape; the last layer of a head counts labels, a detector classes or texts."""
     axes: list[int | str] = list(tensor.shape)
+    if name in _FITTED:
+        axes[-1] = _FITTED[name]
     if name.startswith("model.head.") and axes[0] == int(model.hf_config.num_labels):
         axes[0] = _LABELS
     return axes
@@ -82,18 +84,26 @@ def make_swappable(compiled: ir.Model, model: CodaModel) -> None:
             raise CompileError(f"the graph holds {name} in another form, so tasks of this kind cannot share it")
         axes = _axes(model, name, tensor)
         graph.inputs.append(value)
-        if _LABELS in axes:
+        if any(isinstance(axis, str) for axis in axes):
             value.shape = ir.Shape(axes)
     labels = int(model.hf_config.num_labels)
     for node in graph:
-        for output in node.outputs if node.metadata_props.get(ROLE_TAG) == "head" else ():
-            if output.shape is not None and output.shape.rank() and output.shape[-1] == labels:
+        role = node.metadata_props.get(ROLE_TAG)
+        for output in node.outputs if role in ("head", "ood") else ():
+            if output.shape is None or output.is_graph_output():
+                continue
+            if role == "ood":
+                output.shape = None  # the runtime finds them from what a run swaps in
+            elif output.shape.rank() and output.shape[-1] == labels:
                 output.shape = ir.Shape([*output.shape[:-1], _LABELS])
+    for output in graph.outputs:
+        if output.name == "logits" and output.shape is not None:
+            output.shape = ir.Shape([*output.shape[:-1], _LABELS])
 
 
 def info(name: str, model: CodaModel) -> TaskInfo:
     """What the manifest says of a task."""
-    return TaskInfo(name, adapters.path_of(name), label_names(model))
+    return TaskInfo(name, adapters.path_of(name), label_names(model), ood_info(model))
 
 
 def write(folder: Path, name: str, model: CodaModel) -> Path:

@@ -139,6 +139,6 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     for decision in decisions:
         scores, selected = expected.routing[decision.layer]
         comparison.layer(scores, selected, decision)
-    if bundle.manifest.ood is not None:
-        comparison.flags(outputs, bundle.manifest.ood.threshold)
+    if (ood := bundle.ood(task)) is not None:
+        comparison.flags(outputs, ood.threshold)
     return comparison.outputs(expected.outputs, outputs)

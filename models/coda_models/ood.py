@@ -80,10 +80,17 @@ class OodDetector(nn.Module):
 
     def __init__(self, method: str, score: nn.Module, threshold: float, kept: float) -> None:
         super().__init__()
-        self.method, self.threshold, self.kept = method, threshold, kept
+        self.method, self.kept = method, kept
         self.score = score
+        self.limit: Tensor
+        self.register_buffer("limit", torch.tensor([threshold], dtype=torch.float32))
+
+    @property
+    def threshold(self) -> float:
+        """Above which a text counts as out of distribution."""
+        return float(self.limit)
 
     def forward(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, width], [batch, labels] -> scores [batch], and bool [batch]."""
         score: Tensor = self.score(features, logits)
-        return score, score > self.threshold
+        return score, score > self.limit

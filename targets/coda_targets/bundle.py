@@ -14,7 +14,7 @@ from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import GRAPH_LEVELS, Manifest, TaskInfo, check_files, read_manifest
+from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest
 from coda_targets.target import Target, get_target
 
 MODEL = "model.onnx"
@@ -91,6 +91,14 @@ class Bundle:
             InputError: no such task.
         """
         return self.manifest.labels if task is None else self._task(task).labels
+
+    def ood(self, task: str | None = None) -> OodInfo | None:
+        """How texts out of distribution are told, by a task or by the only one.
+
+        Raises:
+            InputError: no such task.
+        """
+        return self.manifest.ood if task is None else self._task(task).ood
 
     def adapter(self, task: str | None = None) -> Adapter | None:
         """What a task swaps in, read once; ``None`` for what the model itself holds.

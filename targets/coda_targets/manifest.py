@@ -81,11 +81,13 @@ class TaskInfo:
     Attributes:
         adapter: path of its file, relative to the manifest.
         labels: class names in order of its logits.
+        ood: where it scores how far out a text is.
     """
 
     name: str
     adapter: str
     labels: tuple[str, ...]
+    ood: OodInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ def read_manifest(folder: Path) -> Manifest:
                 "outputs": tuple(_tensor(item) for item in plain["outputs"]),
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
                 "session": _session(plain["session"]),
-                "ood": None if plain["ood"] is None else OodInfo(**plain["ood"]),
-                "tasks": tuple(TaskInfo(**{**item, "labels": tuple(item["labels"])}) for item in plain["tasks"]),
+                "ood": _ood(plain["ood"]),
+                "tasks": tuple(_task(item) for item in plain["tasks"]),
                 "files": tuple(FileInfo(**item) for item in plain["files"]),
                 "labels": tuple(plain["labels"]),
             }
@@ -223,6 +225,14 @@ def _tensor(item: dict[str, Any]) -> TensorInfo:
 
 def _session(item: dict[str, Any]) -> SessionInfo:
     return SessionInfo(**{**item, "providers": tuple(item["providers"])})
+
+
+def _ood(item: dict[str, Any] | None) -> OodInfo | None:
+    return None if item is None else OodInfo(**item)
+
+
+def _task(item: dict[str, Any]) -> TaskInfo:
+    return TaskInfo(**{**item, "labels": tuple(item["labels"]), "ood": _ood(item["ood"])})
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -63,7 +63,7 @@ class TextCodec:
         probabilities = softmax(outputs["logits"])
         if self._manifest.task == "sequence-classification":
             records = [self._best(row) for row in probabilities]
-            if self._manifest.ood is not None:
+            if "ood_score" in outputs:
                 for record, score, flag in zip(records, outputs["ood_score"], outputs["is_ood"], strict=True):
                     record |= {"ood_score": float(score), "is_ood": bool(flag)}
             return records

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.compiler.test_ood import some_texts, write
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +17,7 @@ from coda_compile.errors import CompileError, VerificationError
 from coda_compile.predict import predict
 from coda_compile.test_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
+from coda_models.ood import METHODS
 from coda_targets import Bundle
 from coda_targets.errors import BundleError, InputError
 from coda_targets.manifest import hash_file
@@ -171,7 +173,11 @@ def test_a_bundle_of_one_task_takes_no_other(compiled: Bundle):
         ),
         ({"a": task_model(1), "b": task_model(2, attention="k_to_all")}, {}, "a and b have different configurations"),
         ({"a": tiny_coda("bert", CodaConfig(reduction=1, bottleneck=0))}, {}, "a has no adapters to swap"),
-        ({"a": task_model(1)}, {"ood": "energy", "ood_data": "x.csv"}, "--ood is for a bundle of one task"),
+        (
+            {"a": task_model(1), "b": task_model(2)},
+            {"ood": "energy", "ood_data": "x.csv"},
+            "several tasks need --ood-data once for each",
+        ),
     ],
 )
 def test_tasks_that_cannot_share_a_bundle(
@@ -180,6 +186,26 @@ def test_tasks_that_cannot_share_a_bundle(
     with pytest.raises(CompileError, match=message):
         compile(models, output=tmp_path / "bundle", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_task_knows_its_own_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, method: str):
+    """Fitted on different numbers of texts and classes, so that nothing of a detector has a fixed size."""
+    known = {}
+    for name, texts, labels in (("a", 150, 3), ("b", 120, 2)):
+        rows = [(text, f"LABEL_{i % labels}") for i, text in enumerate(some_texts(texts, seed=labels))]
+        known[name] = write(tmp_path / f"{name}.csv", rows)
+    models = {"a": task_model(1), "b": task_model(2, labels=5)}
+    bundle = compile(models, output=tmp_path / "bundle", tokenizer=tokenizer, ood=method, ood_data=known)
+    for task in bundle.tasks:
+        ood = bundle.ood(task)
+        assert ood is not None
+        outputs = bundle.run({"input_ids": IDS}, task=task)
+        assert (outputs["is_ood"] == (outputs["ood_score"] > np.float32(ood.threshold))).all()
+        verify_bundle(bundle, task)
+    assert bundle.ood("a") != bundle.ood("b")
+    with pytest.raises(CompileError, match="c has another head"):
+        add_task(bundle, "c", task_model(3))
 
 
 def test_heads_that_the_graph_rewrites_cannot_be_swapped(tmp_path: Path):
