@@ -52,7 +52,7 @@ class Row:
 
 
 # The recipe before it had the time for eight epochs: the teacher runs beside the student, states are taught, r rises.
-LIGHT = {"epochs": 2, "batch": 16, "learning_rate": 7e-4, "hidden": 1.0, "anneal": 0.5, "dropout": None}
+LIGHT = {"epochs": 2, "batch": 16, "learning_rate": 7e-4, "hidden": 1.0, "anneal": 0.5, "dropout": None, "splice": 0.0}
 UNLABELLED = {**LIGHT, "epochs": 1, "batch": 8, "distillation": 1.0, "anneal": 0.0}
 SENSITIVE = ("8", "1", "2", "8", "8", "8")
 ROWS: dict[str, Row] = {
@@ -65,6 +65,7 @@ ROWS: dict[str, Row] = {
     "growing": Row("r grows with depth", ("1", "2", "4", "8", "8", "8")),
     "epsilon-1": Row("ε ends at 1: every gate is open a little", config={"epsilon_final": 1.0}),
     "drawn": Row("r drawn from 2, 4 and 8 for every step", recipe={"drawn": ("2", "4", "8")}, at=("1", "2", "8")),
+    "whole-texts": Row("no text spliced with another of its label", SENSITIVE, recipe={"splice": 0.0}),
     "dropout": Row("with the backbone's own dropout", recipe={"dropout": None}),
     "labels-only": Row("no distillation at all", recipe={"distillation": 0.0}),
     "four-epochs": Row("four epochs", recipe={"epochs": 4}),

@@ -96,7 +96,7 @@ def prepare(data: Path, backbone: str) -> Prepared:
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
     """The share of rows whose label is the most likely one."""
-    collator.tokens, collator.drop = TOKENS, 0.0
+    collator.tokens, collator.drop, collator.splice = TOKENS, 0.0, 0.0
     right = 0
     model.eval()
     with torch.inference_mode():

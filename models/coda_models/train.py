@@ -135,30 +135,57 @@ class TailCollator:
         tokens: longest row, in tokens.
         drop: the share of tokens between the first and the last that a row loses, drawn anew by torch's generator
             every time it is seen; a regulariser for training, 0 elsewhere.
+        splice: the share of rows whose first half is replaced by a piece of another text of the same label in the
+            batch; another regulariser.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
         self._padding = int(tokenizer.pad_token_id)
         self.tokens = tokens
         self.drop = drop
+        self.splice = splice
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows -> input_ids and attention_mask [batch, tokens], labels [batch], and of softly labelled ones [batch,
         classes] too."""
         cut = [self._cut(row["input_ids"]) for row in rows]
+        labels = [row["labels"] for row in rows]
+        partners = self._partners(labels)
+        cut = [ids if i == j else _spliced(ids, cut[j]) for i, (ids, j) in enumerate(zip(cut, partners, strict=True))]
         longest = max(map(len, cut))
         ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
         if SOFT in rows[0]:
-            batch[SOFT] = torch.tensor([row[SOFT] for row in rows])
+            soft = torch.tensor([row[SOFT] for row in rows])
+            batch[SOFT] = (soft + soft[partners]) / 2
         return batch
+
+    def _partners(self, labels: list[int]) -> list[int]:
+        """For each row the one that lends it a piece: another of its label, or itself."""
+        partners = list(range(len(labels)))
+        if self.splice <= 0:
+            return partners
+        for i, label in enumerate(labels):
+            others = [j for j, other in enumerate(labels) if other == label and j != i]
+            if others and float(torch.rand(())) < self.splice:
+                partners[i] = others[_below(len(others))]
+        return partners
 
     def _cut(self, ids: list[int]) -> list[int]:
         if self.drop > 0 and len(ids) > 2:
             kept = (torch.rand(len(ids) - 2) >= self.drop).tolist()
             ids = [ids[0], *compress(ids[1:-1], kept), ids[-1]]
         return ids if len(ids) <= self.tokens else ids[:1] + ids[1 - self.tokens :]
+
+
+def _spliced(ids: list[int], other: list[int]) -> list[int]:
+    """The second half of a row behind a piece of another, between the special tokens of the first."""
+    half = (min(len(ids), len(other)) - 2) // 2
+    if half < 1:
+        return ids
+    start = 1 + _below(len(other) - 1 - half)
+    return [ids[0], *other[start : start + half], *ids[1 + half :]]
 
 
 def soft_labelled(

@@ -36,7 +36,7 @@ def test_a_dense_run_has_nothing_to_anneal(tmp_path: Path, tokenizer: PreTrained
     model, collator = tiny_coda("bert", CodaConfig(reduction=1)), TailCollator(tokenizer, 99)
     fit(model, SHORT, rows(), collator, reduction=1, folder=tmp_path / "run")
     assert not any(isinstance(callback, AnnealReduction) for callback in callbacks)
-    assert (collator.tokens, collator.drop) == (16, SHORT.drop)
+    assert (collator.tokens, collator.drop, collator.splice) == (16, SHORT.drop, SHORT.splice)
     assert not model.training
     assert list(tmp_path.iterdir()) == []
 

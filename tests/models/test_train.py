@@ -275,6 +275,36 @@ def test_a_window_is_filled_after_dropping(tokenizer: PreTrainedTokenizerFast):
     assert batch["input_ids"].shape == (1, 32)
 
 
+def test_spliced_rows_end_as_they_did_behind_a_piece_of_one_of_their_label(tokenizer: PreTrainedTokenizerFast):
+    """Text t has the words 100t, 100t + 1, …: a piece is a run of one text, and lengths stay."""
+    torch.manual_seed(0)
+    texts = [{"input_ids": [2, *range(100 * t, 100 * t + 40), 3], "labels": t % 2} for t in range(1, 7)]
+    seen = set()
+    for t, ids in enumerate(TailCollator(tokenizer, 42, splice=1.0)(texts)["input_ids"].tolist(), start=1):
+        other = ids[1] // 100
+        assert other != t
+        assert other % 2 == t % 2
+        assert ids == [2, *range(ids[1], ids[1] + 20), *range(100 * t + 20, 100 * t + 40), 3]
+        seen.add(ids[1] % 100)
+    assert len(seen) > 1
+
+
+def test_a_row_without_a_partner_of_its_label_or_too_short_stays_whole(tokenizer: PreTrainedTokenizerFast):
+    texts = [{"input_ids": [2, *words, 3], "labels": y} for words, y in (((10, 11, 12), 0), ((13, 14), 1), ((15,), 1))]
+    batch = TailCollator(tokenizer, 8, splice=1.0)(texts)
+    assert batch["input_ids"].tolist() == [[2, 10, 11, 12, 3], [2, 13, 14, 3, 0], [2, 15, 3, 0, 0]]
+
+
+def test_soft_labels_of_spliced_rows_are_the_mean_of_both(tokenizer: PreTrainedTokenizerFast):
+    texts = [
+        {"input_ids": [2, 10, 11, 3], "labels": y, "teacher_logits": [float(t), -float(t)]}
+        for t, y in enumerate((0, 1, 0))
+    ]
+    batch = TailCollator(tokenizer, 8, splice=1.0)(texts)
+    assert batch["teacher_logits"].tolist() == [[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]]
+    assert TailCollator(tokenizer, 8)(texts)["teacher_logits"].tolist() == [[0.0, 0.0], [1.0, -1.0], [2.0, -2.0]]
+
+
 def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     trainer = run(model, tmp_path, tokenizer, 2, router_rate=0.25, router_norm=1e-6)
