@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -13,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
+from coda_models.digest import tensor_digest
 from coda_ops import native
 from coda_targets import Bundle
 
@@ -59,6 +63,35 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
     return model.eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exported_once() -> Iterator[Any]:
+    """Compiling a tiny model is mostly exporting it; tests that compile the same one share that.
+
+    What went through a file keeps its meaning and not every byte, so tests of bytes take ``exported_anew``.
+    """
+    from coda_compile import pipeline
+
+    export, exported = pipeline.export, dict[str, onnx.ModelProto]()
+
+    def once(model: CodaModel, opset: int) -> ir.Model:
+        layers = [(layer.reduction, layer.attention, layer.schedule) for layer in model.coda_layers()]
+        parts = (model, model.coda_config, layers, model.prompt_tokens, tensor_digest(model.state_dict()), opset)
+        key = repr(parts)
+        if key not in exported:
+            exported[key] = ir.to_proto(export(model, opset))
+        return ir.from_proto(exported[key])
+
+    pipeline.export = once  # type: ignore[assignment]  # a test may patch it further
+    yield export
+    pipeline.export = export
+
+
+@pytest.fixture
+def exported_anew(exported_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile as users do, export included."""
+    monkeypatch.setattr("coda_compile.pipeline.export", exported_once)
+
+
 @pytest.fixture(params=sorted(TINY))
 def family(request: pytest.FixtureRequest) -> str:
     """Every supported family in turn."""
@@ -85,12 +118,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Bundle:
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, exported_once: Any
+) -> Bundle:
     """A tiny BERT classifier at r = 2, compiled once; tests must not change it (``copied`` gives one to change)."""
     from coda_compile import compile
 
     folder = tmp_path_factory.mktemp("compiled") / "bundle"
-    return compile(tiny_coda("bert", CodaConfig(reduction=2)), output=folder, tokenizer=tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coda_compile.pipeline.export", exported_once)
+        return compile(tiny_coda("bert", CodaConfig(reduction=2)), output=folder, tokenizer=tokenizer)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def write_manifest(
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
 
 
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)

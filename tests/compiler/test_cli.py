@@ -132,11 +132,11 @@ def test_compile_is_the_default_command(call: Call, arguments: list[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compile"], "Missing argument 'MODEL'. (see `"),
+        (["compile"], "Missing argument 'MODEL…'. (see `"),
         (["run"], "Missing argument 'BUNDLE'. (see `"),
         (["inspect"], "Missing argument 'BUNDLE'. (see `"),
         (["verify"], "Missing argument 'BUNDLE'. (see `"),
-        (["model.pt", "extra"], "Got unexpected extra argument (extra) (see `"),
+        (["verify", "DIR", "extra"], "Got unexpected extra argument (extra) (see `"),
         (["model.pt", "--colour"], "No such option"),
         (["model.pt", "-o"], "Option '-o' requires an argument."),
         (["run", "b", "--batch", "0", "x"], "Invalid value for '--batch': 0 is not in the range x>=1."),
