@@ -55,10 +55,15 @@ def _shared(model: CodaModel) -> tuple[Any, Any, Any]:
 
 
 def parameters(model: CodaModel) -> dict[str, Tensor]:
-    """What is a task's own, trained or fitted, by the names that the exporter gives them."""
+    """What is a task's own, trained or fitted, by the names that the exporter gives them.
+
+    Routers of layers at r = 1 are no part of it: nothing asks them.
+    """
     state = model.state_dict()
     fitted = [name for name in state if name.startswith("ood.")]
-    return {f"model.{name}": state[name].detach().float() for name in (*model.trainable_names(), *fitted)}
+    idle = tuple(f"layers.{i}.router." for i, layer in enumerate(model.coda_layers()) if layer.reduction == 1)
+    trained = [name for name in model.trainable_names() if not name.startswith(idle)]
+    return {f"model.{name}": state[name].detach().float() for name in (*trained, *fitted)}
 
 
 def _axes(model: CodaModel, name: str, tensor: Tensor) -> list[int | str]:

@@ -96,6 +96,15 @@ def test_texts_and_routing_of_a_task(several: Bundle):
     assert routed is not None
 
 
+def test_layers_that_do_not_route_have_no_router_to_swap(tmp_path: Path):
+    models = {"a": task_model(1), "b": task_model(2, labels=4)}
+    bundle = compile(models, output=tmp_path / "bundle", reduction=[2, 1])
+    added = add_task(bundle, "c", task_model(3))
+    for task, model in {**models, "c": task_model(3)}.items():
+        model.set_reduction([2, 1])
+        same(added, task, model)
+
+
 def test_a_bundle_of_several_can_be_rounded(tmp_path: Path):
     models = {"a": task_model(1), "b": task_model(2)}
     bundle = compile(models, output=tmp_path / "bundle", precision="int8")
