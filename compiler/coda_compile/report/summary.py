@@ -140,8 +140,9 @@ def cards(
         shown.append(Card("one run", milliseconds(profile.run_seconds), note))
     shown.append(Card("multiply-adds bound", times(ratio), f"dense over compiled, at {n} tokens"))
     if routed:
-        most = max(layer.slots for layer in routed)
-        shown.append(Card("tokens routed", f"{most} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
+        fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
+        slots = f"{most}" if fewest == most else f"{fewest} to {most}"
+        shown.append(Card("tokens routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
     if accuracy is not None:
         right = accuracy.share
         note = f"{100 * right.low:.1f} to {100 * right.high:.1f}\u00a0%, {accuracy.texts:,} texts"
