@@ -6,14 +6,16 @@ Needs Chromium, which takes the picture.
 """
 
 import re
-import shutil
-import subprocess
+import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import click
 import plotly.graph_objects as go
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from picture import browser, take
 
 _ROW = re.compile(r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+) %[^|]*\|[^|]*\| (?P<cost>[\d.]+) G \|")
 _SIZE = (900, 560)
@@ -67,23 +69,10 @@ def figure(every: list[Point]) -> go.Figure:
 @click.argument("table", type=click.Path(exists=True, path_type=Path))
 @click.argument("picture", type=click.Path(path_type=Path))
 def main(table: Path, picture: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
+    if browser() is None:
         raise click.ClickException("Chromium is missing: apt-get install chromium")
     every = points(table.read_text("utf-8"))
-    with TemporaryDirectory(prefix="coda-front-") as folder:
-        page = Path(folder) / "front.html"
-        figure(every).write_html(page, config={"staticPlot": True})
-        size = f"--window-size={_SIZE[0] + 16},{_SIZE[1] + 16}"
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--hide-scrollbars",
-            size,
-            f"--screenshot={picture.resolve()}",
-        ]
-        subprocess.run([*command, "--virtual-time-budget=5000", page.as_uri()], check=True, capture_output=True)
+    take(figure(every), picture)
     click.echo(f"{picture}: {len(every)} models")
 
 

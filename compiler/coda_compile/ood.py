@@ -78,10 +78,15 @@ def fit(model: CodaModel, tokenizer: "PreTrainedTokenizerBase | None", method: s
     if len(rows) < needed:
         raise CompileError(f"{data} has {len(rows)} texts, and {method} needs {needed} or more to set a threshold")
     features, logits = embed(model, tokenizer, [text for text, _ in rows])
-    held_out = np.zeros(len(rows), bool)
+    return detector(method, features, logits, [label for _, label in rows], str(data))
+
+
+def detector(method: str, features: Tensor, logits: Tensor, labels: Sequence[str], where: str) -> OodDetector:
+    """As ``fit``, from what ``embed`` gave for the texts; ``where`` they come from is for messages."""
+    held_out = np.zeros(len(labels), bool)
     if method in FITTED:
-        held_out[np.random.default_rng(0).permutation(len(rows))[: len(rows) // 5]] = True
-    score = _fitted(method, features[~held_out], np.array([label for _, label in rows])[~held_out], data)
+        held_out[np.random.default_rng(0).permutation(len(labels))[: len(labels) // 5]] = True
+    score = _fitted(method, features[~held_out], np.array(labels)[~held_out], where)
     chosen = torch.from_numpy(held_out if method in FITTED else ~held_out)
     with torch.inference_mode():
         scores = score(features[chosen], logits[chosen]).numpy()
@@ -105,20 +110,20 @@ def embed(model: CodaModel, tokenizer: "PreTrainedTokenizerBase", texts: list[st
     return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
 
 
-def _fitted(method: str, features: Tensor, labels: NDArray[np.str_], data: Path) -> nn.Module:
+def _fitted(method: str, features: Tensor, labels: NDArray[np.str_], where: str) -> nn.Module:
     if method == "cosine":
         kept = np.random.default_rng(0).permutation(len(features))[:_MOST_KNOWN]
         return Cosine(features[torch.from_numpy(np.sort(kept))])
-    return _mahalanobis(features.double().numpy(), labels, data) if method == "mahalanobis" else FromLogits(method)
+    return _mahalanobis(features.double().numpy(), labels, where) if method == "mahalanobis" else FromLogits(method)
 
 
-def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], data: Path) -> Mahalanobis:
+def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], where: str) -> Mahalanobis:
     from sklearn.covariance import ledoit_wolf
 
     classes, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
         raise CompileError(
-            f"mahalanobis needs two or more texts of each of two or more classes, and {data} has "
+            f"mahalanobis needs two or more texts of each of two or more classes, and {where} has "
             f"{counts.min()} of {str(classes[counts.argmin()])!r} among {len(classes)}: add some, or use --ood cosine"
         )
     centre = features.mean(0)
@@ -127,7 +132,7 @@ def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], data: 
     values, vectors = np.linalg.eigh(covariance)
     if not values[0] > _SINGULAR * values[-1]:
         raise CompileError(
-            f"the features of the texts in {data} do not vary enough for mahalanobis, their covariance is singular: "
+            f"the features of the texts in {where} do not vary enough for mahalanobis, their covariance is singular: "
             "use --ood cosine"
         )
     whiten = vectors / np.sqrt(values)

@@ -80,8 +80,9 @@ def verify(
 ) -> list[CaseParity]:
     """Run every case through torch and through onnxruntime, and compare them tie-aware.
 
-    The torch reference replays the compiled model's selections, each of which must be its own choice up to a tie, so
-    that everything behind a tie still compares tightly.
+    The torch reference replays the compiled model's decisions, so that everything behind one still compares tightly:
+    selections, each of which must be its own choice up to a tie, and gates, each of which must follow from its score. A
+    gate changes 1 / ε times as much as its score, so that rounding would grow from layer to layer.
 
     Args:
         path: the ONNX file.
@@ -197,16 +198,16 @@ def _outputs(model: CodaModel, output: CodaOutput) -> Arrays:
 @_one_thread()
 @torch.inference_mode()
 def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison: Comparison) -> Arrays:
-    """Torch's outputs with the compiled model's selections, comparing each layer's decision on the way."""
+    """Torch's outputs with the compiled model's decisions, comparing each layer's on the way."""
     by_layer = {decision.layer: decision for decision in decisions}
-    selections = [
-        (_tensor(by_layer[i].indices), _tensor(by_layer[i].used)) if i in by_layer else None
+    replayed = [
+        (_tensor(by_layer[i].indices), _tensor(by_layer[i].gates), _tensor(by_layer[i].used)) if i in by_layer else None
         for i in range(len(model.layers))
     ]
     for decision in decisions:  # torch could not follow a malformed one
         comparison.well_formed(decision)
     inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-    output = model(**inputs, output_routing=True, selections=selections)
+    output = model(**inputs, output_routing=True, decisions=replayed)
     mask = inputs["attention_mask"].bool()
     for i, layer in enumerate(model.coda_layers()):
         if i not in by_layer:

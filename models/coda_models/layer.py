@@ -14,7 +14,7 @@ from coda_models.bottleneck import Bottlenecks
 from coda_models.router import Router
 from coda_ops.capacity import slot_count
 from coda_ops.put_tokens import put_tokens
-from coda_ops.route import Schedule, route, soft_top_k
+from coda_ops.route import Schedule, route
 from coda_ops.take_tokens import take_tokens
 
 
@@ -155,7 +155,7 @@ class CodaLayer(nn.Module):
         x: Tensor,
         mask: Tensor,
         table: Tensor | None = None,
-        selection: tuple[Tensor, Tensor] | None = None,
+        decision: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """One layer.
 
@@ -163,8 +163,8 @@ class CodaLayer(nn.Module):
             x: [batch, tokens, width].
             mask: [batch, tokens] bool, true for valid tokens.
             table: relative position bias by distance, of the backbones that have one.
-            selection: indices and used slots to take instead of the router's own choice, for replaying another
-                implementation's decisions; gates still come from this layer's scores.
+            decision: indices, gates and used slots to take instead of the router's own, for replaying another
+                implementation's decisions.
 
         Returns:
             The output, of x's shape, and the routing, ``None`` where the layer is dense.
@@ -176,7 +176,7 @@ class CodaLayer(nn.Module):
             return (y if self.adapter is None else y + self.adapter(read)), None
 
         base = x if self.adapter is None else x + self.adapter(read)
-        routing = self._route(self.router(read), mask, selection)
+        routing = self._route(self.router(read), mask, decision)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
         if self.attention == "k_to_k":
@@ -188,12 +188,11 @@ class CodaLayer(nn.Module):
         update = self.block.update(taken, query, memory, bias)
         return put_tokens(base, routing.indices, routing.gates, update), routing
 
-    def _route(self, scores: Tensor, mask: Tensor, selection: tuple[Tensor, Tensor] | None) -> Routing:
-        if selection is None:
+    def _route(self, scores: Tensor, mask: Tensor, decision: tuple[Tensor, Tensor, Tensor] | None) -> Routing:
+        if decision is None:
             return Routing(scores, *route(scores, mask, self.reduction, self.schedule))
-        indices, used = selection
-        gates = soft_top_k(scores, mask, self.reduction, self.schedule).gather(1, indices)
-        return Routing(scores, indices, gates.masked_fill(~used, 0.0), used)
+        indices, gates, used = decision
+        return Routing(scores, indices, gates.to(scores.dtype), used)
 
     def slots(self, tokens: int) -> int:
         """K for a padded length."""

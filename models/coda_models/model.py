@@ -92,7 +92,7 @@ class CodaModel(nn.Module):
         labels: Tensor | None = None,
         output_hidden_states: bool = False,
         output_routing: bool = False,
-        selections: Sequence[tuple[Tensor, Tensor] | None] | None = None,
+        decisions: Sequence[tuple[Tensor, Tensor, Tensor] | None] | None = None,
     ) -> CodaOutput:
         """Run the encoder and its head.
 
@@ -101,7 +101,7 @@ class CodaModel(nn.Module):
             labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
             output_hidden_states: also return the embeddings and what every layer gave.
             output_routing: also return what every router decided.
-            selections: for each layer indices and used slots to take instead of the router's choice, or ``None``.
+            decisions: for each layer indices, gates and used slots to take instead of the router's own, or ``None``.
         """
         mask = attention_mask.bool()
         given = {"input_ids": input_ids, "token_type_ids": token_type_ids}
@@ -112,7 +112,7 @@ class CodaModel(nn.Module):
         decided: list[Routing | None] = []
         states = [x]
         for i, layer in enumerate(self.coda_layers()):
-            x, routing = layer(x, mask, table, None if selections is None else selections[i])
+            x, routing = layer(x, mask, table, None if decisions is None else decisions[i])
             decided.append(routing)
             states.append(x)
         if self.final_norm is not None:

@@ -45,14 +45,14 @@ def onnx(threads: int, path: str) -> Prepare:
     return prepare
 
 
-def torch_model(threads: int, checkpoint: str, compiled: bool) -> Prepare:
-    """A complete checkpoint in torch, eager or through ``torch.compile``."""
+def torch_model(threads: int, checkpoint: str, compiled: bool, backbone: str | None = None) -> Prepare:
+    """What could be compiled, in torch: eager, or through ``torch.compile``."""
     import torch
 
-    from coda_models import load
+    from coda_compile.sources import read_source
 
     torch.set_num_threads(threads)
-    model = load(checkpoint).model.eval()
+    model = read_source(Path(checkpoint), backbone=backbone).model
     call: Callable[..., Any] = torch.compile(model) if compiled else model
 
     def prepare(inputs: Arrays) -> Run:
