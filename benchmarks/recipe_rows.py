@@ -23,6 +23,7 @@ from coda_compile.cost import layer_multiply_adds
 from coda_models import CodaModel, convert, load
 from coda_models.backbone import load_backbone
 from coda_models.recipe import ROUTED, fit
+from coda_models.sensitivity import CHOICES, choose_reductions, sensitivity
 from coda_models.train import SplicedTexts, TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -36,7 +37,7 @@ class Row:
 
     Attributes:
         what: it tries, for people.
-        reduction: r, one or one for each of MiniLM's six layers.
+        reduction: r, one, one for each of MiniLM's six layers, or measured.
         config: changes of the dense adapter's CodaConfig.
         recipe: changes of ROUTED.
         spliced: train on ``SplicedTexts`` instead of the training texts.
@@ -51,21 +52,21 @@ class Row:
     at: tuple[str, ...] = ()
 
 
+SHARE = 0.33  # of the dense adapter's multiply-adds, where r is measured
 # The recipe before it had the time for eight epochs: the teacher runs beside the student, states are taught, r rises.
 LIGHT = {"epochs": 2, "batch": 16, "learning_rate": 7e-4, "hidden": 1.0, "anneal": 0.5, "dropout": None, "splice": 0.0}
 UNLABELLED = {**LIGHT, "epochs": 1, "batch": 8, "distillation": 1.0, "anneal": 0.0}
-SENSITIVE = ("8", "1", "2", "8", "8", "8")
 ROWS: dict[str, Row] = {
     "recipe": Row("r = 4, k-to-k, as the paper has it", at=("1", "2", "3", "8", "100")),
     "r-2": Row("the same at r = 2", "2"),
     "r-8": Row("the same at r = 8", "8"),
     "k-to-all": Row("routed tokens attend to all", config={"attention": "k_to_all"}),
     "second-dense": Row("the second layer dense, the others at r = 4", ("4", "1", "4", "4", "4", "4")),
-    "by-sensitivity": Row("r by each layer's measured sensitivity", SENSITIVE),
+    "by-sensitivity": Row("r by each layer's measured sensitivity", train_reviews.MEASURED),
     "growing": Row("r grows with depth", ("1", "2", "4", "8", "8", "8")),
     "epsilon-1": Row("ε ends at 1: every gate is open a little", config={"epsilon_final": 1.0}),
     "drawn": Row("r drawn from 2, 4 and 8 for every step", recipe={"drawn": ("2", "4", "8")}, at=("1", "2", "8")),
-    "whole-texts": Row("no text spliced with another of its label", SENSITIVE, recipe={"splice": 0.0}),
+    "whole-texts": Row("… no text spliced with another of its label", train_reviews.MEASURED, recipe={"splice": 0.0}),
     "dropout": Row("with the backbone's own dropout", recipe={"dropout": None}),
     "labels-only": Row("no distillation at all", recipe={"distillation": 0.0}),
     "four-epochs": Row("four epochs", recipe={"epochs": 4}),
@@ -101,21 +102,6 @@ def multiply_adds(model: CodaModel, tokens: int) -> int:
     return sum(layer_multiply_adds(layer, tokens, width, feed_forward) for layer in layer_infos(model, tokens))
 
 
-def sensitivity(
-    dense: CodaModel, prepared: "train_reviews.Prepared", collator: TailCollator, r: str = "4"
-) -> list[float]:
-    """Accuracy of a dense adapter with one layer alone at r, by an untrained router; a value for each layer.
-
-    On training texts: what r each layer gets must not depend on the texts that it will be judged by.
-    """
-    texts = prepared.train[: train_reviews.HELD_OUT]
-    found = []
-    for i in range(len(dense.layers)):
-        dense.set_reduction([r if layer == i else "1" for layer in range(len(dense.layers))])
-        found.append(train_reviews.accuracy(dense, texts, collator))
-    return found
-
-
 def table(folder: Path) -> str:
     """Every row that has results, in Markdown."""
     lines = ["| row | what | held-out accuracy | each seed | multiply-adds | minutes |", "|---|---|---|---|---|---|"]
@@ -141,7 +127,10 @@ def table(folder: Path) -> str:
 @click.option("--rows", default=",".join(ROWS), help="Names, separated by commas.  [default: all]")
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 @click.option(
-    "--sensitivity", "only_sensitivity", is_flag=True, help="Route one layer of each dense adapter at a time."
+    "--sensitivity",
+    "only_sensitivity",
+    is_flag=True,
+    help="What each layer alone at r does to the answers of each dense adapter, in nats.",
 )
 @click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
 def main(
@@ -169,14 +158,19 @@ def main(
     for seed in map(int, seeds.split(",")):
         if only_sensitivity:
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
-            each = ", ".join(f"{value:.1%}" for value in sensitivity(teacher, prepared, collator))
-            click.echo(f"seed {seed}, one layer at r = 4, first to last: {each}")
+            for i, losses in enumerate(
+                sensitivity(teacher, prepared.train[: train_reviews.HELD_OUT], collator, CHOICES)
+            ):
+                click.echo(f"seed {seed}, layer {i}: " + ", ".join(f"r = {r} {loss:.3f}" for r, loss in losses.items()))
             continue
         for name in rows.split(","):
             row, result, epochs = ROWS[name], out / f"{name}-seed{seed}.json", out / f"{name}-seed{seed}-epochs"
             if result.exists():
                 continue
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
+            reduction: Any = row.reduction
+            if reduction == train_reviews.MEASURED:
+                reduction = choose_reductions(teacher, prepared.train[: train_reviews.HELD_OUT], collator, SHARE)
             set_seed(seed)
             model = student_of(teacher, backbone, row)
             seconds = fit(
@@ -184,16 +178,16 @@ def main(
                 replace(ROUTED, **row.recipe),
                 spliced(prepared) if row.spliced else prepared.train,
                 collator,
-                reduction=row.reduction,
+                reduction=reduction,
                 folder=epochs,
                 teacher=teacher,
                 seed=seed,
                 bf16=bf16,
             )
             found: dict[str, Any] = {"accuracy": {}, "multiply_adds": {}, "seconds": seconds}
-            for r in (row.reduction, *row.at):
+            for r in (reduction, *row.at):
                 model.set_reduction(r)
-                key = " ".join(r) if isinstance(r, tuple) else r
+                key = r if isinstance(r, str) else " ".join(map(str, r))
                 found["accuracy"][key] = train_reviews.accuracy(model, prepared.test, collator)
                 found["multiply_adds"][key] = multiply_adds(model, train_reviews.TOKENS)
             result.write_text(json.dumps(found) + "\n")

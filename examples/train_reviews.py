@@ -2,16 +2,16 @@
 
     python examples/train_reviews.py --data ../shared/data/movie_reviews.zip --backbone FOLDER_OR_HUB_NAME --out runs
 
-Each seed trains the dense adapter (r = 1) in two phases and then, from it and taught by it, a light phase for every
-other r. All see
-the same training texts and are judged on the same held-out ones: 400, or a fifth where there are few. Every run leaves
-NAME.pt and NAME.json in --out, and its last whole epoch while it is at it: a study that was interrupted goes on from
-there, and calls with different --seeds can share the work.
+Each seed trains the dense adapter (r = 1) in two phases, measures which of its layers can skip tokens, and then trains
+the routed model from it and taught by it. All see the same training texts and are judged on the same held-out ones:
+400, or a fifth where there are few. Every run leaves NAME.pt and NAME.json in --out, and its last whole epoch while it
+is at it: a study that was interrupted goes on from there, and calls with different --seeds can share the work.
 """
 
 import csv
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,14 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.config import Reduction
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
+from coda_models.sensitivity import choose_reductions
 from coda_models.train import TailCollator
 
 TOKENS = 512
 HELD_OUT = 400
+MEASURED = "measured"
 console = Console()
 
 
@@ -117,12 +120,18 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option(
     "--reductions",
-    default="4,2",
+    default=MEASURED,
     show_default=True,
-    help="Routed models to train beside the dense one, each by its r, or one for each layer: 8-1-2-8-8-8.",
+    help="Routed models to train beside the dense one: r, one for each layer as in 8-1-2-8-8-8, or measured: for each "
+    "layer by what skipping does to the dense adapter's answers to training texts.",
+)
+@click.option(
+    "--share", default=0.33, show_default=True, help="Of the dense adapter's multiply-adds, for r that is measured."
 )
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
-def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, bf16: bool) -> None:
+def main(
+    data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, share: float, bf16: bool
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, train_rows, test_rows, texts, classes = prepare(data, backbone)
     collator = TailCollator(tokenizer, TOKENS)
@@ -147,12 +156,16 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 )
             else:
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
+            chosen: Sequence[Reduction] = reduction.split("-")
+            if reduction == MEASURED:
+                collator.tokens = TOKENS
+                chosen = choose_reductions(model, train_rows[:HELD_OUT], collator, share)
             seconds = fit(
                 model,
                 recipe,
                 train_rows,
                 collator,
-                reduction=reduction.split("-") if "-" in reduction else reduction,
+                reduction=chosen if len(chosen) > 1 else chosen[0],
                 folder=epochs,
                 teacher=teacher,
                 seed=seed,
@@ -160,9 +173,11 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
                 quiet=not console.is_terminal,
             )
             save(model, checkpoint, tokenizer=tokenizer, delta=True)
-            found = {"accuracy": accuracy(model, test_rows, collator), "seconds": seconds}
+            by_layer = [str(layer.reduction) for layer in model.coda_layers()]
+            found = {"accuracy": accuracy(model, test_rows, collator), "seconds": seconds, "reductions": by_layer}
             result.write_text(json.dumps(found) + "\n")
-        console.print(f"{name}: {json.loads(result.read_text())['accuracy']:.1%}")
+        done = json.loads(result.read_text())
+        console.print(f"{name}: {done['accuracy']:.1%}, r = {', '.join(done['reductions'])}")
         return checkpoint
 
     routed = reductions.split(",")
@@ -178,7 +193,7 @@ def main(data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, r
         runs = [json.loads((out / f"seed{seed}-r{reduction}.json").read_text()) for seed in seeds.split(",")]
         values = [run["accuracy"] for run in runs]
         minutes = [run["seconds"] / 60 for run in runs if run["seconds"] is not None]
-        label = "dense adapter (r = 1)" if reduction == "1" else f"CoDA r = {reduction}, k-to-k"
+        label = "dense adapter (r = 1)" if reduction == "1" else f"CoDA, r {reduction}, k-to-k"
         each = ", ".join(f"{value:.1%}" for value in values)
         table.add_row(label, f"{np.mean(values):.1%}", each, f"{np.mean(minutes):.0f}" if minutes else "unknown")
     console.print(table)
