@@ -19,6 +19,7 @@ TARGET = Target(
         "prune_heads",
         "trim_to_readout",
         "fuse_projections",
+        "fuse_norms",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",

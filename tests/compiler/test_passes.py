@@ -62,7 +62,8 @@ def test_coda_operators_survive_every_pass(raw: ir.Model):
     before = {name: count for name, count in operator_counts(raw).items() if "::" in name}
     assert before == {f"ai.coda::{name}": 2 for name in ("Route", "TakeTokens", "PutTokens", "Adapter")}
     run_passes(raw, LOWERING)
-    assert {name: count for name, count in operator_counts(raw).items() if name.startswith("ai.coda")} == before
+    after = {name: count for name, count in operator_counts(raw).items() if name.startswith("ai.coda")}
+    assert after == before | {"ai.coda::AddNorm": 4}
 
 
 def test_result_passes_the_checker(raw: ir.Model):

@@ -16,6 +16,7 @@ from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
@@ -38,6 +39,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "prune_heads": PruneHeads,
     "pack_rows": PackRows,
     "fuse_projections": FuseProjections,
+    "fuse_norms": FuseNorms,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

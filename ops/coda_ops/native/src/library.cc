@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "int8_linear.h"
+#include "norm.h"
 #include "route.h"
 #include "tokens.h"
 
@@ -339,6 +340,51 @@ struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
   }
 };
 
+struct NormKernel {
+  explicit NormKernel(const OrtKernelInfo* raw) : epsilon_(Ort::ConstKernelInfo(raw).GetAttribute<float>("epsilon")) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("AddNorm", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto x = context.GetInput(0), y = context.GetInput(1);
+      const auto xs = shape_of(x);
+      const std::vector<int64_t> last{xs.empty() ? 0 : xs.back()};
+      if (xs.empty() || shape_of(y) != xs || shape_of(context.GetInput(2)) != last ||
+          shape_of(context.GetInput(3)) != last || shape_of(context.GetInput(4)) != last) {
+        return invalid("AddNorm: x and y must be [..., width], shift, scale and bias [width]");
+      }
+      const int64_t width = last[0];
+      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const auto *a = x.GetTensorData<float>(), *b = y.GetTensorData<float>();
+      const auto* shift = context.GetInput(2).GetTensorData<float>();
+      const auto* scale = context.GetInput(3).GetTensorData<float>();
+      const auto* bias = context.GetInput(4).GetTensorData<float>();
+      auto* out = context.GetOutput(0, xs.data(), xs.size()).GetTensorMutableData<float>();
+      parallel(raw, rows, 4 * width * static_cast<int64_t>(sizeof(float)), [&](int64_t row) {
+        const int64_t at = row * width;
+        coda::add_norm(a + at, b + at, shift, scale, bias, epsilon_, width, out + at);
+      });
+      return nullptr;
+    });
+  }
+
+ private:
+  float epsilon_;
+};
+
+struct NormOp : CodaOp<NormOp, NormKernel> {
+  static constexpr const char* kName = "AddNorm";
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    const Shape& x = context.GetInputShape(0);
+    return x.empty() ? Ort::Status(nullptr) : context.SetOutputShape(0, x);
+  }
+};
+
 // A constant input of a node.
 Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   int is_constant = 0;
@@ -419,6 +465,7 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   static const PutOp put;
   static const PackOp pack;
   static const UnpackOp unpack;
+  static const NormOp norm;
   static const Int8LinearOp int8_linear;
   try {
     static Ort::CustomOpDomain domain = [] {
@@ -428,6 +475,7 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
       made.Add(&put);
       made.Add(&pack);
       made.Add(&unpack);
+      made.Add(&norm);
       if (coda::Int8Weights::supported()) made.Add(&int8_linear);
       return made;
     }();

@@ -1,0 +1,12 @@
+// AddNorm on rows of float32. No onnxruntime here.
+#pragma once
+
+#include <cstdint>
+
+namespace coda {
+
+// out = norm(x + y + shift) * scale + bias. Everything [width]; out is none of the others.
+void add_norm(const float* x, const float* y, const float* shift, const float* scale, const float* bias, float epsilon,
+              int64_t width, float* out);
+
+}  // namespace coda
