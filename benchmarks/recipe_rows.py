@@ -158,9 +158,7 @@ def main(
     for seed in map(int, seeds.split(",")):
         if only_sensitivity:
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
-            for i, losses in enumerate(
-                sensitivity(teacher, prepared.train[: train_reviews.HELD_OUT], collator, CHOICES)
-            ):
+            for i, losses in enumerate(sensitivity(teacher, prepared.train[: train_reviews.SENSED], collator, CHOICES)):
                 click.echo(f"seed {seed}, layer {i}: " + ", ".join(f"r = {r} {loss:.3f}" for r, loss in losses.items()))
             continue
         for name in rows.split(","):
@@ -170,7 +168,7 @@ def main(
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
             reduction: Any = row.reduction
             if reduction == train_reviews.MEASURED:
-                reduction = choose_reductions(teacher, prepared.train[: train_reviews.HELD_OUT], collator, SHARE)
+                reduction = choose_reductions(teacher, prepared.train[: train_reviews.SENSED], collator, SHARE)
             set_seed(seed)
             model = student_of(teacher, backbone, row)
             seconds = fit(

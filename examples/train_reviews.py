@@ -34,6 +34,7 @@ from coda_models.train import TailCollator
 
 TOKENS = 512
 HELD_OUT = 400
+SENSED = 200  # training texts that say which layers can skip tokens
 MEASURED = "measured"
 console = Console()
 
@@ -159,7 +160,7 @@ def main(
             chosen: Sequence[Reduction] = reduction.split("-")
             if reduction == MEASURED:
                 collator.tokens = TOKENS
-                chosen = choose_reductions(model, train_rows[:HELD_OUT], collator, share)
+                chosen = choose_reductions(model, train_rows[:SENSED], collator, share)
             seconds = fit(
                 model,
                 recipe,

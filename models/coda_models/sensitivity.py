@@ -19,7 +19,7 @@ from coda_models.model import CodaModel
 from coda_models.train import TailCollator
 from coda_ops.cost import multiply_adds
 
-CHOICES: tuple[Reduction, ...] = (1, 2, 4, 8)
+CHOICES: tuple[Reduction, ...] = (1, 2, 8)  # all tokens, half, few: each r more costs a run for every layer
 _BATCH = 8
 
 
@@ -34,7 +34,7 @@ def choose_reductions(
 
     Args:
         dense: a trained model at r = 1, which it is left at.
-        rows: of ``input_ids`` and ``labels``; some hundred training texts.
+        rows: of ``input_ids`` and ``labels``; one or two hundred training texts.
         collator: at the length that the model will run at.
         share: of the multiply-adds of all layers at r = 1, for a text of the collator's length.
         choices: what each layer chooses from.
