@@ -45,12 +45,13 @@ def first(model: CodaModel) -> CodaLayer:
     return next(model.coda_layers())
 
 
-def everything(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The selection of every valid token, valid ones first."""
+def everything(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The decision for every valid token, valid ones first."""
     tokens = mask.shape[1]
     positions = torch.arange(tokens).expand_as(mask)
     order = torch.where(mask, positions, positions + tokens).sort(-1).values % tokens
-    return order, torch.arange(tokens) < mask.sum(-1, keepdim=True)
+    used = torch.arange(tokens) < mask.sum(-1, keepdim=True)
+    return order, used.float(), used
 
 
 @torch.no_grad()
@@ -157,18 +158,21 @@ def test_replaying_a_selection_reproduces_it(model: CodaModel, lengths: list[int
     x, mask = batch(lengths, seed)
     layer = first(model)
     y, routing = layer(x, mask, table(model, x.shape[1]))
-    again, replayed = layer(x, mask, table(model, x.shape[1]), (routing.indices, routing.used))
+    again, replayed = layer(x, mask, table(model, x.shape[1]), routing[1:])
     assert torch.equal(replayed.gates, routing.gates)
     assert torch.equal(again, y)
 
 
 @torch.no_grad()
-def test_selecting_everything_by_hand_routes_everything(model: CodaModel):
+def test_deciding_for_everything_is_the_dense_layer(model: CodaModel):
     x, mask = batch([12, 5], 3)
     layer = first(model)
-    _, routing = layer(x, mask, table(model, 12), everything(mask))
+    layer.reduction = Fraction(1)
+    dense, _ = layer(x, mask, table(model, 12))
+    layer.reduction = Fraction(2)
+    routed, routing = layer(x, mask, table(model, 12), everything(mask))
     assert routing.used.sum(-1).tolist() == [12, 5]
-    assert routing.gates[~routing.used].eq(0).all()
+    torch.testing.assert_close(routed[mask], dense[mask], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
