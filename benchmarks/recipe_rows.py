@@ -133,6 +133,7 @@ def table(folder: Path) -> str:
     help="What each layer alone at r does to the answers of each dense adapter, in nats.",
 )
 @click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
+@train_reviews.in_a_sentence()
 def main(
     data: Path | None,
     backbone: str | None,

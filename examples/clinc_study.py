@@ -28,6 +28,7 @@ import torch
 from clinc_methods import DENSE, METHODS, Task
 from picture import browser, take
 from rich.console import Console
+from train_reviews import in_a_sentence
 
 from coda_compile import Bundle, compile, ood
 from coda_compile.bench.machine import this_machine, thread_count
@@ -59,9 +60,14 @@ class Queries:
 
 def read_queries(path: Path) -> Queries:
     """The parts of its JSON file that the study reads."""
-    parts = json.loads(path.read_text("utf-8"))
-    train, validation, test = ([(text, intent) for text, intent in parts[name]] for name in ("train", "val", "test"))
-    return Queries(train, validation, test, [text for text, _ in parts["oos_test"]])
+    try:
+        parts = json.loads(path.read_text("utf-8"))
+        train, validation, test, outside = (
+            [(str(text), str(intent)) for text, intent in parts[name]] for name in ("train", "val", "test", "oos_test")
+        )
+    except (ValueError, KeyError, TypeError):
+        raise click.ClickException(f"{path} is not CLINC150's data_full.json") from None
+    return Queries(train, validation, test, [text for text, _ in outside])
 
 
 def task_of(queries: Queries, backbone: str) -> Task:
@@ -315,6 +321,7 @@ def _empty() -> go.Figure:
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Time the models of the first seed.")
+@in_a_sentence()
 def main(data: Path, backbone: str, out: Path, seeds: str, methods: str, latency: bool) -> None:
     logging.getLogger("adapters").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # the libraries' own

@@ -17,7 +17,6 @@ from coda_compile import Bundle, compile, console
 from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.cost import dense_multiply_adds, multiply_adds
-from coda_compile.errors import CodaError
 from coda_compile.predict import predict
 from coda_targets.text import TextCodec
 
@@ -97,23 +96,21 @@ def show_latency(coda: Bundle, dense: Bundle, text: str, rounds: int) -> None:
 )
 @click.option("--out", "folder", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(4))
+@train_reviews.in_a_sentence()
 def main(model: Path, backbone: str, texts: Path, folder: Path, rounds: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        bundles = []
-        for name, reduction in (("coda", None), ("dense", 1)):
-            progress = console.Progress()
-            bundle = compile(model, output=folder / name, backbone=backbone, reduction=reduction, stage=progress.stage)
-            console.compiled(bundle, folder / name, progress.seconds)
-            bundles.append(bundle)
-        coda, dense = bundles
-        pairs = read_texts(texts, 8)
-        show_predictions(coda, pairs)
-        show_routing(coda)
-        show_parity(coda)
-        show_latency(coda, dense, max((text for text, _ in pairs), key=len), rounds)
-    except CodaError as error:
-        raise click.ClickException(str(error)) from None
+    bundles = []
+    for name, reduction in (("coda", None), ("dense", 1)):
+        progress = console.Progress()
+        bundle = compile(model, output=folder / name, backbone=backbone, reduction=reduction, stage=progress.stage)
+        console.compiled(bundle, folder / name, progress.seconds)
+        bundles.append(bundle)
+    coda, dense = bundles
+    pairs = read_texts(texts, 8)
+    show_predictions(coda, pairs)
+    show_routing(coda)
+    show_parity(coda)
+    show_latency(coda, dense, max((text for text, _ in pairs), key=len), rounds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ is at it: a study that was interrupted goes on from there, and calls with differ
 import csv
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from coda_models.config import Reduction
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
 from coda_models.sensitivity import choose_reductions
 from coda_models.train import TailCollator
+from coda_ops import CodaError
 
 TOKENS = 512
 HELD_OUT = 400
@@ -39,15 +41,37 @@ MEASURED = "measured"
 console = Console()
 
 
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """What goes wrong is said in one sentence."""
+    try:
+        yield
+    except CodaError as error:
+        raise click.ClickException(str(error)) from None
+
+
 def read_texts(path: Path) -> tuple[list[str], list[str]]:
     """Texts and labels from a zip of ``<name>/<label>/<file>.txt`` or a CSV with the columns text and label."""
+    try:
+        pairs = list(_pairs(path))
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, csv.Error):
+        pairs = []
+    if not pairs:
+        raise click.ClickException(
+            f"{path} holds no labelled texts: give a zip of NAME/LABEL/FILE.txt, or a CSV with the columns text, label"
+        )
+    texts, labels = zip(*pairs, strict=True)
+    return list(texts), list(labels)
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if name.endswith(".txt") and name.count("/") >= 2)
-            return [archive.read(name).decode("latin-1") for name in names], [name.split("/")[-2] for name in names]
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row["text"] for row in rows], [row["label"] for row in rows]
+            yield from ((archive.read(name).decode("latin-1"), name.split("/")[-2]) for name in names)
+    else:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from ((row["text"], row["label"]) for row in csv.DictReader(file))
 
 
 def split(texts: list[str], names: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -130,6 +154,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
     "--share", default=0.33, show_default=True, help="Of the dense adapter's multiply-adds, for r that is measured."
 )
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
+@in_a_sentence()
 def main(
     data: Path, backbone: str, backbone_name: str, out: Path, seeds: str, reductions: str, share: float, bf16: bool
 ) -> None:

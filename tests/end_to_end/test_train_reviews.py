@@ -73,6 +73,32 @@ def test_every_run_leaves_a_checkpoint_and_its_accuracy(example: ModuleType, arg
     assert set(found["reductions"]) > {"1"} or "1" not in found["reductions"]  # not everything stays dense
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("texts.zip", b"PK no zip", "holds no labelled texts: give a zip of NAME/LABEL/FILE.txt"),
+        ("texts.csv", b"words,label\ngood,1\n", "holds no labelled texts"),
+        ("texts.csv", b"text,label\n\xff\xfe,1\n", "holds no labelled texts"),
+        ("texts.csv", b"", "holds no labelled texts"),
+        (None, b"", "the backbone '/nowhere' is neither a folder"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(
+    name: str | None, content: bytes, message: str, example: ModuleType, arguments: list[str], tmp_path: Path
+):
+    if name is None:
+        arguments[3] = "/nowhere"
+    else:
+        path = tmp_path / name
+        path.write_bytes(content)
+        arguments[1] = str(path)
+    done = run(example, arguments, tmp_path / "runs")
+    assert done.exit_code == 1
+    assert message in done.output
+    assert isinstance(done.exception, SystemExit)
+    assert not any((tmp_path / "runs").iterdir())
+
+
 def test_an_interrupted_study_goes_on_and_ends_the_same(
     example: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
