@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,7 @@ from coda_targets.bundle import load_kernels
 if TYPE_CHECKING:
     from coda_compile.evaluate import Evaluation
 
+_ANY_WIDTH = 10_000  # columns, more than any table has
 # Labels, folders and words are anyone's text: none of it is markup.
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -48,8 +50,7 @@ class Progress:
 
 def whole(table: Table) -> None:
     """Print a table at its natural width: a figure cut short is worse than a line that a terminal wraps."""
-    for column in table.columns:
-        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    table.width = Measurement.get(out, out.options.update(max_width=_ANY_WIDTH), table).maximum
     out.print(table, crop=False)
 
 
