@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-from picture import browser, take
+from picture import take
 
 _ROW = re.compile(r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+) %[^|]*\|[^|]*\| (?P<cost>[\d.]+) G \|")
 _SIZE = (900, 560)
@@ -69,8 +69,6 @@ def figure(every: list[Point]) -> go.Figure:
 @click.argument("table", type=click.Path(exists=True, path_type=Path))
 @click.argument("picture", type=click.Path(path_type=Path))
 def main(table: Path, picture: Path) -> None:
-    if browser() is None:
-        raise click.ClickException("Chromium is missing: apt-get install chromium")
     every = points(table.read_text("utf-8"))
     take(figure(every), picture)
     click.echo(f"{picture}: {len(every)} models")

@@ -52,7 +52,6 @@ class Row:
     at: tuple[str, ...] = ()
 
 
-SHARE = 0.33  # of the dense adapter's multiply-adds, where r is measured
 # The recipe before it had the time for eight epochs: the teacher runs beside the student, states are taught, r rises.
 LIGHT = {"epochs": 2, "batch": 16, "learning_rate": 7e-4, "hidden": 1.0, "anneal": 0.5, "dropout": None, "splice": 0.0}
 UNLABELLED = {**LIGHT, "epochs": 1, "batch": 8, "distillation": 1.0, "anneal": 0.0}
@@ -156,10 +155,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
     collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
+    sensed = prepared.train[: train_reviews.SENSED]
     for seed in map(int, seeds.split(",")):
         if only_sensitivity:
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
-            for i, losses in enumerate(sensitivity(teacher, prepared.train[: train_reviews.SENSED], collator, CHOICES)):
+            for i, losses in enumerate(sensitivity(teacher, sensed, collator, CHOICES)):
                 click.echo(f"seed {seed}, layer {i}: " + ", ".join(f"r = {r} {loss:.3f}" for r, loss in losses.items()))
             continue
         for name in rows.split(","):
@@ -169,7 +169,7 @@ def main(
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
             reduction: Any = row.reduction
             if reduction == train_reviews.MEASURED:
-                reduction = choose_reductions(teacher, prepared.train[: train_reviews.SENSED], collator, SHARE)
+                reduction = choose_reductions(teacher, sensed, collator, train_reviews.SHARE)
             set_seed(seed)
             model = student_of(teacher, backbone, row)
             seconds = fit(

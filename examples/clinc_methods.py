@@ -4,18 +4,17 @@ Every way sees the same queries in batches of 32 for five epochs, by transformer
 dense adapter for another five, taught by it, as in ``coda_models.recipe``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
-from coda_models.train import CodaTrainer, TailCollator, soft_labelled
+from coda_models.train import CodaTrainer, TailCollator, logits_of, soft_labelled, training_arguments
 
 TOKENS = 64  # more than any query has
 EPOCHS = 5
@@ -142,22 +141,17 @@ def teach(method: Method, task: Task, backbone: str, dense: Path, path: Path, se
         model = method.make(backbone, task)
     seen = _Validation(task.validation, collator)
     with TemporaryDirectory(prefix="coda-study-") as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
+        arguments = training_arguments(
+            folder,
             num_train_epochs=EPOCHS,
             per_device_train_batch_size=BATCH,
             learning_rate=method.rate,
-            weight_decay=0.01,
             warmup_ratio=0.05,
             group_by_length=True,
             seed=seed,
             save_strategy="no",
             logging_steps=200,
-            report_to=[],
             disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
         )
         trainer_class(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[seen]).train()
     model.cpu().eval()
@@ -174,15 +168,7 @@ class _Validation(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         self.accuracies: list[float] = []
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
-        model.eval()
-        with torch.inference_mode():
-            right = sum(self._right(model, self._rows[i : i + BATCH]) for i in range(0, len(self._rows), BATCH))
+        answers = logits_of(model, self._rows, self._collator, batch=BATCH).argmax(-1).tolist()
         model.train()
+        right = sum(answer == row["labels"] for answer, row in zip(answers, self._rows, strict=True))
         self.accuracies.append(right / len(self._rows))
-
-    def _right(self, model: Any, rows: Sequence[dict[str, Any]]) -> int:
-        batch = self._collator(rows)
-        labels = batch.pop("labels")
-        device = next(model.parameters()).device
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        return int((logits.argmax(-1).cpu() == labels).sum())

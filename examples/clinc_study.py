@@ -351,10 +351,10 @@ def main(data: Path, backbone: str, out: Path, seeds: str, methods: str, latency
         console.print("\n".join(table) + "\n", markup=False)
     if latency:
         console.print(times["machine"])
+    if browser() is None:
+        console.print("no pictures: Chromium is missing")
+        return
     for name, figure in figures.items():
-        if browser() is None:
-            console.print("no pictures: Chromium is missing")
-            break
         take(figure, out / name)
 
 

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import click
 import plotly.graph_objects as go
 
 
@@ -17,11 +18,11 @@ def take(figure: go.Figure, picture: Path) -> None:
     """Write a PNG of the size that the figure's layout says.
 
     Raises:
-        FileNotFoundError: Chromium is missing.
+        click.ClickException: Chromium is missing.
     """
     program = browser()
     if program is None:
-        raise FileNotFoundError("Chromium is missing: apt-get install chromium")
+        raise click.ClickException("Chromium is missing: apt-get install chromium")
     with TemporaryDirectory(prefix="coda-picture-") as folder:
         page = Path(folder) / "picture.html"
         figure.write_html(page, config={"staticPlot": True})

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -31,12 +30,13 @@ from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.config import Reduction
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
 from coda_models.sensitivity import choose_reductions
-from coda_models.train import TailCollator
+from coda_models.train import TailCollator, logits_of
 from coda_ops import CodaError
 
 TOKENS = 512
 HELD_OUT = 400
 SENSED = 200  # training texts that say which layers can skip tokens
+SHARE = 0.33  # of the dense adapter's multiply-adds, where r is measured
 MEASURED = "measured"
 console = Console()
 
@@ -124,15 +124,8 @@ def prepare(data: Path, backbone: str) -> Prepared:
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
     """The share of rows whose label is the most likely one."""
-    collator.tokens, collator.drop, collator.splice = TOKENS, 0.0, 0.0
-    right = 0
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(test), 8):
-            batch = collator(test[start : start + 8])
-            logits = model(batch["input_ids"], batch["attention_mask"]).logits
-            right += int((logits.argmax(-1) == batch["labels"]).sum())
-    return right / len(test)
+    answers = logits_of(model, test, collator.plain(TOKENS)).argmax(-1)
+    return float(np.mean(answers.numpy() == [row["labels"] for row in test]))
 
 
 @click.command(help=__doc__)
@@ -151,7 +144,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
     "layer by what skipping does to the dense adapter's answers to training texts.",
 )
 @click.option(
-    "--share", default=0.33, show_default=True, help="Of the dense adapter's multiply-adds, for r that is measured."
+    "--share", default=SHARE, show_default=True, help="Of the dense adapter's multiply-adds, for r that is measured."
 )
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 @in_a_sentence()
@@ -184,8 +177,7 @@ def main(
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
             chosen: Sequence[Reduction] = reduction.split("-")
             if reduction == MEASURED:
-                collator.tokens = TOKENS
-                chosen = choose_reductions(model, train_rows[:SENSED], collator, share)
+                chosen = choose_reductions(model, train_rows[:SENSED], collator.plain(TOKENS), share)
             seconds = fit(
                 model,
                 recipe,

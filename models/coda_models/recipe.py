@@ -9,12 +9,20 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_models.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, TailCollator, soft_labelled
+from coda_models.train import (
+    AnnealReduction,
+    CodaTrainer,
+    DrawReduction,
+    GrowLength,
+    TailCollator,
+    soft_labelled,
+    training_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,7 @@ def fit(
     """
     began, whole = time.perf_counter(), not folder.is_dir()
     if teacher is not None and recipe.distillation and not recipe.hidden and not isinstance(data, Dataset):
-        collator.tokens, collator.drop, collator.splice = recipe.stages[-1][0], 0.0, 0.0
-        data, teacher = soft_labelled(teacher, data, collator), None
+        data, teacher = soft_labelled(teacher, data, collator.plain(recipe.stages[-1][0])), None
     if recipe.dropout is not None:
         _set_dropout(model, recipe.dropout)
     collator.drop, collator.splice = recipe.drop, recipe.splice
@@ -108,24 +115,19 @@ def fit(
         callbacks.append(AnnealReduction(model, reduction, recipe.anneal))
     else:
         model.set_reduction(reduction)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
+    arguments = training_arguments(
+        folder,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
-        weight_decay=0.01,
         warmup_steps=20,
         max_grad_norm=1.0,
         seed=seed,
         logging_steps=50,
         save_strategy="epoch",
         save_total_limit=1,
-        report_to=[],
         disable_tqdm=quiet,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
         bf16=bf16,
-        dataloader_pin_memory=False,
     )
     trainer = CodaTrainer(
         model=model,

@@ -9,18 +9,16 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
-from coda_models.train import TailCollator
+from coda_models.train import TailCollator, logits_of
 from coda_ops.cost import multiply_adds
 
 CHOICES: tuple[Reduction, ...] = (1, 2, 8)  # all tokens, half, few: each r more costs a run for every layer
-_BATCH = 8
 
 
 def choose_reductions(
@@ -56,8 +54,6 @@ def sensitivity(
         For each layer, by r: the Kullback-Leibler divergence from the answers at r = 1 in nats, mean over the rows.
     """
     layers = len(dense.layers)
-    drop, splice, collator.drop, collator.splice = collator.drop, collator.splice, 0.0, 0.0
-    dense.eval()
     dense.set_reduction(1)
     wanted = _answers(dense, rows, collator)
     found: list[dict[Fraction, float]] = []
@@ -68,7 +64,6 @@ def sensitivity(
             given = wanted if r == 1 else _answers(dense, rows, collator)
             found[-1][r] = float(F.kl_div(given, wanted, reduction="batchmean", log_target=True))
     dense.set_reduction(1)
-    collator.drop, collator.splice = drop, splice
     return found
 
 
@@ -102,14 +97,9 @@ def allocate(
     return [reductions[i] for i in solved.x.reshape(-1, count).argmax(1)]
 
 
-@torch.inference_mode()
 def _answers(model: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator) -> Tensor:
     """Log probabilities, [rows, labels]."""
-    parts = []
-    for start in range(0, len(rows), _BATCH):
-        batch = collator(rows[start : start + _BATCH])
-        parts.append(F.log_softmax(model(batch["input_ids"], batch["attention_mask"]).logits, -1))
-    return torch.cat(parts)
+    return F.log_softmax(logits_of(model, rows, collator), -1)
 
 
 def _costs(model: CodaModel, tokens: int, reductions: Sequence[Fraction]) -> list[dict[Fraction, int]]:

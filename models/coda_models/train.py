@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from copy import copy
 from fractions import Fraction
 from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
@@ -161,6 +163,12 @@ class TailCollator:
             batch[SOFT] = (soft + soft[partners]) / 2
         return batch
 
+    def plain(self, tokens: int | None = None) -> "TailCollator":
+        """One of this length, or another, that changes no text: for everything but training."""
+        other = copy(self)
+        other.tokens, other.drop, other.splice = self.tokens if tokens is None else tokens, 0.0, 0.0
+        return other
+
     def _partners(self, labels: list[int]) -> list[int]:
         """For each row the one that lends it a piece: another of its label, or itself."""
         partners = list(range(len(labels)))
@@ -188,20 +196,39 @@ def _spliced(ids: list[int], other: list[int]) -> list[int]:
     return [ids[0], *other[start : start + half], *ids[1 + half :]]
 
 
+@torch.inference_mode()
+def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
+    """What a model in evaluation mode says to rows, none of them changed. [rows, labels], float32, on the CPU."""
+    model.eval()
+    device, collator = next(model.parameters()).device, collator.plain()
+    parts = []
+    for start in range(0, len(rows), batch):
+        inputs = collator(rows[start : start + batch])
+        output = model(inputs["input_ids"].to(device), inputs["attention_mask"].to(device))
+        parts.append(output.logits.float().cpu())
+    return torch.cat(parts)
+
+
 def soft_labelled(
     teacher: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8
 ) -> list[dict[str, Any]]:
     """Rows with the teacher's logits for each: asked once, it need not run beside the student in every epoch."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher.eval().to(device)
-    labelled: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch):
-            some = rows[start : start + batch]
-            inputs = collator(some)
-            logits = teacher(inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).logits
-            labelled += ({**row, SOFT: soft} for row, soft in zip(some, logits.float().tolist(), strict=True))
-    return labelled
+    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = logits_of(teacher, rows, collator, batch=batch).tolist()
+    return [{**row, SOFT: soft} for row, soft in zip(rows, logits, strict=True)]
+
+
+def training_arguments(folder: Path | str, **options: Any) -> TrainingArguments:
+    """Trainer's arguments for rows and collators of this module: it keeps their columns, and reports to nobody."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        weight_decay=0.01,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        **options,
+    )
 
 
 class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from coda_compile.passes.declining import Declining
+from coda_compile.passes.values import add_constant, both_ways, made_by
 from coda_ops import DOMAIN
 
 
@@ -40,7 +41,7 @@ class FuseNorms(Declining):
 def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     """Fuse one; returns why not, or ``None``."""
     x, scale, bias = (*norm.inputs, None)[:3]
-    add = _only_reader(x)
+    add = made_by(x, "Add")
     if x is None or add is None:
         return "what it reads is no sum, or others read the sum too"
     a, b = add.inputs
@@ -49,12 +50,11 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     width = a.shape[-1]
     if scale is None or bias is None or not isinstance(width, int) or not _last_axis(norm, len(a.shape)):
         return "it has no bias, or norms more than the last axis"
+    if _moved(b) is None:
+        a, b = b, a
     moved = _moved(b)
     if moved is None:
-        a, b = b, a
-        moved = _moved(b)
-    if moved is None:
-        y, shift = b, _zeros(graph, f"{norm.name}.shift", width)
+        y, shift = b, add_constant(graph, f"{norm.name}.shift", np.zeros(width, np.float32))
         old = [norm, add]
     else:
         y, shift = moved.y, moved.shift
@@ -70,20 +70,12 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     return None
 
 
-def _only_reader(value: ir.Value | None) -> ir.Node | None:
-    """The Add behind a value that nobody else reads."""
-    node = None if value is None else value.producer()
-    if value is None or node is None or value.is_graph_output() or len(value.uses()) != 1:
-        return None
-    return node if (node.domain, node.op_type) == ("", "Add") else None
-
-
 def _moved(value: ir.Value) -> _Moved | None:
     """The sum with a constant vector that makes a value, if that is how it is made."""
-    add = _only_reader(value)
+    add = made_by(value, "Add")
     if add is None:
         return None
-    for y, shift in (tuple(add.inputs), tuple(reversed(add.inputs))):
+    for y, shift in both_ways(add):
         tensor = None if shift is None else ir.convenience.get_const_tensor(shift)
         if y is None or shift is None or tensor is None or y.shape != value.shape or value.shape is None:
             continue
@@ -94,10 +86,3 @@ def _moved(value: ir.Value) -> _Moved | None:
 
 def _last_axis(norm: ir.Node, rank: int) -> bool:
     return norm.attributes.get_int("axis", -1) in (-1, rank - 1)
-
-
-def _zeros(graph: ir.Graph, name: str, width: int) -> ir.Value:
-    zeros = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([width]))
-    zeros.const_value = ir.tensor(np.zeros(width, np.float32), name=name)
-    graph.register_initializer(zeros)
-    return zeros

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
+from coda_compile.passes.values import add_constant, both_ways, made_by
 
 _BIAS = 5  # the input of both operators that is added to the scores
 
@@ -75,25 +76,17 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     if value is None:
         return None
     sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
-    add = _behind(value, "Add", readers=1 + len(sizes))
+    add = made_by(value, "Add", readers=1 + len(sizes))
     if add is None:
         return None
-    for product, bias in (tuple(add.inputs), tuple(reversed(add.inputs))):
-        matmul = _behind(product, "MatMul", readers=1)
+    for product, bias in both_ways(add):
+        matmul = made_by(product, "MatMul")
         if matmul is None or not _constant(bias, 1) or not _constant(matmul.inputs[1], 2):
             continue
         x, weight = matmul.inputs
         if x is not None and weight is not None and bias is not None:
             return _Projection(x, weight, bias, (matmul, add), sizes)
     return None
-
-
-def _behind(value: ir.Value | None, op_type: str, *, readers: int) -> ir.Node | None:
-    """The node of a type that makes a value with so many readers."""
-    node = None if value is None else value.producer()
-    if value is None or node is None or value.is_graph_output() or len(value.uses()) != readers:
-        return None
-    return node if (node.domain, node.op_type) == ("", op_type) else None
 
 
 def _constant(value: ir.Value | None, rank: int) -> bool:
@@ -105,7 +98,4 @@ def _packed(graph: ir.Graph, values: list[ir.Value], name: str) -> ir.Value:
     """A new initializer: constants side by side along their last axis."""
     tensors = [ir.convenience.get_const_tensor(value) for value in values]
     array = np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None], axis=-1)
-    packed = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
-    packed.const_value = ir.tensor(array, name=name)
-    graph.register_initializer(packed)
-    return packed
+    return add_constant(graph, name, array)

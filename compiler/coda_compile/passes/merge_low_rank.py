@@ -1,6 +1,5 @@
 """LoRA's branches, merged into the weights that they adapt."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from coda_compile.passes.declining import Declining
+from coda_compile.passes.values import add_constant, both_ways
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -139,7 +139,7 @@ def _product(value: ir.Value | None) -> _Product | None:
         if len(value.uses()) != 1 or value.is_graph_output():
             return None
         if node.op_type == "Add":
-            value = next((v for v, other in _both_ways(node) if _vector(other)), None)
+            value = next((v for v, other in both_ways(node) if _vector(other)), None)
             continue
         x, weight = (*node.inputs, None)[:2]
         tensor = _constant(weight)
@@ -149,12 +149,6 @@ def _product(value: ir.Value | None) -> _Product | None:
             return None
         return _Product(node, x, _transposed(node))
     return None
-
-
-def _both_ways(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
-    first, second = node.inputs
-    yield first, second
-    yield second, first
 
 
 def _vector(value: ir.Value | None) -> bool:
@@ -177,8 +171,5 @@ def _add_to_weight(graph: ir.Graph, product: _Product, weight: ir.Value, delta: 
     name = f"{weight.name}.merged"
     while name in graph.initializers:
         name += ".merged"
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(merged.shape))
-    value.const_value = ir.tensor(merged, dtype=tensor.dtype, name=name)
-    graph.register_initializer(value)
-    product.node.replace_input_with(1, value)
+    product.node.replace_input_with(1, add_constant(graph, name, merged))
     return True

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
+from coda_compile.passes.values import add_constant, both_ways
 
 _BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 
@@ -99,7 +100,7 @@ def _product(value: ir.Value | None) -> _Product | None:
         return _Product(node, None) if weight is not None and weight.ndim == 2 else None
     if node.op_type != "Add":
         return None
-    for x, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
+    for x, other in both_ways(node):
         vector, inner = _array(other), _product(x)
         if vector is not None and vector.ndim == 1 and inner is not None and inner.add is None:
             return _Product(inner.matmul, node)
@@ -114,9 +115,7 @@ def _keep(graph: ir.Graph, node: ir.Node, index: int, heard: NDArray[np.bool_], 
     assert array is not None
     size = array.shape[axis] // len(heard)
     kept = np.compress(np.repeat(heard, size), array, axis)
-    pruned = ir.Value(name=f"{value.name}.heard", type=value.type, shape=ir.Shape(kept.shape))
-    pruned.const_value = ir.tensor(np.ascontiguousarray(kept), name=pruned.name)
-    graph.register_initializer(pruned)
+    pruned = add_constant(graph, f"{value.name}.heard", np.ascontiguousarray(kept))
     node.replace_input_with(index, pruned)
 
 

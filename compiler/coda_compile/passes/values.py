@@ -1,0 +1,30 @@
+"""What passes ask of values, and how they add constants."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def made_by(value: ir.Value | None, op_type: str, *, readers: int = 1) -> ir.Node | None:
+    """The node of a standard operator that makes a value with so many readers, no output of the graph among them."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or value.is_graph_output() or len(value.uses()) != readers:
+        return None
+    return node if (node.domain, node.op_type) == ("", op_type) else None
+
+
+def both_ways(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
+    """The two inputs of a node that takes them in either order."""
+    first, second = node.inputs
+    yield first, second
+    yield second, first
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of an array's own type."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
