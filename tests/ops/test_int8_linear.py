@@ -11,7 +11,24 @@ from tests.ops.one_node import open_node
 from coda_ops import DOMAIN, native
 from coda_ops.int8_linear import body, int8_linear, quantize
 
-KERNELS = [None, pytest.param(native.LIBRARY, marks=pytest.mark.skipif(native.library() is None, reason="not built"))]
+BUILT = pytest.mark.skipif(native.library() is None, reason="not built")
+KERNELS = ["body", *(pytest.param(name, marks=BUILT) for name in ("", "amx-int8", "avx512-vnni", "avx2"))]
+
+
+@pytest.fixture(params=KERNELS)
+def library(request, monkeypatch):
+    """What runs the operator: its body, the kernel that this machine gets, and each kernel that it could get."""
+    if request.param == "body":
+        return None
+    if request.param:
+        monkeypatch.setenv("CODA_INT8", request.param)
+        try:
+            node(drawn(0), native.LIBRARY)
+        except Exception as error:
+            if "this processor has no such kernel" not in str(error):
+                raise
+            pytest.skip(f"this processor has no {request.param}")
+    return native.LIBRARY
 
 
 def oracle(x, weight, scale, bias):
@@ -53,10 +70,17 @@ def test_it_is_the_formula(seed, rows, inputs, outputs):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("library", KERNELS)
 @pytest.mark.parametrize(
     ("lead", "inputs", "outputs"),
-    [((1,), 1, 1), ((5,), 7, 25), ((33,), 64, 48), ((2, 3), 9, 16), ((3, 41), 96, 33), ((130,), 384, 384)],
+    [
+        ((1,), 1, 1),
+        ((5,), 7, 25),
+        ((33,), 64, 48),
+        ((2, 3), 9, 16),
+        ((3, 41), 96, 33),
+        ((130,), 384, 384),
+        ((600,), 70, 80),
+    ],
 )
 def test_body_and_kernel_are_the_torch_operator(library, lead, inputs, outputs):
     arrays = drawn(0, lead, inputs, outputs)
@@ -68,7 +92,6 @@ def test_body_and_kernel_are_the_torch_operator(library, lead, inputs, outputs):
         assert node(arrays, library, threads=3).tobytes() == got.tobytes()
 
 
-@pytest.mark.parametrize("library", KERNELS)
 def test_extremes_are_exact(library):
     """The largest sums there are, where processors without VNNI would saturate; a half rounds to even."""
     inputs = 4096
@@ -83,13 +106,25 @@ def test_extremes_are_exact(library):
     np.testing.assert_allclose(got, sums * step, rtol=1e-6)
 
 
-@pytest.mark.parametrize("library", KERNELS)
 def test_a_token_does_not_depend_on_its_company(library):
     arrays = drawn(1, (12,), 40, 20)
     together = node(arrays, library)
     for row in range(12):
         alone = node((arrays[0][row : row + 1], *arrays[1:]), library)
         assert alone.tobytes() == together[row : row + 1].tobytes()
+
+
+def test_every_half_rounds_to_even_and_every_size_keeps_its_levels(library):
+    """Ratios at and beside each half, where multiplying by an inverse would tell wrong; rows from tiny to huge."""
+    halves = np.arange(-127, 127) + 0.5
+    x = np.concatenate([[127.0], halves, np.nextafter(halves, 200, dtype=np.float32)]).astype(np.float32)
+    sizes = np.float32([1e-42, 1e-38, 1e-31, 1e-20, 1, 3, 1e20, 1e30])
+    x = x * sizes[:, None]
+    weight = np.random.default_rng(0).integers(1, 256, size=(x.shape[1], 3)).astype(np.uint8)
+    one, none = np.ones(3, np.float32), np.zeros(3, np.float32)
+    got = node((x, weight, one, none), library)
+    wanted = oracle(x, weight, one, none)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-44)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 30))

@@ -6,7 +6,15 @@
 
 namespace coda {
 
-// Weights of one layer, packed for the loops of int8_linear.cc.
+struct Int8Kernel;
+
+// Rows of x in whole numbers, and what one of them is worth. A thread keeps it from call to call.
+struct Int8Rows {
+  std::vector<char> levels;  // [padded rows, padded inputs] of the kernel's type
+  std::vector<float> steps;  // [padded rows]
+};
+
+// Weights of one layer, packed for the best kernel that this processor has.
 class Int8Weights {
  public:
   // weight: [inputs, outputs], 128 stands for 0; scale, bias: [outputs].
@@ -16,16 +24,24 @@ class Int8Weights {
   int64_t outputs() const { return outputs_; }
   int64_t panels() const { return panels_; }
 
-  // y = x · weight * scale + bias, every row of x rounded to 255 levels of its own, for the panels from first to last
-  // (exclusive) of the outputs. x: [rows, inputs]; y: [rows, outputs].
-  void multiply(const float* x, int64_t rows, int64_t first, int64_t last, float* y) const;
+  // Make room for so many rows.
+  void reserve(int64_t rows, Int8Rows& prepared) const;
 
-  // Whether this processor has what multiply is written for.
+  // Round the rows from first to last (exclusive) of x, [rows, inputs], each to 255 levels of its own.
+  void quantize(const float* x, int64_t first, int64_t last, Int8Rows& prepared) const;
+
+  // y = x · weight * scale + bias for some rows, and the outputs of some panels. y: [rows, outputs].
+  void multiply(const Int8Rows& prepared, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel,
+                float* y) const;
+
+  // Whether this processor has a kernel.
   static bool supported();
 
  private:
-  int64_t inputs_, outputs_, pairs_, panels_;
-  std::vector<int8_t> packed_;       // [panels, pairs, kPanel, 2]
+  const Int8Kernel& kernel_;
+  int64_t inputs_, outputs_, depth_, panels_;
+  std::vector<int8_t> packed_;       // [panels, depth / group, kPanel, group]
+  std::vector<int32_t> sums_;        // [panels * kPanel], of each output's weights
   std::vector<float> scale_, bias_;  // [panels * kPanel]
 };
 

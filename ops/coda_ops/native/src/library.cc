@@ -408,8 +408,9 @@ struct Int8LinearKernel {
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     return guarded("Int8Linear", [&]() -> OrtStatusPtr {
-      constexpr int64_t kBlock = 32;  // rows that share one walk through the weights
-      constexpr int64_t kTasks = 16;  // enough for every thread to stay busy to the end
+      constexpr int64_t kBlock = 256;  // rows that share one walk through the weights
+      constexpr int64_t kTasks = 16;   // enough for every thread to stay busy to the end
+      constexpr int64_t kUnit = 4;     // panels that stay together
       Ort::KernelContext context(raw);
       const auto x = context.GetInput(0);
       auto shape = shape_of(x);
@@ -419,14 +420,19 @@ struct Int8LinearKernel {
       shape.back() = outputs;
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
       const auto* from = x.GetTensorData<float>();
-      // Few rows are shared by outputs too, down to what is still worth a thread's while.
-      const int64_t blocks = (rows + kBlock - 1) / kBlock, panels = weights_->panels();
+      static thread_local coda::Int8Rows mine;
+      coda::Int8Rows& prepared = mine;  // this thread's, for all that take part
+      weights_->reserve(rows, prepared);
+      parallel(raw, rows, inputs * static_cast<int64_t>(sizeof(float)),
+               [&](int64_t row) { weights_->quantize(from, row, row + 1, prepared); });
+      // Shared by outputs first, so that weights are read once, down to what is still worth a thread's while.
+      const int64_t blocks = (rows + kBlock - 1) / kBlock, units = (weights_->panels() + kUnit - 1) / kUnit;
       const int64_t worth = std::max<int64_t>(1, std::min(rows, kBlock) * inputs * outputs >> 20);
-      const int64_t groups = std::max<int64_t>(1, std::min({kTasks / std::max<int64_t>(1, blocks), worth, panels}));
+      const int64_t groups = std::max<int64_t>(1, std::min({kTasks / std::max<int64_t>(1, blocks), worth, units}));
       parallel(raw, blocks * groups, 64 << 10, [&](int64_t task) {
         const int64_t row = task / groups * kBlock, group = task % groups;
-        weights_->multiply(from + row * inputs, std::min(kBlock, rows - row), group * panels / groups,
-                           (group + 1) * panels / groups, y + row * outputs);
+        weights_->multiply(prepared, row, std::min(rows, row + kBlock), group * units / groups * kUnit,
+                           std::min(weights_->panels(), (group + 1) * units / groups * kUnit), y);
       });
       return nullptr;
     });

@@ -1,0 +1,103 @@
+// AMX multiplies tiles of 16 rows by 64 bytes, signed by signed.
+#include "int8_avx512.h"
+
+#if CODA_X86 && defined(__linux__) && __GNUC__ >= 11
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#define AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8")))
+
+namespace coda {
+namespace {
+
+constexpr int64_t kTile = 16;   // rows, and outputs
+constexpr int64_t kBytes = 64;  // of a tile's row
+
+// Linux saves tiles for processes that have asked.
+bool here() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = (d >> 24 & 1) != 0, int8 = (d >> 25 & 1) != 0;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return tiles && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+AVX512 float quantize(const float* x, int64_t n, void* levels) { return quantize_bytes(x, n, levels, '\0'); }
+
+struct alignas(64) Config {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  Config() {
+    for (int i = 0; i < 8; ++i) bytes[i] = kBytes, rows[i] = kTile;
+  }
+};
+
+AMX void write_tile(const Int8Product& p, const int32_t* sums, int64_t row, int64_t panel) {
+  const int64_t last = std::min(p.rows, row + kTile);
+  for (int64_t i = row; i < last; ++i) write_panel(p, i, panel * kPanel, _mm512_load_si512(sums + (i - row) * kPanel));
+}
+
+// Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights.
+AMX void multiply(const Int8Product& p) {
+  static const Config config;
+  alignas(64) int32_t sums[4][kTile * kPanel];
+  const auto* levels = static_cast<const int8_t*>(p.levels);
+  _tile_loadconfig(&config);
+  for (int64_t panel = 0; panel < p.panels; panel += 2) {
+    const bool two_panels = panel + 1 < p.panels;
+    const int8_t* left = p.weights + panel * p.depth * kPanel;
+    const int8_t* right = two_panels ? left + p.depth * kPanel : left;
+    for (int64_t row = 0; row < p.rows; row += 2 * kTile) {
+      const bool two_rows = row + kTile < p.rows;
+      const int8_t* upper = levels + row * p.depth;
+      const int8_t* lower = upper + kTile * p.depth;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      if (two_rows) {
+        for (int64_t k = 0; k < p.depth; k += kBytes) {
+          _tile_loadd(4, upper + k, p.depth);
+          _tile_loadd(6, left + k * kPanel, kBytes);
+          _tile_loadd(7, right + k * kPanel, kBytes);
+          _tile_loadd(5, lower + k, p.depth);
+          _tile_dpbssd(0, 4, 6);
+          _tile_dpbssd(1, 4, 7);
+          _tile_dpbssd(2, 5, 6);
+          _tile_dpbssd(3, 5, 7);
+        }
+      } else {
+        for (int64_t k = 0; k < p.depth; k += kBytes) {
+          _tile_loadd(4, upper + k, p.depth);
+          _tile_loadd(6, left + k * kPanel, kBytes);
+          _tile_loadd(7, right + k * kPanel, kBytes);
+          _tile_dpbssd(0, 4, 6);
+          _tile_dpbssd(1, 4, 7);
+        }
+      }
+      _tile_stored(0, sums[0], kBytes);
+      _tile_stored(1, sums[1], kBytes);
+      _tile_stored(2, sums[2], kBytes);
+      _tile_stored(3, sums[3], kBytes);
+      for (int i = 0; i < (two_rows ? 4 : 2); i += two_panels ? 1 : 2) {
+        write_tile(p, sums[i], row + i / 2 * kTile, panel + i % 2);
+      }
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+const Int8Kernel kAmx = {"amx-int8", 4, kBytes, 2 * kTile, 1, here, quantize, multiply};
+
+}  // namespace coda
+#elif CODA_X86
+namespace coda {
+const Int8Kernel kAmx = {"amx-int8", 4, 64, 32, 1, [] { return false; }, nullptr, nullptr};
+}
+#endif

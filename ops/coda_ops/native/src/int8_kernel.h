@@ -1,0 +1,45 @@
+// What int8_linear.cc asks of each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CODA_X86 1
+#endif
+
+namespace coda {
+
+constexpr int64_t kPanel = 16;  // outputs whose weights lie together
+
+// A few rows times a few panels.
+struct Int8Product {
+  const void* levels;     // [rows, depth]; readable up to a multiple of the kernel's rows
+  const float* steps;     // [rows]
+  const int8_t* weights;  // [panels, depth / group, kPanel, group]
+  const int32_t* sums;    // [panels * kPanel]
+  const float *scale, *bias;
+  int64_t depth;  // inputs, padded
+  int64_t rows, panels;
+  float* y;         // [rows, stride]
+  int64_t stride;   // outputs of the layer
+  int64_t outputs;  // that are wanted: the last panel may hold fewer than kPanel
+};
+
+struct Int8Kernel {
+  const char* name;
+  int64_t group;       // inputs of one output whose weights lie together
+  int64_t padding;     // inputs are padded to a multiple of it
+  int64_t rows;        // as many are read together
+  int64_t level_size;  // bytes
+  bool (*here)();      // whether this processor has it
+  // x → levels in [-127, 127] and what one of them is worth; half to even, as ONNX's Round does. What is padded is never
+  // written: its weights are 0.
+  float (*quantize)(const float* x, int64_t inputs, void* levels);
+  void (*multiply)(const Int8Product& product);
+};
+
+#if CODA_X86
+extern const Int8Kernel kAmx, kVnni, kAvx2;
+#endif
+
+}  // namespace coda
