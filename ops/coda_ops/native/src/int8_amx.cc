@@ -25,7 +25,11 @@ bool here() {
   return tiles && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-AVX512 float quantize(const float* x, int64_t n, void* levels) { return quantize_bytes(x, n, levels, '\0'); }
+// Levels lie as tiles read them, [rows / 16, inputs / 64, 16, 64].
+AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* levels) {
+  auto* first = static_cast<char*>(levels) + row / kTile * kTile * depth + row % kTile * kBytes;
+  return quantize_bytes(x, n, first, kTile * kBytes, '\0');
+}
 
 struct alignas(64) Config {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -36,9 +40,27 @@ struct alignas(64) Config {
   }
 };
 
-AMX void write_tile(const Int8Product& p, const int32_t* sums, int64_t row, int64_t panel) {
-  const int64_t last = std::min(p.rows, row + kTile);
-  for (int64_t i = row; i < last; ++i) write_panel(p, i, panel * kPanel, _mm512_load_si512(sums + (i - row) * kPanel));
+// Ask for the tile that will be needed next: loads of tiles wait for each other.
+inline void fetch(const int8_t* tile) {
+  for (int64_t i = 0; i < kTile; ++i) __builtin_prefetch(tile + i * kBytes);
+}
+
+// Two tiles side by side, or the left one alone.
+AMX void write_tiles(const Int8Product& p, const int32_t (*sums)[kTile * kPanel], int64_t row, int64_t output) {
+  const int64_t rows = std::min(kTile, p.rows - row), wanted = p.outputs - output;
+  const __mmask16 in_left = below(wanted), in_right = wanted > kPanel ? below(wanted - kPanel) : 0;
+  const __m512 scale = _mm512_loadu_ps(p.scale + output), bias = _mm512_loadu_ps(p.bias + output);
+  const __m512 right_scale = _mm512_maskz_loadu_ps(in_right, p.scale + output + kPanel);
+  const __m512 right_bias = _mm512_maskz_loadu_ps(in_right, p.bias + output + kPanel);
+  float* y = p.y + row * p.stride + output;
+  for (int64_t i = 0; i < rows; ++i, y += p.stride) {
+    const __m512 step = _mm512_set1_ps(p.steps[row + i]);
+    const __m512 left = _mm512_cvtepi32_ps(_mm512_load_si512(sums[0] + i * kPanel));
+    const __m512 right = _mm512_cvtepi32_ps(_mm512_load_si512(sums[1] + i * kPanel));
+    _mm512_mask_storeu_ps(y, in_left, _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(left, step), scale), bias));
+    _mm512_mask_storeu_ps(y + kPanel, in_right,
+                          _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(right, step), right_scale), right_bias));
+  }
 }
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights.
@@ -47,45 +69,37 @@ AMX void multiply(const Int8Product& p) {
   alignas(64) int32_t sums[4][kTile * kPanel];
   const auto* levels = static_cast<const int8_t*>(p.levels);
   _tile_loadconfig(&config);
-  for (int64_t panel = 0; panel < p.panels; panel += 2) {
-    const bool two_panels = panel + 1 < p.panels;
-    const int8_t* left = p.weights + panel * p.depth * kPanel;
-    const int8_t* right = two_panels ? left + p.depth * kPanel : left;
-    for (int64_t row = 0; row < p.rows; row += 2 * kTile) {
-      const bool two_rows = row + kTile < p.rows;
-      const int8_t* upper = levels + row * p.depth;
-      const int8_t* lower = upper + kTile * p.depth;
+  for (int64_t row = 0; row < p.rows; row += 2 * kTile) {
+    const bool two_rows = row + kTile < p.rows;
+    const int8_t* upper = levels + row * p.depth;
+    const int8_t* lower = upper + kTile * p.depth;
+    for (int64_t panel = 0; panel < p.panels; panel += 2) {
+      const int8_t* left = p.weights + panel * p.depth * kPanel;
+      const int8_t* right = panel + 1 < p.panels ? left + p.depth * kPanel : left;
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      if (two_rows) {
-        for (int64_t k = 0; k < p.depth; k += kBytes) {
-          _tile_loadd(4, upper + k, p.depth);
-          _tile_loadd(6, left + k * kPanel, kBytes);
-          _tile_loadd(7, right + k * kPanel, kBytes);
-          _tile_loadd(5, lower + k, p.depth);
-          _tile_dpbssd(0, 4, 6);
-          _tile_dpbssd(1, 4, 7);
+      for (int64_t k = 0; k < p.depth; k += kBytes) {
+        _tile_loadd(4, upper + k * kTile, kBytes);
+        _tile_loadd(6, left + k * kPanel, kBytes);
+        _tile_loadd(7, right + k * kPanel, kBytes);
+        fetch(left + (k + kBytes) * kPanel);
+        fetch(right + (k + kBytes) * kPanel);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        if (two_rows) {
+          _tile_loadd(5, lower + k * kTile, kBytes);
           _tile_dpbssd(2, 5, 6);
           _tile_dpbssd(3, 5, 7);
-        }
-      } else {
-        for (int64_t k = 0; k < p.depth; k += kBytes) {
-          _tile_loadd(4, upper + k, p.depth);
-          _tile_loadd(6, left + k * kPanel, kBytes);
-          _tile_loadd(7, right + k * kPanel, kBytes);
-          _tile_dpbssd(0, 4, 6);
-          _tile_dpbssd(1, 4, 7);
         }
       }
       _tile_stored(0, sums[0], kBytes);
       _tile_stored(1, sums[1], kBytes);
       _tile_stored(2, sums[2], kBytes);
       _tile_stored(3, sums[3], kBytes);
-      for (int i = 0; i < (two_rows ? 4 : 2); i += two_panels ? 1 : 2) {
-        write_tile(p, sums[i], row + i / 2 * kTile, panel + i % 2);
-      }
+      write_tiles(p, sums, row, panel * kPanel);
+      if (two_rows) write_tiles(p, sums + 2, row + kTile, panel * kPanel);
     }
   }
   _tile_release();

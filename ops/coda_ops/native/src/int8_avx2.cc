@@ -17,8 +17,8 @@ constexpr int64_t kRows = 4;  // rows that are computed together: their eight su
 
 bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-AVX2 float quantize(const float* x, int64_t n, void* out) {
-  auto* levels = static_cast<int16_t*>(out);
+AVX2 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* out) {
+  auto* levels = static_cast<int16_t*>(out) + row * depth;
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 highest = _mm256_setzero_ps();
   int64_t i = 0;

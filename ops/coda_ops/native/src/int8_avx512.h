@@ -19,9 +19,9 @@ AVX512 inline __mmask16 below(int64_t count) {
   return count >= 16 ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
 }
 
-// Levels as bytes, each with flip's bits flipped: 0x80 makes 0 … 255 of -128 … 127.
-AVX512 inline float quantize_bytes(const float* x, int64_t n, void* out, char flip) {
-  auto* levels = static_cast<char*>(out);
+// Levels as bytes, each with flip's bits flipped: 0x80 makes 0 … 255 of -128 … 127. Every 64 of them begin `stride` bytes
+// behind those before.
+AVX512 inline float quantize_bytes(const float* x, int64_t n, char* levels, int64_t stride, char flip) {
   __m512 highest = _mm512_setzero_ps();
   for (int64_t i = 0; i < n; i += 16) {
     highest = _mm512_max_ps(highest, _mm512_abs_ps(_mm512_maskz_loadu_ps(below(n - i), x + i)));
@@ -41,7 +41,7 @@ AVX512 inline float quantize_bytes(const float* x, int64_t n, void* out, char fl
     if (_mm512_cmp_ps_mask(away, near_half, _CMP_NLT_UQ) != 0) {
       level = _mm512_cvtps_epi32(_mm512_div_ps(values, steps));
     }
-    _mm_mask_storeu_epi8(levels + i, valid, _mm_xor_si128(_mm512_cvtsepi32_epi8(level), flips));
+    _mm_mask_storeu_epi8(levels + i / 64 * stride + i % 64, valid, _mm_xor_si128(_mm512_cvtsepi32_epi8(level), flips));
   }
   return step;
 }

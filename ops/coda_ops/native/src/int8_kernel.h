@@ -13,7 +13,7 @@ constexpr int64_t kPanel = 16;  // outputs whose weights lie together
 
 // A few rows times a few panels.
 struct Int8Product {
-  const void* levels;     // [rows, depth]; readable up to a multiple of the kernel's rows
+  const void* levels;     // of rows x depth, up to a multiple of the kernel's rows, as its quantize writes them
   const float* steps;     // [rows]
   const int8_t* weights;  // [panels, depth / group, kPanel, group]
   const int32_t* sums;    // [panels * kPanel]
@@ -32,9 +32,9 @@ struct Int8Kernel {
   int64_t rows;        // as many are read together
   int64_t level_size;  // bytes
   bool (*here)();      // whether this processor has it
-  // x → levels in [-127, 127] and what one of them is worth; half to even, as ONNX's Round does. What is padded is never
-  // written: its weights are 0.
-  float (*quantize)(const float* x, int64_t inputs, void* levels);
+  // One row of x → levels in [-127, 127] and what one of them is worth; half to even, as ONNX's Round does. What is padded
+  // is never written: its weights are 0.
+  float (*quantize)(const float* x, int64_t inputs, int64_t depth, int64_t row, void* levels);
   void (*multiply)(const Int8Product& product);
 };
 

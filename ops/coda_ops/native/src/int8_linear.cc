@@ -64,10 +64,9 @@ void Int8Weights::reserve(int64_t rows, Int8Rows& prepared) const {
 }
 
 void Int8Weights::quantize(const float* x, int64_t first, int64_t last, Int8Rows& prepared) const {
-  const int64_t bytes = depth_ * kernel_.level_size;
   for (int64_t row = first; row < last; ++row) {
     prepared.steps[static_cast<size_t>(row)] =
-        kernel_.quantize(x + row * inputs_, inputs_, prepared.levels.data() + row * bytes);
+        kernel_.quantize(x + row * inputs_, inputs_, depth_, row, prepared.levels.data());
   }
 }
 

@@ -10,7 +10,7 @@ struct Int8Kernel;
 
 // Rows of x in whole numbers, and what one of them is worth. A thread keeps it from call to call.
 struct Int8Rows {
-  std::vector<char> levels;  // [padded rows, padded inputs] of the kernel's type
+  std::vector<char> levels;  // of padded rows x padded inputs, as the kernel lays them out
   std::vector<float> steps;  // [padded rows]
 };
 
@@ -30,7 +30,8 @@ class Int8Weights {
   // Round the rows from first to last (exclusive) of x, [rows, inputs], each to 255 levels of its own.
   void quantize(const float* x, int64_t first, int64_t last, Int8Rows& prepared) const;
 
-  // y = x · weight * scale + bias for some rows, and the outputs of some panels. y: [rows, outputs].
+  // y = x · weight * scale + bias for some rows, from a multiple of 32 on, and the outputs of some panels. y: [rows,
+  // outputs].
   void multiply(const Int8Rows& prepared, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel,
                 float* y) const;
 

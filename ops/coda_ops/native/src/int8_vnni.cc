@@ -15,7 +15,9 @@ constexpr int kRows = 6, kTogether = 4;  // rows by panels whose sums stay in re
 
 bool here() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-AVX512 float quantize(const float* x, int64_t n, void* levels) { return quantize_bytes(x, n, levels, '\x80'); }
+AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* levels) {
+  return quantize_bytes(x, n, static_cast<char*>(levels) + row * depth, 64, '\x80');
+}
 
 template <int R, int P>
 VNNI void multiply_block(const Int8Product& p, int64_t row, int64_t panel) {
