@@ -57,7 +57,7 @@ def add_task(
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source.model, bundle, name)
         if manifest.precision != "fp32":
-            quantize_model(source.model, manifest.precision)
+            quantize_model(source.model, manifest.precision, adapters=False)
     with replacing(bundle.folder.resolve()) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):

@@ -90,7 +90,7 @@ def compile(
     if precision != "fp32":
         with stage("quantise"):
             for each in sources.values():
-                quantize_model(each.model, precision)
+                quantize_model(each.model, precision, adapters=not several)
     source = next(iter(sources.values()))
     words = tokenizer or source.tokenizer
     if ood is not None:

@@ -1,8 +1,8 @@
 """Precision: the frozen layers' matrix products in eight or four bits, and with either the word embeddings in eight.
 
 int8 rounds weights once, each output by a scale of its own, and activations as they come, each token by a step of its
-own. int4 rounds weights alone, for the size of the file. Routers, gates, norms, adapters and head stay float32: they
-are small, and a router that is rounded routes other tokens.
+own; adapters beside layers too, which every token goes through. int4 rounds weights alone, for the size of the file.
+Routers, gates, norms and head stay float32: they are small, and a router that is rounded routes other tokens.
 """
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
+from coda_models.adapter import Adapter
 from coda_models.model import CodaModel
 from coda_ops import int4_linear, int8_linear
 
@@ -42,6 +43,27 @@ class Int8Linear(_Linear):
         return int8_linear.int8_linear(x, self.weight, self.scale, self.bias)
 
 
+class Int8Adapter(nn.Module):
+    """In eight bits, in the place of an adapter."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.down = Int8Linear(_linear(adapter.down, adapter.down_bias))
+        self.up = Int8Linear(_linear(adapter.up, adapter.up_bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        y: Tensor = self.up(F.relu(self.down(x)))
+        return y
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """The layer of a weight [inputs, outputs] and a bias."""
+    linear = nn.Linear(*weight.shape)
+    linear.weight, linear.bias = nn.Parameter(weight.detach().T), nn.Parameter(bias.detach())
+    return linear
+
+
 class Int4Linear(_Linear):
     """In four bits: weight [inputs / 2, outputs] uint8."""
 
@@ -72,8 +94,11 @@ class Int8Embedding(nn.Module):
 _LINEARS: dict[str, type[Int8Linear] | type[Int4Linear]] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
-def quantize_model(model: CodaModel, precision: str) -> None:
+def quantize_model(model: CodaModel, precision: str, *, adapters: bool = True) -> None:
     """Round every product of attention and feed-forward, and large embedding tables, in place.
+
+    Args:
+        adapters: in int8 those beside layers too; not where tasks swap them.
 
     Raises:
         CompileError: a weight that is not finite, or an odd number of inputs in four bits.
@@ -88,6 +113,10 @@ def quantize_model(model: CodaModel, precision: str) -> None:
                         inputs = f"its {name} has {module.in_features} inputs, and int4 takes an even number"
                         raise CompileError(f"layer {i} cannot be quantised: {inputs}")
                     setattr(part, name, linear(module))
+        if adapters and precision == "int8" and layer.adapter is not None:
+            for name in ("down", "up"):
+                _check(_linear(getattr(layer.adapter, name), torch.zeros(0)), f"layer {i}", f"adapter's {name}")
+            setattr(layer, "adapter", Int8Adapter(layer.adapter))  # noqa: B010
     for parent in list(model.embeddings.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Embedding) and module.weight.numel() >= _LARGE:

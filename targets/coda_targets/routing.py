@@ -17,6 +17,7 @@ from coda_targets.errors import BundleError, TargetError
 from coda_targets.target import Target
 
 # Metadata keys that export.py puts on nodes: the index of their layer, and the part of the model that they belong to.
+JOINED = "+"  # between the names of weights that became one
 LAYER_TAG = "coda.layer"
 ROLE_TAG = "coda.role"
 _DOMAIN = "ai.coda"
@@ -102,7 +103,7 @@ class RoutingProbe:
         for node in proto.graph.node:
             if node.domain == _DOMAIN and node.op_type == "Int8Linear" and products:
                 show(node.input[0], onnx.TensorProto.FLOAT)
-                self._multiplied.append((node.input[1], node.input[0]))
+                self._multiplied += [(weight, node.input[0]) for weight in node.input[1].split(JOINED)]
             if node.domain != _DOMAIN or node.op_type != "Route":
                 continue
             layer = next((p.value for p in node.metadata_props if p.key == LAYER_TAG), "")

@@ -30,7 +30,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("int8", Int8Linear), ("int4", Int4Linear)])
-def test_attention_and_feed_forward_are_rounded_and_nothing_else(precision: str, kind: type):
+def test_attention_feed_forward_and_in_int8_adapters_are_rounded_and_nothing_else(precision: str, kind: type):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     quantize_model(model, precision)
@@ -43,15 +43,16 @@ def test_attention_and_feed_forward_are_rounded_and_nothing_else(precision: str,
         "feed_forward.up",
         "feed_forward.down",
     )
-    assert rounded == {f"layers.{i}.block.{part}" for i in (0, 1) for part in parts}
+    adapters = ("adapter.down", "adapter.up") if precision == "int8" else ()
+    assert rounded == {f"layers.{i}.{part}" for i in (0, 1) for part in (*(f"block.{p}" for p in parts), *adapters)}
     for name, tensor in model.state_dict().items():
-        if name.rpartition(".")[0] not in rounded:
+        if not name.startswith(tuple(rounded)):
             assert torch.equal(tensor, before[name]), name
 
 
 def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
     assert quantised.manifest.precision == "int8"
-    assert quantised.manifest.operators["ai.coda::Int8Linear"] == 12
+    assert quantised.manifest.operators["ai.coda::Int8Linear"] == 12  # with one for query, key and value
     quantised.check()
     model = onnx.load(str(quantised.model_path))
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -68,7 +69,9 @@ def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
 )
 def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
     bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int8")
-    assert bundle.manifest.operators["ai.coda::Int8Linear"] == 12
+    # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
+    products = {"k_to_all": 16, "k_to_k": 14}[config.attention]
+    assert bundle.manifest.operators["ai.coda::Int8Linear"] == products
 
 
 @pytest.mark.parametrize(
@@ -122,15 +125,16 @@ def test_the_callers_model_stays_in_float32(tmp_path: Path):
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
 
 
-@pytest.mark.parametrize("part", ["attention.key", "feed_forward.down"])
+@pytest.mark.parametrize("part", ["attention.out", "attention.key", "feed_forward.down", "adapter.up"])
 def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, part: str):
     """Rounding hides nothing: what is multiplied is replayed, so that everything else compares tightly."""
     proto = onnx.load(str(quantised.model_path))
-    name = f"model.layers.1.block.{part}.weight"
-    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    name = f"layers.1.{part if part.startswith('adapter') else f'block.{part}'}.weight"
+    tensor = next(tensor for tensor in proto.graph.initializer if name in tensor.name)
     levels = numpy_helper.to_array(tensor).copy()
-    levels[:, 0] = np.where(levels[:, 0] < 255, levels[:, 0] + 1, 254)
-    tensor.CopyFrom(numpy_helper.from_array(levels, name))
+    at = 32 if "key" in part else 0  # behind the queries'
+    levels[:, at] = np.where(levels[:, at] < 255, levels[:, at] + 1, 254)
+    tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
     model = tiny_coda("bert", CodaConfig(reduction=2))
     quantize_model(model, "int8")

@@ -9,25 +9,36 @@ from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
 from coda_compile.passes.values import add_constant, both_ways, made_by
+from coda_ops import DOMAIN
+from coda_targets.routing import JOINED
 
 _BIAS = 5  # the input of both operators that is added to the scores
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """x · weight + bias, the two nodes that compute it, and others that ask how many texts or tokens it has."""
+    """A product of x with constants, the nodes that compute it, and others that ask how many texts or tokens it has.
+
+    Attributes:
+        constants: weight and bias; weight, scale and bias of one in eight bits. Outputs lie along their last axes.
+    """
 
     x: ir.Value
-    weight: ir.Value
-    bias: ir.Value
-    nodes: tuple[ir.Node, ir.Node]
+    constants: tuple[ir.Value, ...]
+    nodes: tuple[ir.Node, ...]
     sizes: tuple[ir.Node, ...]
+
+    @property
+    def rounded(self) -> bool:
+        """Whether it is in eight bits."""
+        return len(self.constants) == 3
 
 
 class FuseProjections(Declining):
-    """``MultiHeadAttention`` over three projections of one input → ``com.microsoft.Attention`` with packed weights.
+    """``MultiHeadAttention`` over three projections of one input → one product with packed weights.
 
-    One large product keeps the cores busier than three, and the operator splits heads without copying. Queries and
+    In float32 that is ``com.microsoft.Attention``, which splits heads without copying; in eight bits an Int8Linear
+    whose output is split. One large product keeps the cores busier than three, and rounds its input once. Queries and
     keys of different tokens (k-to-all) stay apart.
     """
 
@@ -54,39 +65,61 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:
     query, key, value = (part for part in parts if part is not None)
     if not query.x is key.x is value.x:
         return "queries and keys come from different tokens"
-    weight = _packed(graph, [part.weight for part in (query, key, value)], f"{query.weight.name}.qkv")
-    bias = _packed(graph, [part.bias for part in (query, key, value)], f"{query.bias.name}.qkv")
-    added = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
-    fused = ir.node(
-        "Attention",
-        [query.x, weight, bias, None, None, added],
-        {name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes},
-        domain=RUNTIME_DOMAIN,
-    )
-    fused.metadata_props.update(node.metadata_props)
+    if not query.rounded == key.rounded == value.rounded:
+        return "some of the projections are in eight bits"
+    packed = [_packed(graph, each) for each in zip(query.constants, key.constants, value.constants, strict=True)]
     for size in (size for part in (query, key, value) for size in part.sizes):
         size.replace_input_with(0, query.x)
+    new = (_rounded if query.rounded else _attention)(node, query, packed)
+    for fused in new:
+        fused.metadata_props.update(node.metadata_props)
     old = [node, *(old for part in (query, key, value) for old in reversed(part.nodes))]
-    ir.convenience.replace_nodes_and_values(graph, node, old, [fused], node.outputs, fused.outputs)
+    ir.convenience.replace_nodes_and_values(graph, node, old, new, node.outputs, new[-1].outputs)
     return None
 
 
+def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    added = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
+    attributes = {name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes}
+    inputs = [query.x, *packed, None, None, added]
+    return [ir.node("Attention", inputs, attributes, domain=RUNTIME_DOMAIN)]
+
+
+def _rounded(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    product = ir.node("Int8Linear", [query.x, *packed], domain=DOMAIN)
+    split = ir.node("Split", product.outputs, {"axis": -1, "num_outputs": 3}, num_outputs=3)
+    attention = ir.node(
+        "MultiHeadAttention", [*split.outputs, *node.inputs[3:]], node.attributes, domain=RUNTIME_DOMAIN
+    )
+    return [product, split, attention]
+
+
 def _projection(value: ir.Value | None) -> _Projection | None:
-    """The product and bias behind a value whose numbers nobody else reads; ``None`` for anything else."""
+    """The product behind a value whose numbers nobody else reads; ``None`` for anything else."""
     if value is None:
         return None
     sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
+    rounded = made_by(value, "Int8Linear", domain=DOMAIN, readers=1 + len(sizes))
+    if rounded is not None:
+        x, *constants = rounded.inputs
+        return _of(x, constants, (rounded,), sizes)
     add = made_by(value, "Add", readers=1 + len(sizes))
     if add is None:
         return None
     for product, bias in both_ways(add):
         matmul = made_by(product, "MatMul")
-        if matmul is None or not _constant(bias, 1) or not _constant(matmul.inputs[1], 2):
-            continue
-        x, weight = matmul.inputs
-        if x is not None and weight is not None and bias is not None:
-            return _Projection(x, weight, bias, (matmul, add), sizes)
+        if matmul is not None and (found := _of(matmul.inputs[0], [matmul.inputs[1], bias], (matmul, add), sizes)):
+            return found
     return None
+
+
+def _of(
+    x: ir.Value | None, constants: list[ir.Value | None], nodes: tuple[ir.Node, ...], sizes: tuple[ir.Node, ...]
+) -> _Projection | None:
+    weight, *vectors = constants
+    known = tuple(value for value in constants if value is not None)
+    fits = _constant(weight, 2) and all(_constant(vector, 1) for vector in vectors)
+    return _Projection(x, known, nodes, sizes) if x is not None and fits else None
 
 
 def _constant(value: ir.Value | None, rank: int) -> bool:
@@ -94,8 +127,8 @@ def _constant(value: ir.Value | None, rank: int) -> bool:
     return tensor is not None and len(tensor.shape) == rank
 
 
-def _packed(graph: ir.Graph, values: list[ir.Value], name: str) -> ir.Value:
-    """A new initializer: constants side by side along their last axis."""
+def _packed(graph: ir.Graph, values: tuple[ir.Value, ...]) -> ir.Value:
+    """A new initializer: constants side by side along their last axis, named after all of them."""
     tensors = [ir.convenience.get_const_tensor(value) for value in values]
     array = np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None], axis=-1)
-    return add_constant(graph, name, array)
+    return add_constant(graph, JOINED.join(str(value.name) for value in values), array)
