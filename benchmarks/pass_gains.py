@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
 @click.option("--backbone", help="Folder or hub name of the checkpoint's backbone.")
 @click.option("--shape", help="Random weights of a known size instead.")
 @click.option("--reduction", "-r", default="4", show_default=True)
+@click.option("--precision", default="fp32", show_default=True)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--tokens", multiple=True, type=click.IntRange(1), default=(128, 512), show_default=True)
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4))
@@ -46,6 +47,7 @@ def main(
     backbone: str | None,
     shape: str | None,
     reduction: str,
+    precision: str,
     batch: int,
     tokens: tuple[int, ...],
     rounds: int,
@@ -64,7 +66,9 @@ def main(
                 if without not in bundles:
                     target = replace(cpu, lowering=tuple(name for name in cpu.lowering if name not in without))
                     output = Path(folder) / str(len(bundles))
-                    bundles[without] = compile(source, target, output=output, backbone=backbone, reduction=reduction)
+                    bundles[without] = compile(
+                        source, target, output=output, backbone=backbone, reduction=reduction, precision=precision
+                    )
             contenders = [
                 Contender.of_bundle(name, bundles[without].folder, portable=portable)
                 for name, (without, portable) in VARIANTS.items()
@@ -74,7 +78,7 @@ def main(
         except CodaError as error:
             raise click.ClickException(str(error)) from None
     for case, n in enumerate(tokens):
-        table.variants(f"{batch} x {n} tokens, r = {reduction}", timings, "as compiled", case)
+        table.variants(f"{batch} x {n} tokens, r = {reduction}, {precision}", timings, "as compiled", case)
     machine = this_machine()
     click.echo(
         f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "

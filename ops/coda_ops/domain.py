@@ -1,5 +1,7 @@
 """Registering the ``ai.coda`` operators with onnx, and writing their function bodies."""
 
+from collections.abc import Sequence
+
 import onnx
 import onnx.defs
 import onnx.parser
@@ -17,14 +19,16 @@ def register(schema: OpSchema) -> OpSchema:
     return schema
 
 
-def function(signature: str, body: str) -> onnx.FunctionProto:
+def function(signature: str, body: str, *, domains: Sequence[str] = ()) -> onnx.FunctionProto:
     """Parse a function of the domain from ONNX's own text syntax.
 
     Args:
         signature: name, attributes, inputs and outputs, as in ``Adapter (x) => (y)``.
-        body: the statements, standard operators of opset ``BODY_OPSET`` only.
+        body: the statements, of standard operators of opset ``BODY_OPSET``.
+        domains: others whose operators it uses, in version 1.
     """
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {BODY_OPSET}]>'
+    others = "".join(f', "{domain}" : 1' for domain in domains)
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {BODY_OPSET}{others}]>'
     return onnx.parser.parse_function(f"{header}\n{signature}\n{{\n{body}\n}}")
 
 

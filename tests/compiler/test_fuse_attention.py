@@ -60,7 +60,7 @@ def compare(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, i
 def test_all_kinds_are_fused_and_compute_the_same(family: str, attention: str):
     config = CodaConfig(reduction=1) if attention == "dense" else CodaConfig(reduction=2, attention=attention)
     counts = compare(tiny_coda(family, config), 3, 21, 0)
-    assert counts["com.microsoft::MultiHeadAttention" if attention == "k_to_all" else "com.microsoft::Attention"] == 2
+    assert counts["com.microsoft::MultiHeadAttention" if attention == "k_to_all" else "ai.coda::SelfAttention"] == 2
     assert "Softmax" not in counts
     if family != "mpnet":  # its relative bias has a transpose of its own
         assert "Transpose" not in counts
@@ -86,7 +86,7 @@ def test_fused_operators_keep_layer_and_role(raw: ir.Model):
     places = Counter(
         (node.metadata_props[LAYER_TAG], node.metadata_props[ROLE_TAG])
         for node in raw.graph
-        if node.op_type == "Attention"
+        if node.op_type == "SelfAttention"
     )
     assert places == {("0", "attention"): 1, ("1", "attention"): 1}
 
@@ -137,6 +137,20 @@ def test_three_products_of_one_input_become_one():
     feed = {"x": x, "other": x}
     np.testing.assert_allclose(outputs(model, feed)[0], outputs(plain, feed)[0], rtol=0, atol=1e-5)
     assert not FuseProjections()(model).modified
+
+
+MASKED = "ones = Constant <value = int64[4] {{1, 1, 1, 1}}> () every = Expand(mask, ones)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [("B, 1, 1, N", "ai.coda::SelfAttention"), ("B, 1, N, N", "com.microsoft::Attention")]
+)
+def test_one_number_for_each_key_needs_no_copies(shape: str, kind: str):
+    text = PROJECTIONS.replace("float[B, N, 8] other", f"float[{shape}] mask").replace("  y = ", f"  {MASKED}\n  y = ")
+    weights = ", ".join(str(i % 7 - 3) for i in range(64))
+    model = ir.from_onnx_text(text.format(weights=weights, keys="x", rest=", , , every", more="", tail=""))
+    assert FuseProjections()(model).modified
+    assert operator_counts(model)[kind] == 1
 
 
 def test_who_asks_for_a_size_asks_the_input_instead():

@@ -63,7 +63,7 @@ def test_coda_operators_survive_every_pass(raw: ir.Model):
     assert before == {f"ai.coda::{name}": 2 for name in ("Route", "TakeTokens", "PutTokens", "Adapter")}
     run_passes(raw, LOWERING)
     after = {name: count for name, count in operator_counts(raw).items() if name.startswith("ai.coda")}
-    assert after == before | {"ai.coda::AddNorm": 4}
+    assert after == before | {"ai.coda::AddNorm": 4, "ai.coda::SelfAttention": 2}
 
 
 def test_result_passes_the_checker(raw: ir.Model):

@@ -12,7 +12,7 @@ from coda_ops import DOMAIN, native
 from coda_ops.int8_linear import body, int8_linear, quantize
 
 BUILT = pytest.mark.skipif(native.library() is None, reason="not built")
-KERNELS = ["body", *(pytest.param(name, marks=BUILT) for name in ("", "amx-int8", "avx512-vnni", "avx2"))]
+KERNELS = ["body", *(pytest.param(name, marks=BUILT) for name in ("", "amx-int8", "avx512-vnni", "avx-vnni", "avx2"))]
 
 
 @pytest.fixture(params=KERNELS)

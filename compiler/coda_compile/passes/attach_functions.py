@@ -17,6 +17,7 @@ from coda_ops import (
     pack_tokens,
     put_tokens,
     route,
+    self_attention,
     take_tokens,
     unpack_tokens,
 )
@@ -40,6 +41,7 @@ class AttachFunctions(ir.passes.InPlacePass):
             "PutTokens": put_tokens.body,
             "Adapter": adapter.body,
             "AddNorm": add_norm.body,
+            "SelfAttention": self_attention.body,
             "Int8Linear": int8_linear.body,
             "Int4Linear": int4_linear.body,
             "PackTokens": pack_tokens.body,
@@ -54,6 +56,8 @@ class AttachFunctions(ir.passes.InPlacePass):
                 # bodies use means the same in all of them from the one they are written in.
                 body.opset_imports[""] = model.opset_imports[""]
                 model.functions[identifier] = body
+                for domain, version in body.opset_imports.items():
+                    model.graph.opset_imports.setdefault(domain, version)
                 modified = True
         if used:
             model.graph.opset_imports[DOMAIN] = VERSION

@@ -37,9 +37,10 @@ class _Projection:
 class FuseProjections(Declining):
     """``MultiHeadAttention`` over three projections of one input → one product with packed weights.
 
-    In float32 that is ``com.microsoft.Attention``, which splits heads without copying; in eight bits an Int8Linear
-    whose output is split. One large product keeps the cores busier than three, and rounds its input once. Queries and
-    keys of different tokens (k-to-all) stay apart.
+    One large product keeps the cores busier than three, and in eight bits rounds its input once. ``SelfAttention``
+    reads what it gives where it lies, if all that is added to the scores is one number for each key. Otherwise, as
+    with relative positions, it is ``com.microsoft.Attention`` with a product of its own; in eight bits what it gives
+    is split. Queries and keys of different tokens (k-to-all) stay apart.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -70,12 +71,34 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:
     packed = [_packed(graph, each) for each in zip(query.constants, key.constants, value.constants, strict=True)]
     for size in (size for part in (query, key, value) for size in part.sizes):
         size.replace_input_with(0, query.x)
-    new = (_rounded if query.rounded else _attention)(node, query, packed)
+    new = _of_keys(graph, node, query, packed) or (_rounded if query.rounded else _attention)(node, query, packed)
     for fused in new:
         fused.metadata_props.update(node.metadata_props)
     old = [node, *(old for part in (query, key, value) for old in reversed(part.nodes))]
     ir.convenience.replace_nodes_and_values(graph, node, old, new, node.outputs, new[-1].outputs)
     return None
+
+
+def _of_keys(graph: ir.Graph, node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    """The product and SelfAttention; nothing where more than one number for each key is added."""
+    expand = made_by(node.inputs[_BIAS], "Expand", readers=None) if len(node.inputs) > _BIAS else None
+    bias = None if expand is None else expand.inputs[0]
+    heads = node.attributes.get_int("num_heads", 1)
+    biases = ir.convenience.get_const_tensor(packed[-1])
+    if biases is None or bias is None or bias.shape is None or len(bias.shape) != 4 or list(bias.shape[1:3]) != [1, 1]:
+        return []
+    product = _product(query, packed)
+    scale = node.attributes.get_float("scale", float(biases.size / 3 / heads) ** -0.5)
+    attributes = {"num_heads": heads, "scale": scale}
+    return [*product, ir.node("SelfAttention", [product[-1].outputs[0], bias], attributes, domain=DOMAIN)]
+
+
+def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    if query.rounded:
+        return [ir.node("Int8Linear", [query.x, *packed], domain=DOMAIN)]
+    weight, bias = packed
+    product = ir.node("MatMul", [query.x, weight])
+    return [product, ir.node("Add", [product.outputs[0], bias])]
 
 
 def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
@@ -86,12 +109,10 @@ def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> lis
 
 
 def _rounded(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
-    product = ir.node("Int8Linear", [query.x, *packed], domain=DOMAIN)
-    split = ir.node("Split", product.outputs, {"axis": -1, "num_outputs": 3}, num_outputs=3)
-    attention = ir.node(
-        "MultiHeadAttention", [*split.outputs, *node.inputs[3:]], node.attributes, domain=RUNTIME_DOMAIN
-    )
-    return [product, split, attention]
+    product = _product(query, packed)
+    split = ir.node("Split", product[-1].outputs, {"axis": -1, "num_outputs": 3}, num_outputs=3)
+    inputs = [*split.outputs, *node.inputs[3:]]
+    return [*product, split, ir.node("MultiHeadAttention", inputs, node.attributes, domain=RUNTIME_DOMAIN)]
 
 
 def _projection(value: ir.Value | None) -> _Projection | None:

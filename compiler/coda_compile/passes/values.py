@@ -7,10 +7,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
-def made_by(value: ir.Value | None, op_type: str, *, domain: str = "", readers: int = 1) -> ir.Node | None:
-    """The node of an operator that makes a value with so many readers, no output of the graph among them."""
+def made_by(value: ir.Value | None, op_type: str, *, domain: str = "", readers: int | None = 1) -> ir.Node | None:
+    """The node of an operator that makes a value with so many readers, ``None`` for any number, no output of the graph
+    among them."""
     node = None if value is None else value.producer()
-    if value is None or node is None or value.is_graph_output() or len(value.uses()) != readers:
+    if value is None or node is None or value.is_graph_output() or readers not in (None, len(value.uses())):
         return None
     return node if (node.domain, node.op_type) == (domain, op_type) else None
 

@@ -15,7 +15,16 @@ from coda_ops.errors import CodaError
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
-OPERATORS = ("Route", "TakeTokens", "PutTokens", "PackTokens", "UnpackTokens", "AddNorm", "Int8Linear")
+OPERATORS = (
+    "Route",
+    "TakeTokens",
+    "PutTokens",
+    "PackTokens",
+    "UnpackTokens",
+    "AddNorm",
+    "SelfAttention",
+    "Int8Linear",
+)
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"
 _USUAL = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")

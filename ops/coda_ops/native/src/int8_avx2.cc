@@ -1,39 +1,19 @@
 // AVX2 has no exact product of bytes: levels are 16 bits wide, and weights widened as they are read.
-#include "int8_kernel.h"
+#include "int8_avx2.h"
 
 #if CODA_X86
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
-#define AVX2 __attribute__((target("avx2,fma")))
 
 namespace coda {
 namespace {
 
 constexpr int64_t kRows = 4;  // rows that are computed together: their eight sums stay in registers
 
-bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
 AVX2 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* out) {
   auto* levels = static_cast<int16_t*>(out) + row * depth;
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 highest = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) highest = _mm256_max_ps(highest, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, highest);
-  float top = *std::max_element(lanes, lanes + 8);
-  for (int64_t j = i; j < n; ++j) top = std::max(top, std::fabs(x[j]));
-  const float step = top > 0 ? top / 127.0f : 1.0f;
+  const float step = step_of(x, n);
   const __m256 steps = _mm256_set1_ps(step);
-  for (i = 0; i + 8 <= n; i += 8) {
-    const __m256i wide = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_loadu_ps(x + i), steps));
-    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + i), narrow);
-  }
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + i), levels_of(x + i, steps));
   for (; i < n; ++i) levels[i] = static_cast<int16_t>(std::nearbyint(x[i] / step));
   return step;
 }
@@ -57,17 +37,7 @@ AVX2 void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row,
       for (int v = 0; v < 2; ++v) sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(a, w[v]));
     }
   }
-  alignas(32) float out[kPanel];
-  const auto width = static_cast<size_t>(std::min(kPanel, p.outputs - output));
-  for (int r = 0; r < R; ++r) {
-    const __m256 step = _mm256_set1_ps(p.steps[row + r]);
-    for (int v = 0; v < 2; ++v) {
-      const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][v]), step),
-                                          _mm256_loadu_ps(p.scale + output + 8 * v));
-      _mm256_store_ps(out + 8 * v, _mm256_add_ps(scaled, _mm256_loadu_ps(p.bias + output + 8 * v)));
-    }
-    std::memcpy(p.y + (row + r) * p.stride + output, out, width * sizeof(float));
-  }
+  for (int r = 0; r < R; ++r) write_panel(p, row + r, output, sum[r]);
 }
 
 void multiply(const Int8Product& p) {
@@ -81,7 +51,7 @@ void multiply(const Int8Product& p) {
 
 }  // namespace
 
-const Int8Kernel kAvx2 = {"avx2", 2, 2, 1, sizeof(int16_t), here, quantize, multiply};
+const Int8Kernel kAvx2 = {"avx2", 2, 2, 1, sizeof(int16_t), has_avx2, quantize, multiply};
 
 }  // namespace coda
 #endif

@@ -39,7 +39,7 @@ struct Int8Kernel {
 };
 
 #if CODA_X86
-extern const Int8Kernel kAmx, kVnni, kAvx2;
+extern const Int8Kernel kAmx, kVnni, kAvxVnni, kAvx2;
 #endif
 
 }  // namespace coda

@@ -15,7 +15,7 @@ namespace {
 const Int8Kernel* choose() {
 #if CODA_X86
   const char* wanted = std::getenv("CODA_INT8");
-  for (const Int8Kernel* kernel : {&kAmx, &kVnni, &kAvx2}) {
+  for (const Int8Kernel* kernel : {&kAmx, &kVnni, &kAvxVnni, &kAvx2}) {
     if ((wanted == nullptr || std::strcmp(wanted, kernel->name) == 0) && kernel->here()) return kernel;
   }
 #endif

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "int8_linear.h"
 #include "norm.h"
 #include "route.h"
@@ -385,6 +386,62 @@ struct NormOp : CodaOp<NormOp, NormKernel> {
   }
 };
 
+struct AttentionKernel {
+  explicit AttentionKernel(const OrtKernelInfo* raw) {
+    const Ort::ConstKernelInfo info(raw);
+    heads_ = info.GetAttribute<int64_t>("num_heads");
+    scale_ = info.GetAttribute<float>("scale");
+    if (heads_ < 1) throw std::runtime_error("there must be a head");
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("SelfAttention", [&]() -> OrtStatusPtr {
+      constexpr int64_t kBlock = 128;  // queries that share a head's keys, as they are laid out for them
+      Ort::KernelContext context(raw);
+      const auto qkv = context.GetInput(0), bias = context.GetInput(1);
+      auto shape = shape_of(qkv);
+      const bool fits = shape.size() == 3 && shape[2] % (3 * heads_) == 0;
+      if (!fits || shape_of(bias) != std::vector<int64_t>{shape[0], 1, 1, shape[1]}) {
+        return invalid("SelfAttention: qkv must be [batch, tokens, 3 * width], its heads of one width, and bias [batch, "
+                       "1, 1, tokens]");
+      }
+      const int64_t batch = shape[0], tokens = shape[1], width = shape[2] / 3, each = width / heads_;
+      shape[2] = width;
+      auto* out = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      const auto *x = qkv.GetTensorData<float>(), *b = bias.GetTensorData<float>();
+      const int64_t blocks = (tokens + kBlock - 1) / kBlock;
+      const int64_t work = std::min(kBlock, tokens) * tokens * each / 2;  // as long as walking so many bytes takes
+      parallel(raw, batch * heads_ * blocks, work, [&](int64_t task) {
+        thread_local coda::AttentionScratch scratch;
+        const int64_t text = task / (heads_ * blocks), head = task / blocks % heads_, first = task % blocks * kBlock;
+        const float* query = x + text * tokens * 3 * width + head * each;
+        coda::attend({query, query + width, query + 2 * width, 3 * width, b + text * tokens, scale_, tokens, each,
+                      out + text * tokens * width + head * each, width},
+                     first, std::min(tokens, first + kBlock), scratch);
+      });
+      return nullptr;
+    });
+  }
+
+ private:
+  int64_t heads_;
+  float scale_;
+};
+
+struct AttentionOp : CodaOp<AttentionOp, AttentionKernel> {
+  static constexpr const char* kName = "SelfAttention";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    Shape out = context.GetInputShape(0);
+    if (out.size() != 3 || !out[2].IsInt()) return Ort::Status(nullptr);
+    out[2] = Dim(out[2].AsInt() / 3);
+    return context.SetOutputShape(0, out);
+  }
+};
+
 // A constant input of a node.
 Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   int is_constant = 0;
@@ -472,6 +529,7 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   static const PackOp pack;
   static const UnpackOp unpack;
   static const NormOp norm;
+  static const AttentionOp attention;
   static const Int8LinearOp int8_linear;
   try {
     static Ort::CustomOpDomain domain = [] {
@@ -482,6 +540,7 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
       made.Add(&pack);
       made.Add(&unpack);
       made.Add(&norm);
+      made.Add(&attention);
       if (coda::Int8Weights::supported()) made.Add(&int8_linear);
       return made;
     }();

@@ -1,0 +1,77 @@
+// AVX-VNNI, of processors without AVX-512, multiplies bytes as AVX-512 VNNI does, eight outputs at once.
+#include "int8_avx2.h"
+
+#if CODA_X86 && __GNUC__ >= 11
+#include <cpuid.h>
+
+#define AVXVNNI __attribute__((target("avx2,fma,avxvnni")))
+
+namespace coda {
+namespace {
+
+constexpr int kRows = 6;  // by one panel: their twelve sums stay in registers
+
+bool here() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
+}
+
+// Levels are raised by 128: the left side of the product is unsigned.
+AVXVNNI float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* out) {
+  auto* levels = static_cast<uint8_t*>(out) + row * depth;
+  const float step = step_of(x, n);
+  const __m256 steps = _mm256_set1_ps(step);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i raised = _mm_add_epi16(levels_of(x + i, steps), _mm_set1_epi16(128));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(levels + i), _mm_packus_epi16(raised, raised));
+  }
+  for (; i < n; ++i) levels[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x[i] / step)) + 128);
+  return step;
+}
+
+template <int R>
+AVXVNNI void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row, int64_t output) {
+  const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
+  __m256i sum[R][2];
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+  for (int64_t k = 0; k < p.depth; k += 4) {
+    __m256i w[2];
+    for (int v = 0; v < 2; ++v) {
+      w[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel + 32 * v));
+    }
+    for (int r = 0; r < R; ++r) {
+      int32_t four;
+      std::memcpy(&four, levels + r * p.depth + k, sizeof four);
+      const __m256i a = _mm256_set1_epi32(four);
+      for (int v = 0; v < 2; ++v) sum[r][v] = _mm256_dpbusd_avx_epi32(sum[r][v], a, w[v]);
+    }
+  }
+  for (int v = 0; v < 2; ++v) {
+    const auto* sums = reinterpret_cast<const __m256i*>(p.sums + output + 8 * v);
+    const __m256i raised = _mm256_slli_epi32(_mm256_loadu_si256(sums), 7);
+    for (int r = 0; r < R; ++r) sum[r][v] = _mm256_sub_epi32(sum[r][v], raised);
+  }
+  for (int r = 0; r < R; ++r) write_panel(p, row + r, output, sum[r]);
+}
+
+void multiply(const Int8Product& p) {
+  for (int64_t n = 0; n < p.panels; ++n) {
+    const int8_t* panel = p.weights + n * p.depth * kPanel;
+    int64_t row = 0;
+    for (; row + kRows <= p.rows; row += kRows) multiply_panel<kRows>(p, panel, row, n * kPanel);
+    for (; row + 2 <= p.rows; row += 2) multiply_panel<2>(p, panel, row, n * kPanel);
+    if (row < p.rows) multiply_panel<1>(p, panel, row, n * kPanel);
+  }
+}
+
+}  // namespace
+
+const Int8Kernel kAvxVnni = {"avx-vnni", 4, 4, 1, 1, here, quantize, multiply};
+
+}  // namespace coda
+#elif CODA_X86
+namespace coda {
+const Int8Kernel kAvxVnni = {"avx-vnni", 4, 4, 1, 1, [] { return false; }, nullptr, nullptr};
+}
+#endif
