@@ -158,12 +158,13 @@ def write_manifest(
     opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
     block = next(iter(model.coda_layers())).block
+    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
     manifest = Manifest(
         task=coda.task,
         architecture=str(hf.model_type),
         target=target.name,
         precision=precision,
-        versions={name: version(name).split("+")[0] for name in _PACKAGES},
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
         opset=opset,
         ir_version=compiled.ir_version,
         minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),

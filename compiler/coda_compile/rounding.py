@@ -26,9 +26,9 @@ _GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _CLOSE = 1e-4  # relative; what is not rounded the same way differs by a hundred times that
 
 
-def rounds_itself(target: Target) -> bool:
-    """Whether int8 products leave activations to the target's runtime."""
-    return "dequantize_weights" in target.lowering
+def rounds_itself(target: Target, model: nn.Module) -> bool:
+    """Whether a model has products in int8 that leave activations to the target's runtime."""
+    return "dequantize_weights" in target.lowering and any(isinstance(one, Int8Linear) for one in model.modules())
 
 
 def group_of(target: Target) -> int:

@@ -94,7 +94,7 @@ def verify(
         VerificationError: which output, layer and input.
     """
     probe = RoutingProbe(path, target, threads=1, products=True)
-    with multiplying(model, group_of(target)) if rounds_itself(target) else nullcontext():
+    with multiplying(model, group_of(target)) if rounds_itself(target, model) else nullcontext():
         return _compare(probe, model, target, tolerances or Tolerances(), adapter, on_failure)
 
 
@@ -190,7 +190,7 @@ def _one_thread() -> Iterator[None]:
 
 def expected(model: CodaModel, case: Case, target: Target) -> tuple[Arrays, list[Decision]]:
     """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own."""
-    with multiplying(model, 0) if rounds_itself(target) else nullcontext():
+    with multiplying(model, 0) if rounds_itself(target, model) else nullcontext():
         return reference(model, case)
 
 
