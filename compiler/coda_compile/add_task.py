@@ -14,7 +14,7 @@ from coda_compile.errors import CompileError, as_sentences
 from coda_compile.parity import Tolerances
 from coda_compile.pipeline import read_model, verify_or_keep
 from coda_compile.quantize import quantize_model
-from coda_compile.verify import make_case, reference
+from coda_compile.verify import expected, make_case
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
@@ -65,7 +65,7 @@ def add_task(
             verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder.resolve(), swapped)
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
             allowed = Tolerances.elsewhere(manifest.precision)
-            test_vectors.write(folder, case.inputs, *reference(source.model, case), allowed, task=name)
+            test_vectors.write(folder, case.inputs, *expected(source.model, case, bundle.target), allowed, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")

@@ -29,6 +29,7 @@ _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "to
 _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
+_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
 _RUNTIME_OF_ATTENTION = "1.20"  # since then its own attention operators add a bias that is broadcast over the heads
 
 
@@ -157,15 +158,16 @@ def write_manifest(
     opset = dict(sorted(compiled.opset_imports.items()))
     hf, coda = model.hf_config, model.coda_config
     block = next(iter(model.coda_layers())).block
+    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
     manifest = Manifest(
         task=coda.task,
         architecture=str(hf.model_type),
         target=target.name,
         precision=precision,
-        versions={name: version(name).split("+")[0] for name in _PACKAGES},
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
         opset=opset,
         ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks)),
+        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
         operators=dict(sorted(operator_counts(compiled).items())),
         inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
@@ -176,7 +178,11 @@ def write_manifest(
         layers=layer_infos(model, model.max_tokens),
         coda_config=coda.to_dict(),
         session=SessionInfo(
-            tuple(name for name, _ in target.providers), target.graph_level, target.threads, target.native
+            tuple(name for name, _ in target.providers),
+            target.graph_level,
+            target.threads,
+            target.native,
+            next((options for _, options in target.providers), {}),
         ),
         ood=ood_info(model),
         tasks=tuple(tasks),
@@ -185,12 +191,14 @@ def write_manifest(
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
 
 
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)
     if swapped:
         needed.append(_RUNTIME_OF_ADAPTERS)
+    if plugin:
+        needed.append(_RUNTIME_OF_PLUGINS)
     return max(needed, key=lambda release: int(release.split(".")[1]))
 
 

@@ -56,7 +56,9 @@ def cli() -> None:
 
 @cli.command(short_help="Turn a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, cuda, tensorrt.")
+@click.option(
+    "--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, openvino, cuda, tensorrt."
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
     "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."

@@ -28,6 +28,7 @@ def _check_folders(*files: Path | None) -> None:
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
 @click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
+@click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
 @click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(["fp32", "int8"]), help="[default: both]")
@@ -41,6 +42,7 @@ def bench(
     backbone: str | None,
     checkpoint: Path | None,
     reductions: tuple[str, ...],
+    targets: tuple[str, ...],
     batches: tuple[int, ...],
     tokens: tuple[int, ...],
     precisions: tuple[str, ...],
@@ -59,13 +61,14 @@ def bench(
     coda-compile bench reviews.pt --json bench.json
     coda-compile bench reviews-cpu --checkpoint reviews.pt --tokens 512
     coda-compile bench --shape bert-base -r 4 -r 8
+    coda-compile bench reviews.pt --target cpu --target openvino
     """
     if (model is None) == (shape is None):
         raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
     _check_folders(result_file)
     from coda_compile.bench.run import Plan
 
-    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip)
+    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
     progress = console.Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent

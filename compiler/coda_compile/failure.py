@@ -1,10 +1,12 @@
 """What a failed verification leaves behind: enough to reproduce it without the original model."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from coda_targets import Target
 from coda_targets.bundle import Arrays
 
 REPRODUCE = "reproduce.py"
@@ -17,7 +19,7 @@ import onnxruntime as ort
 
 here = Path(__file__).parent
 inputs, expected = np.load(here / "inputs.npz"), np.load(here / "expected.npz")
-session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+{session}
 options = ort.RunOptions()
 if (here / "task.onnx_adapter").exists():
     task = ort.LoraAdapter()
@@ -30,6 +32,14 @@ for output, value in zip(session.get_outputs(), outputs):
     else:
         print(f"{output.name}: {value}")
 '''
+_SESSION = 'session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])'
+_PLUGIN_SESSION = """ort.register_execution_provider_library({provider!r}, __import__({plugin!r}).get_library_path())
+devices = [one for one in ort.get_ep_devices() if one.ep_name == {provider!r}]
+settings = ort.SessionOptions()
+settings.add_provider_for_devices(
+    [one for one in devices if one.device.type == ort.OrtHardwareDeviceType.CPU], {{"load_config": {config!r}}}
+)
+session = ort.InferenceSession(here / "model.onnx", settings)"""
 
 
 def failure_folder(output: Path) -> Path:
@@ -43,13 +53,21 @@ def failure_folder(output: Path) -> Path:
 
 
 def keep_failure(
-    folder: Path, model: Path, inputs: Arrays, expected: Arrays, actual: Arrays, *, adapter: Path | None = None
+    folder: Path,
+    model: Path,
+    inputs: Arrays,
+    expected: Arrays,
+    actual: Arrays,
+    *,
+    adapter: Path | None = None,
+    target: Target | None = None,
 ) -> None:
     """Write the model, the input, both sides' outputs and a script.
 
     Args:
         folder: replaced when it is there from an earlier failure.
         adapter: of the task that failed, where the model file holds another.
+        target: where it failed, where that is none of onnxruntime's own providers.
         expected: torch's outputs; empty when routing failed before there were any.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,4 +78,12 @@ def keep_failure(
         shutil.copy(adapter, folder / "task.onnx_adapter")
     for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
         np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
-    (folder / REPRODUCE).write_text(_SCRIPT, "utf-8")
+    (folder / REPRODUCE).write_text(_SCRIPT.replace("{session}", _session(target)), "utf-8")
+
+
+def _session(target: Target | None) -> str:
+    if target is None or not target.plugin:
+        return _SESSION
+    provider, options = target.providers[0]
+    config = json.dumps({"CPU": {**options, "INFERENCE_NUM_THREADS": "1"}})  # as it was verified
+    return _PLUGIN_SESSION.format(provider=provider, plugin=target.plugin, config=config)

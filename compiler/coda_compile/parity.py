@@ -141,11 +141,15 @@ class Comparison:
         for example in map(int, np.flatnonzero(self._live)):
             self._selection(example, expected_scores[example], list(expected[example]), actual, 2 * allowed)
 
-    def gates(self, expected: NDArray[Any], actual: Decision) -> None:
-        """Compare gates that the reference computed from the other side's own scores and selection."""
+    def gates(self, expected: NDArray[Any], actual: Decision, *, more: float = 0.0) -> None:
+        """Compare gates that the reference computed from the other side's own scores and selection.
+
+        Args:
+            more: is allowed where the other side computes them in float32.
+        """
         difference = np.abs(actual.gates - expected)
         compared = np.broadcast_to(self._live[:, None], difference.shape)
-        self._within(difference, compared, self._tolerances.gates, f"gates of layer {actual.layer}")
+        self._within(difference, compared, self._tolerances.gates + more, f"gates of layer {actual.layer}")
         self.result.gates = max(self.result.gates, float(difference[compared].max(initial=0.0)))
 
     def product(self, name: str, expected: NDArray[Any], actual: NDArray[Any]) -> None:

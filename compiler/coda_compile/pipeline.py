@@ -20,12 +20,12 @@ from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, read_source
-from coda_compile.verify import make_case, reference, verify
+from coda_compile.verify import expected, make_case, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError, get_target
 from coda_targets.adapters import Adapter
-from coda_targets.bundle import MODEL
+from coda_targets.bundle import MODEL, require_runtime
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -74,6 +74,8 @@ def compile(
     if precision not in lowered_for.precisions:
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
+    if isinstance(model, Mapping) and lowered_for.plugin:
+        raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
     if pack:
         lowered_for = _packing(lowered_for)
     check_output(output)
@@ -115,7 +117,7 @@ def compile(
         with stage("bundle"):
             case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
             for name, each in sources.items():
-                outputs, decisions = reference(each.model, case)
+                outputs, decisions = expected(each.model, case, lowered_for)
                 allowed = Tolerances.elsewhere(precision)
                 named = "" if each is source else name
                 test_vectors.write(folder, case.inputs, outputs, decisions, allowed, task=named)
@@ -141,7 +143,7 @@ def verify_or_keep(
             tolerances=tolerances,
             adapter=None if swapped is None else Adapter(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
-                failed, path, case.inputs, expected, actual, adapter=swapped
+                failed, path, case.inputs, expected, actual, adapter=swapped, target=target
             ),
         )
     except VerificationError as error:
@@ -151,11 +153,15 @@ def verify_or_keep(
 def _complete(target: Target) -> Target:
     if target.lacks:
         raise TargetError(f"target {target.name!r} is not finished, it still lacks {target.lacks}: use --target cpu")
+    if target.providers:
+        require_runtime(target)  # there parity is measured
     return target
 
 
 def _packing(target: Target) -> Target:
     """With packed rows, made where projections are still products of their own."""
+    if "fuse_projections" not in target.lowering:
+        raise TargetError(f"target {target.name!r} packs no rows: leave out --pack")
     before = target.lowering.index("fuse_projections")
     return replace(target, lowering=(*target.lowering[:before], "pack_rows", *target.lowering[before:]))
 

@@ -108,7 +108,7 @@ def profile_bundle(
         threads: 0 for onnxruntime's own choice.
 
     Raises:
-        CodaError: more tokens than the model takes.
+        CodaError: more tokens than the model takes, or a runtime that tells nothing of what it does inside.
         BundleError: a model that is missing or damaged.
         TargetError: the runtime of its target is not installed.
     """
@@ -116,6 +116,9 @@ def profile_bundle(
     tokens = tokens or longest
     if tokens > longest:
         raise CodaError(f"{tokens} tokens are more than this model takes: give at most {longest}")
+    if bundle.target.plugin:
+        provider = bundle.target.providers[0][0]
+        raise CodaError(f"{provider} runs a model as one piece and shows no layers: compile for cpu and look there")
     model = _named(bundle.model_path)
     with TemporaryDirectory(prefix="coda-profile-") as temporary:
         optimised = Path(temporary) / "optimised.onnx"

@@ -1,5 +1,6 @@
 """Opening a bundle and running it: all that an app needs."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from coda_ops import native
 from coda_ops.errors import first_line
+from coda_targets import plugin
 from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest
@@ -44,8 +46,11 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
         session = self.manifest.session
+        known = get_target(self.manifest.target)
+        first = tuple((name, session.options or options) for name, options in known.providers[:1])
         self.target: Target = replace(
-            get_target(self.manifest.target),
+            known,
+            providers=(*first, *known.providers[1:]),
             native=session.native,
             graph_level=session.graph_level,
             threads=session.threads,
@@ -163,7 +168,18 @@ class Bundle:
                 raise InputError(f"{name} must hold integers, not {filled[name].dtype}")
             if filled[name].shape != ids.shape:
                 raise InputError(f"{name} has shape {list(filled[name].shape)} but input_ids has {list(ids.shape)}")
+        if self.target.plugin:  # onnxruntime's own kernels refuse what is in no table; OpenVINO answers all the same
+            for name, size in self._tables.items():
+                if name in wanted and not ((-size <= filled[name]) & (filled[name] < size)).all():
+                    raise InputError(f"{name} holds ids that this model does not know: it has {size} of them")
         return {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
+
+    @cached_property
+    def _tables(self) -> dict[str, int]:
+        """How many rows the tables have that inputs are looked up in."""
+        config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        sizes = {"input_ids": config.get("vocab_size"), "token_type_ids": config.get("type_vocab_size")}
+        return {name: size for name, size in sizes.items() if isinstance(size, int)}
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -201,10 +217,7 @@ def open_session(
             native kernels are installed and cannot be loaded.
         BundleError: onnxruntime cannot load the model.
     """
-    absent = [name for name, _ in target.providers if name not in ort.get_available_providers()]
-    if absent or not target.providers:
-        what = f"{absent[0]} is not installed: {target.install}" if absent else target.install
-        raise TargetError(f"target {target.name!r} cannot run here: {what}")
+    require_runtime(target)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or target.threads
@@ -215,15 +228,34 @@ def open_session(
         options.add_session_config_entry(name, value)
     if target.native and (kernels := native.library()) is not None:
         load_kernels(kernels, options)
+    if target.plugin:
+        plugin.add(options, target, threads or target.threads)
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     try:
         return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=list(target.providers)
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=None if target.plugin else list(target.providers),
         )
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
+
+
+def require_runtime(target: Target) -> None:
+    """Check that a target's providers are here.
+
+    Raises:
+        TargetError: what to install.
+    """
+    if target.plugin:
+        plugin.device(target)
+        return
+    absent = [name for name, _ in target.providers if name not in ort.get_available_providers()]
+    if absent or not target.providers:
+        what = f"{absent[0]} is not installed: {target.install}" if absent else target.install
+        raise TargetError(f"target {target.name!r} cannot run here: {what}")
 
 
 def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> None:

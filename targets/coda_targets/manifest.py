@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
 
@@ -51,12 +51,14 @@ class SessionInfo:
         graph_level: how far onnxruntime optimises, one of ``GRAPH_LEVELS``.
         threads: intra-op threads, 0 for onnxruntime's own choice.
         native: whether native kernels serve it where they are installed.
+        options: of the first provider, by the names that it gives them.
     """
 
     providers: tuple[str, ...]
     graph_level: str
     threads: int
     native: bool
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

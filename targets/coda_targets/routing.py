@@ -50,7 +50,7 @@ class RoutingProbe:
 
     Args:
         model: an ONNX file whose Route nodes carry the metadata ``coda.layer``.
-        products: also return what every Int8Linear multiplies, in ``products`` by the name of its weight.
+        products: also return what every product with int8 weights multiplies, in ``products`` by the weight's name.
 
     Attributes:
         products: of the last run, [..., inputs] each.
@@ -62,7 +62,7 @@ class RoutingProbe:
 
     def __init__(self, model: Path, target: Target, *, threads: int = 0, products: bool = False) -> None:
         self.products: Arrays = {}
-        self._multiplied: list[tuple[str, str]] = []  # weight and input of every Int8Linear
+        self._multiplied: list[tuple[str, str]] = []  # weight and input of every product in eight bits
         self._layers: list[int] = []
         self._names: list[str] = []
         proto = self._read(model)
@@ -100,10 +100,13 @@ class RoutingProbe:
 
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
+        widened = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
         for node in proto.graph.node:
-            if node.domain == _DOMAIN and node.op_type == "Int8Linear" and products:
+            int8 = node.domain == _DOMAIN and node.op_type == "Int8Linear"
+            if products and (int8 or (node.op_type == "MatMul" and node.input[1] in widened)):
                 show(node.input[0], onnx.TensorProto.FLOAT)
-                self._multiplied += [(weight, node.input[0]) for weight in node.input[1].split(JOINED)]
+                weights = node.input[1] if int8 else widened[node.input[1]]
+                self._multiplied += [(weight, node.input[0]) for weight in weights.split(JOINED)]
             if node.domain != _DOMAIN or node.op_type != "Route":
                 continue
             layer = next((p.value for p in node.metadata_props if p.key == LAYER_TAG), "")

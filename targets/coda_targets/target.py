@@ -6,7 +6,7 @@ from typing import Any
 
 from coda_targets.errors import TargetError
 
-_NAMES = ("cpu", "cuda", "tensorrt")
+_NAMES = ("cpu", "openvino", "cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Target:
         name: as on the command line.
         summary: one line for people.
         providers: onnxruntime execution providers with their options, best first; none for a target that runs nothing.
+        plugin: package that brings the one provider, where onnxruntime itself does not.
         opset: of the default ONNX domain.
         operators: how the ``ai.coda`` operators are carried: ``function``, or ``inlined`` into standard ones.
         native: whether the native kernels of those operators serve it where they are installed.
@@ -25,6 +26,7 @@ class Target:
         precisions: what weights and activations may be.
         static_shapes: whether batch and sequence are fixed at compile time.
         lowering: names of the passes of ``coda_compile.passes``, in order.
+        wide_floats: whether float64 is computed as such, which the iterations behind gates ask for.
         session_options: attributes of ``onnxruntime.SessionOptions``.
         session_config: entries for ``SessionOptions.add_session_config_entry``.
         install: what to install when a provider is absent.
@@ -39,9 +41,11 @@ class Target:
     precisions: tuple[str, ...]
     static_shapes: bool
     lowering: tuple[str, ...]
+    plugin: str = ""
     native: bool = False
     graph_level: str = "all"
     threads: int = 0
+    wide_floats: bool = True
     session_options: dict[str, Any] = field(default_factory=dict)
     session_config: dict[str, str] = field(default_factory=dict)
     install: str = ""

@@ -13,9 +13,10 @@ from coda_targets.manifest import fits
 SCHEMA_VERSION = 1
 
 
-def variant_of(reduction: str, precision: str) -> str:
-    """What tells compiled models of one file apart: r, and the precision where it is not fp32."""
-    return reduction if precision == "fp32" else f"{reduction} {precision}"
+def variant_of(reduction: str, precision: str, target: str) -> str:
+    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not cpu."""
+    others = [name for name, usual in ((precision, "fp32"), (target, "cpu")) if name != usual]
+    return " ".join([reduction, *others])
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Measurement:
         precision: ``fp32`` or ``int8``.
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
+        target: that a compiled model was made for.
         seconds: of every counted run.
         rounds: seconds of each round, the median of its runs; what ratios are made of.
         summary: of ``seconds``.
@@ -55,11 +57,12 @@ class Measurement:
     peak_bytes: int
     file_bytes: int
     multiply_adds: int
+    target: str = "cpu"
 
     @property
     def variant(self) -> str:
         """See ``variant_of``."""
-        return variant_of(self.reduction, self.precision)
+        return variant_of(self.reduction, self.precision, self.target)
 
 
 @dataclass(frozen=True)

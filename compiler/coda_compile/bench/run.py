@@ -36,7 +36,8 @@ class Plan:
     Attributes:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
-        precisions: of the compiled models, as far as the target has them, and of the dense baselines.
+        targets: of the compiled models; empty for cpu.
+        precisions: of the compiled models, as far as their target has them, and of the dense baselines.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.
@@ -49,6 +50,7 @@ class Plan:
     rounds: int = 15
     threads: int = 0
     skip: Sequence[str] = ()
+    targets: Sequence[str] = ()
 
 
 @dataclass
@@ -75,7 +77,7 @@ class _Entries:
     def add_bundle(self, bundle: Bundle) -> None:
         """A compiled model, named after its r and precision."""
         reduction = reduction_of(bundle.manifest)
-        variant = variant_of(reduction, bundle.manifest.precision)
+        variant = variant_of(reduction, bundle.manifest.precision, bundle.manifest.target)
         files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
         contender = Contender.of_bundle(f"{COMPILED} r={variant}", bundle.folder)
         self.entries.append(_Entry(contender, bundle.manifest.precision, reduction, files, bundle.manifest))
@@ -131,8 +133,9 @@ def bench(
     with TemporaryDirectory(prefix="coda-bench-") as temporary:
         folder = Path(temporary)
         if isinstance(model, Bundle):
-            if plan.reductions:
-                raise CodaError("a bundle has one r only: give its checkpoint to measure others")
+            for what, asked in (("r", plan.reductions), ("target", plan.targets)):
+                if asked:
+                    raise CodaError(f"a bundle has one {what} only: give its checkpoint to measure others")
             model.check()
             taking_part.add_bundle(model)
         else:
@@ -183,13 +186,16 @@ def bench(
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
     from coda_compile.pipeline import compile
 
-    precisions = [precision for precision in get_target("cpu").precisions if precision in plan.precisions]
+    targets = [get_target(name) for name in plan.targets or ["cpu"]]
+    kinds = [(target.name, precision) for target in targets for precision in target.precisions]
+    kinds = [(target, precision) for target, precision in kinds if precision in plan.precisions]
     reductions: Sequence[str | None] = plan.reductions or [None]
-    for i, (reduction, precision) in enumerate(product(reductions, precisions)):
-        with stage(f"compile {precision}" if reduction is None else f"compile r={reduction} {precision}"):
+    for i, (reduction, (target, precision)) in enumerate(product(reductions, kinds)):
+        kind = precision if target == "cpu" else f"{precision} {target}"
+        with stage(f"compile {kind}" if reduction is None else f"compile r={reduction} {kind}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
             output = folder / f"compiled-{i}"
-            taking_part.add_bundle(compile(model, output=output, reduction=wanted, precision=precision))
+            taking_part.add_bundle(compile(model, target, output=output, reduction=wanted, precision=precision))
 
 
 def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:
@@ -216,7 +222,9 @@ def _measurement(
     rounds, seconds = own.rounds(i), own.every_run(i)
     summary = summarise(seconds)
     faster = {
-        variant_of(other.reduction, other.precision): ratio_interval(rounds, timings[other.contender.name].rounds(i))
+        variant_of(other.reduction, other.precision, other.manifest.target): ratio_interval(
+            rounds, timings[other.contender.name].rounds(i)
+        )
         for other in taking_part.entries
         if other.manifest is not None and entry.manifest is None
     }
@@ -238,14 +246,15 @@ def _measurement(
         peak_bytes=own.peak_bytes,
         file_bytes=entry.file_bytes,
         multiply_adds=batch * count(manifest, tokens),
+        target="cpu" if entry.manifest is None else entry.manifest.target,
     )
 
 
 def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
-    """What arithmetic allows each compiled model in fp32 on each input, and how much of it was reached."""
+    """What arithmetic allows each model compiled for cpu in fp32 on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
-        if entry.manifest is None or entry.precision != "fp32":
+        if entry.manifest is None or (entry.precision, entry.manifest.target) != ("fp32", "cpu"):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx
 
@@ -118,7 +119,9 @@ def read_facts(bundle: Bundle) -> Facts:
     with TemporaryDirectory(prefix="coda-facts-") as name:
         folder = Path(name)
         optimised = folder / MODEL
-        options = {"optimized_model_filepath": str(optimised), "enable_profiling": True}
+        options: dict[str, Any] = {"enable_profiling": True}
+        if not bundle.target.plugin:
+            options["optimized_model_filepath"] = str(optimised)
         watched = replace(
             bundle.target,
             native=False,
@@ -129,7 +132,8 @@ def read_facts(bundle: Bundle) -> Facts:
         session.run(None, bundle.prepare(token_inputs(1, min(_PROFILED_TOKENS, bundle.manifest.max_tokens), 1)))
         profile = Path(session.end_profiling())
         del session  # some systems cannot remove files of an open one
-        graph = onnx.load(optimised, load_external_data=False).graph
+        # What a plugin makes of a model it keeps to itself; the file's own operators are left to compare.
+        graph = onnx.load(bundle.model_path if bundle.target.plugin else optimised, load_external_data=False).graph
         placement = _placement(profile)
     files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
     return Facts(

@@ -15,6 +15,7 @@ from coda_compile.errors import CompileError
 from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.declining import Declining
+from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
@@ -34,6 +35,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     ),
     "eliminate_identities": common.IdentityEliminationPass,
     "merge_low_rank": MergeLowRank,
+    "dequantize_weights": DequantizeWeights,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "prune_heads": PruneHeads,

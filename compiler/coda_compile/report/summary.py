@@ -61,7 +61,7 @@ def headline(result: BenchResult, manifest: Manifest) -> Headline | None:
     if name is None:
         return None
     dense = max((m for m in result.measurements if m.contender == name), key=lambda m: (-m.batch, m.tokens))
-    own = variant_of(reduction_of(manifest), manifest.precision)
+    own = variant_of(reduction_of(manifest), manifest.precision, manifest.target)
     reduction = own if own in dense.speed_up else next(iter(dense.speed_up))
     same = [m for m in result.measurements if (m.batch, m.tokens) == (dense.batch, dense.tokens)]
     return Headline(

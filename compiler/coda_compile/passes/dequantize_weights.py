@@ -1,0 +1,45 @@
+"""Products with int8 weights as runtimes know them that round activations themselves."""
+
+import numpy as np
+import onnx_ir as ir
+
+from coda_compile.passes.values import add_constant
+from coda_ops import DOMAIN
+
+_MIDDLE = 128  # the level that stands for 0
+
+
+class DequantizeWeights(ir.passes.InPlacePass):
+    """``ai.coda::Int8Linear`` → ``DequantizeLinear`` of its weights, ``MatMul``, ``Add``.
+
+    The file then says that weights are rounded and nothing of activations: OpenVINO multiplies bytes where it meets
+    this form, and rounds activations for it as its processor allows (``coda_compile.rounding``).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace all of them."""
+        graph, modified = model.graph, False
+        for node in list(graph):
+            if (node.domain, node.op_type) == (DOMAIN, "Int8Linear"):
+                _replace(graph, node)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _replace(graph: ir.Graph, node: ir.Node) -> None:
+    x, weight, scale, bias = node.inputs
+    assert weight is not None
+    assert weight.shape is not None
+    outputs = weight.shape[1]
+    assert isinstance(outputs, int)
+    name = f"coda.middle.{outputs}"
+    middle = graph.initializers.get(name) or add_constant(graph, name, np.full(outputs, _MIDDLE, np.uint8))
+    wide = ir.node("DequantizeLinear", [weight, scale, middle], {"axis": 1})
+    product = ir.node("MatMul", [x, wide.outputs[0]])
+    added = ir.node("Add", [product.outputs[0], bias])
+    wide.outputs[0].shape, wide.outputs[0].type = weight.shape, ir.TensorType(ir.DataType.FLOAT)
+    product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    nodes = [wide, product, added]
+    for new in nodes:
+        new.metadata_props.update(node.metadata_props)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, added.outputs)
