@@ -68,7 +68,9 @@ class RoutingProbe:
         proto = self._read(model)
         self._outputs = [output.name for output in proto.graph.output]
         self._expose(proto, model, products)
-        self._session = open_session(proto.SerializeToString(), target, threads=threads, weights=model.parent.resolve())
+        content = proto.SerializeToString()
+        del proto  # its weights need not be there twice while onnxruntime reads them
+        self._session = open_session(content, target, threads=threads, weights=model.parent.resolve())
 
     @classmethod
     def of(cls, bundle: Bundle) -> "RoutingProbe":
