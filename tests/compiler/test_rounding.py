@@ -84,7 +84,7 @@ def test_the_pass_replaces_every_product_once_and_keeps_its_layer():
     assert DequantizeWeights()(compiled).modified
     wide = {n.outputs[0] for n in compiled.graph if n.op_type == "DequantizeLinear"}
     products = [n for n in compiled.graph if n.op_type == "MatMul" and n.inputs[1] in wide]
-    assert [n.metadata_props[LAYER_TAG] for n in products] == before == ["0"] * 6 + ["1"] * 6
+    assert [n.metadata_props[LAYER_TAG] for n in products] == before == ["0"] * 8 + ["1"] * 8
     assert [user.outputs[0].name for n in products for user, _ in n.outputs[0].uses()] == outputs
     assert not any(n.op_type == "Int8Linear" for n in compiled.graph)
     assert not DequantizeWeights()(compiled).modified
