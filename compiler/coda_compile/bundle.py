@@ -15,12 +15,12 @@ import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.errors import CompileError, OutputError
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
+from coda_ops import RUNTIME_DOMAIN
 from coda_targets import Target
 from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TaskInfo, TensorInfo, list_files
 

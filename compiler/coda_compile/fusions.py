@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import onnx
 
 from coda_compile.profile import Place
+from coda_ops import RUNTIME_DOMAIN
 
 UNKNOWN = "onnxruntime does not say why"
-RUNTIME_DOMAIN = "com.microsoft"  # of onnxruntime's own operators: in every build of it, unknown to other runtimes
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,9 @@ class Int8Linear(_Linear):
 class Int8Adapter(nn.Module):
     """In eight bits, in the place of an adapter."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, down: nn.Linear, up: nn.Linear) -> None:
         super().__init__()
-        self.down = Int8Linear(_linear(adapter.down, adapter.down_bias))
-        self.up = Int8Linear(_linear(adapter.up, adapter.up_bias))
+        self.down, self.up = Int8Linear(down), Int8Linear(up)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> the same shape."""
@@ -59,7 +58,8 @@ class Int8Adapter(nn.Module):
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """The layer of a weight [inputs, outputs] and a bias."""
-    linear = nn.Linear(*weight.shape)
+    inputs, outputs = weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")  # nothing to initialise
     linear.weight, linear.bias = nn.Parameter(weight.detach().T), nn.Parameter(bias.detach())
     return linear
 
@@ -114,14 +114,19 @@ def quantize_model(model: CodaModel, precision: str, *, adapters: bool = True) -
                         raise CompileError(f"layer {i} cannot be quantised: {inputs}")
                     setattr(part, name, linear(module))
         if adapters and precision == "int8" and layer.adapter is not None:
-            for name in ("down", "up"):
-                _check(_linear(getattr(layer.adapter, name), torch.zeros(0)), f"layer {i}", f"adapter's {name}")
-            setattr(layer, "adapter", Int8Adapter(layer.adapter))  # noqa: B010
+            setattr(layer, "adapter", _rounded(layer.adapter, f"layer {i}"))  # noqa: B010  its type is the trained one's
     for parent in list(model.embeddings.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Embedding) and module.weight.numel() >= _LARGE:
                 _check(module, "the table of embeddings", name)
                 setattr(parent, name, Int8Embedding(module))
+
+
+def _rounded(adapter: Adapter, where: str) -> Int8Adapter:
+    down, up = _linear(adapter.down, adapter.down_bias), _linear(adapter.up, adapter.up_bias)
+    _check(down, where, "adapter's down")
+    _check(up, where, "adapter's up")
+    return Int8Adapter(down, up)
 
 
 def _check(module: nn.Linear | nn.Embedding, where: str, name: str) -> None:

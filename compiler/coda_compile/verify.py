@@ -138,37 +138,41 @@ def _replayed_products(
     """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
 
     The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong. Padding, slots without a token, and what a model was trimmed of, nobody
-    reads: there torch keeps its own.
+    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, and
+    in padding that adapters see, the other tokens stay torch's own.
 
     Args:
         products: what was multiplied, [batch, tokens, inputs], or [rows, inputs] where it was packed.
-        valid: [batch, tokens], rows that matter in dense layers, and in adapters beside any.
-        used: [batch, K] by layer, those that matter in routed ones.
+        valid: [batch, tokens], what dense layers pack, and what of an adapter's tokens is no padding.
+        used: [batch, K] by layer, what routed ones pack.
     """
 
-    def replay(name: str, *masks: NDArray[np.bool_]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    def replay(
+        name: str, mask: NDArray[np.bool_], *, beside: bool
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             own, actual = inputs[0], _tensor(products[f"model.{name}.weight"])
-            everything = np.ones(own.shape[:2], np.bool_)
-            kept = _tensor(next((mask for mask in masks if mask.shape == own.shape[:2]), everything))
-            if actual.ndim == 3:
-                kept[:, actual.shape[1] :] = False  # trimmed to the first token
-            packed = actual.ndim == 2
-            fits = own[kept].shape == actual.shape if packed else kept.shape[1] >= actual.shape[1]
-            if not fits:
+            kept = torch.ones(own.shape[:2], dtype=torch.bool)
+            if (actual.ndim == 2 or beside) and own.shape[:2] == mask.shape:
+                kept &= _tensor(mask)
+            if actual.ndim == 3 and actual.shape[1] == 1:
+                kept[:, 1:] = False  # trimmed to the first token
+            whole = actual.ndim == 3 and actual.shape[:2] == own.shape[:2]
+            rows, replayed = actual[kept] if whole else actual.flatten(0, -2), own.clone()
+            if own[kept].shape != rows.shape:
                 comparison.product(name, own.numpy(), actual.numpy())  # fails, and says how
-            replayed = own.clone()
-            replayed[kept] = actual if packed else actual[kept[:, : actual.shape[1]]]
+            replayed[kept] = rows
             comparison.product(name, own.numpy(), replayed.numpy())
             return (replayed,)
 
         return hook
 
+    def hooked(i: int, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+        beside = name.startswith("adapter.")
+        return replay(f"layers.{i}.{name}", valid if beside else used.get(i, valid), beside=beside)
+
     hooks = [
-        module.register_forward_pre_hook(
-            replay(f"layers.{i}.{name}", *([used[i]] if i in used and not name.startswith("adapter") else []), valid)
-        )
+        module.register_forward_pre_hook(hooked(i, name))
         for i, layer in enumerate(model.coda_layers())
         for name, module in layer.named_modules()
         if isinstance(module, Int8Linear)

@@ -6,7 +6,8 @@ Importing this package is cheap; ``coda_ops.route`` and its siblings import torc
 
 from coda_ops.errors import CodaError
 
-__all__ = ["DOMAIN", "VERSION", "CodaError"]
+__all__ = ["DOMAIN", "RUNTIME_DOMAIN", "VERSION", "CodaError"]
 
 DOMAIN = "ai.coda"
 VERSION = 1
+RUNTIME_DOMAIN = "com.microsoft"  # of onnxruntime's own operators: in every build of it, unknown to other runtimes

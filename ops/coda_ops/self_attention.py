@@ -7,9 +7,8 @@ import onnx
 from onnx.defs import OpSchema
 from torch import Tensor
 
+from coda_ops import RUNTIME_DOMAIN
 from coda_ops.domain import formal, function, schema
-
-RUNTIME_DOMAIN = "com.microsoft"  # of onnxruntime's own operators, in every build of it
 
 
 def self_attention(qkv: Tensor, bias: Tensor, num_heads: int, scale: float) -> Tensor:

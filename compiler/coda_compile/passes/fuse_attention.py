@@ -6,8 +6,8 @@ from onnxscript.rewriter.ort_fusions.mha import fuse_mha2
 from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
+from coda_ops import RUNTIME_DOMAIN
 
 _FUSION_DOMAIN = "ai.onnxruntime._fusion"  # of the operator that onnxscript's fusers meet at
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
 from coda_compile.passes.values import add_constant, both_ways, made_by
-from coda_ops import DOMAIN
+from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import JOINED
 
 _BIAS = 5  # the input of both operators that is added to the scores

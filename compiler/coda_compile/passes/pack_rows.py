@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from coda_compile.export import TAGS
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import has_tokens, token_inputs
-from coda_ops import DOMAIN
+from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import LAYER_TAG
 
 _BOOL = int(ir.DataType.BOOL)

@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
 from coda_compile.passes.values import add_constant, both_ways
+from coda_ops import RUNTIME_DOMAIN
 
 _BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 

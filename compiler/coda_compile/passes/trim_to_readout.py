@@ -2,9 +2,9 @@
 
 import onnx_ir as ir
 
-from coda_compile.fusions import RUNTIME_DOMAIN
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import has_tokens, token_inputs
+from coda_ops import RUNTIME_DOMAIN
 
 _BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 

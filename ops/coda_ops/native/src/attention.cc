@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "simd.h"
+
 #if defined(__GNUC__)
 #define CODA_INLINE inline __attribute__((always_inline))
 #else
@@ -135,7 +137,7 @@ CODA_INLINE void attend_inline(const AttentionHead& head, int64_t first, int64_t
   }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if CODA_X86
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void attend_v4(const AttentionHead& head,
                                                                                 int64_t first, int64_t last,
                                                                                 AttentionScratch& scratch) {
@@ -154,11 +156,9 @@ void attend_plain(const AttentionHead& head, int64_t first, int64_t last, Attent
 using Attend = void (*)(const AttentionHead&, int64_t, int64_t, AttentionScratch&);
 
 Attend choose() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return attend_v4;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return attend_v3;
+#if CODA_X86
+  if (has_avx512()) return attend_v4;
+  if (has_avx2()) return attend_v3;
 #endif
   return attend_plain;
 }
@@ -167,9 +167,9 @@ Attend choose() {
 
 void attend(const AttentionHead& head, int64_t first, int64_t last, AttentionScratch& scratch) {
   static const Attend chosen = choose();
-  // Padding stays 0, whatever was there for another head.
-  scratch.keys.assign(static_cast<size_t>(head.width * padded(head.tokens)), 0.0f);
-  scratch.values.assign(static_cast<size_t>(head.tokens * padded(head.width)), 0.0f);
+  // What padding holds goes into scores and sums that nobody reads.
+  scratch.keys.resize(static_cast<size_t>(head.width * padded(head.tokens)));
+  scratch.values.resize(static_cast<size_t>(head.tokens * padded(head.width)));
   scratch.scores.resize(static_cast<size_t>(kQueries * padded(head.tokens)));
   scratch.mixed.resize(static_cast<size_t>(kQueries * padded(head.width)));
   chosen(head, first, last, scratch);

@@ -14,8 +14,6 @@
 
 namespace coda {
 
-inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
 // What a level of a row is worth.
 AVX2 inline float step_of(const float* x, int64_t n) {
   const __m256 sign = _mm256_set1_ps(-0.0f);

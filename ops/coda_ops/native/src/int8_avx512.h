@@ -1,4 +1,4 @@
-// What the kernels of AVX-512 machines share: rounding a row, and turning sums into floats.
+// What the kernels of AVX-512 machines share: rounding a row.
 #pragma once
 
 #include "int8_kernel.h"
@@ -9,11 +9,6 @@
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 
 namespace coda {
-
-inline bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
 
 AVX512 inline __mmask16 below(int64_t count) {
   return count >= 16 ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
@@ -44,14 +39,6 @@ AVX512 inline float quantize_bytes(const float* x, int64_t n, char* levels, int6
     _mm_mask_storeu_epi8(levels + i / 64 * stride + i % 64, valid, _mm_xor_si128(_mm512_cvtsepi32_epi8(level), flips));
   }
   return step;
-}
-
-// Sixteen sums of one row into y.
-AVX512 inline void write_panel(const Int8Product& p, int64_t row, int64_t output, __m512i sum) {
-  const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(p.steps[row])),
-                                      _mm512_loadu_ps(p.scale + output));
-  _mm512_mask_storeu_ps(p.y + row * p.stride + output, below(p.outputs - output),
-                        _mm512_add_ps(scaled, _mm512_loadu_ps(p.bias + output)));
 }
 
 }  // namespace coda

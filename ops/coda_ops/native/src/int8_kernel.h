@@ -3,9 +3,7 @@
 
 #include <cstdint>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define CODA_X86 1
-#endif
+#include "simd.h"
 
 namespace coda {
 

@@ -19,6 +19,14 @@ AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, voi
   return quantize_bytes(x, n, static_cast<char*>(levels) + row * depth, 64, '\x80');
 }
 
+// Sixteen sums of one row into y.
+AVX512 void write_panel(const Int8Product& p, int64_t row, int64_t output, __m512i sum) {
+  const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(p.steps[row])),
+                                      _mm512_loadu_ps(p.scale + output));
+  _mm512_mask_storeu_ps(p.y + row * p.stride + output, below(p.outputs - output),
+                        _mm512_add_ps(scaled, _mm512_loadu_ps(p.bias + output)));
+}
+
 template <int R, int P>
 VNNI void multiply_block(const Int8Product& p, int64_t row, int64_t panel) {
   const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
