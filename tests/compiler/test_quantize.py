@@ -3,6 +3,7 @@
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from coda_compile.test_vectors import verify_bundle
 from coda_compile.verify import verify
 from coda_models import CodaConfig, save
 from coda_targets import Bundle, TargetError, get_target
+from coda_targets.routing import RoutingProbe
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,25 @@ def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, par
     quantize_model(model, "int8")
     with pytest.raises(VerificationError, match="differ by"):
         verify(model, tmp_path / "wrong.onnx", get_target("cpu"))
+
+
+@pytest.mark.parametrize("part", ["block.feed_forward.up", "adapter.down"])
+def test_tokens_that_were_left_out_are_found(quantised: Bundle, monkeypatch: pytest.MonkeyPatch, part: str):
+    """Trimmed is a model to its first token; one that multiplies some of them is wrong."""
+    run = RoutingProbe.run
+
+    def short(probe: RoutingProbe, *arguments: Any) -> Any:
+        result = run(probe, *arguments)
+        name = f"model.layers.1.{part}.weight"
+        if probe.products[name].shape[1] > 2:
+            probe.products[name] = probe.products[name][:, :2]
+        return result
+
+    monkeypatch.setattr(RoutingProbe, "run", short)
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    quantize_model(model, "int8")
+    with pytest.raises(VerificationError, match=part):
+        verify(model, quantised.model_path, get_target("cpu"))
 
 
 def test_an_unknown_precision_lists_the_known(tmp_path: Path):
