@@ -121,11 +121,14 @@ def source(folder: Path) -> Path:
     return folder / "model.pt" if (folder / "model.pt").is_file() else folder
 
 
-def teach(method: Method, task: Task, backbone: str, dense: Path, path: Path, seed: int) -> tuple[int, list[float]]:
+def teach(
+    method: Method, task: Task, backbone: str, dense: Path, path: Path, seed: int, *, bf16: bool = False
+) -> tuple[int, list[float]]:
     """Train by one method and save to a folder.
 
     Args:
         dense: what ``coda r=1`` saved for the same seed.
+        bf16: multiply in bfloat16; weights stay float32.
 
     Returns:
         How many parameters were trained, and the accuracy on the validation queries after every epoch.
@@ -149,6 +152,7 @@ def teach(method: Method, task: Task, backbone: str, dense: Path, path: Path, se
             warmup_ratio=0.05,
             group_by_length=True,
             seed=seed,
+            bf16=bf16,
             save_strategy="no",
             logging_steps=200,
             disable_tqdm=True,
