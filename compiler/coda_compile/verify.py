@@ -138,23 +138,21 @@ def _replayed_products(
     """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
 
     The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, and
-    in padding that adapters see, the other tokens stay torch's own.
+    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, the
+    other tokens stay torch's own. Padding is replayed and not compared: nothing that counts depends on it, and packed
+    models hold other numbers there.
 
     Args:
         products: what was multiplied, [batch, tokens, inputs], or [rows, inputs] where it was packed.
-        valid: [batch, tokens], what dense layers pack, and what of an adapter's tokens is no padding.
-        used: [batch, K] by layer, what routed ones pack.
+        valid: [batch, tokens], the tokens that are no padding.
+        used: [batch, K] by layer, the slots that hold a token.
     """
 
-    def replay(
-        name: str, mask: NDArray[np.bool_], *, beside: bool
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+    def replay(name: str, masks: list[NDArray[np.bool_]]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             own, actual = inputs[0], _tensor(products[f"model.{name}.weight"])
-            kept = torch.ones(own.shape[:2], dtype=torch.bool)
-            if (actual.ndim == 2 or beside) and own.shape[:2] == mask.shape:
-                kept &= _tensor(mask)
+            counts = _tensor(next(mask for mask in masks if mask.shape == own.shape[:2]))
+            kept = counts.clone() if actual.ndim == 2 else torch.ones_like(counts)
             if actual.ndim == 3 and actual.shape[1] == 1:
                 kept[:, 1:] = False  # trimmed to the first token
             whole = actual.ndim == 3 and actual.shape[:2] == own.shape[:2]
@@ -162,14 +160,13 @@ def _replayed_products(
             if own[kept].shape != rows.shape:
                 comparison.product(name, own.numpy(), actual.numpy())  # fails, and says how
             replayed[kept] = rows
-            comparison.product(name, own.numpy(), replayed.numpy())
+            comparison.product(name, own.numpy(), torch.where(counts.unsqueeze(-1), replayed, own).numpy())
             return (replayed,)
 
         return hook
 
     def hooked(i: int, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-        beside = name.startswith("adapter.")
-        return replay(f"layers.{i}.{name}", valid if beside else used.get(i, valid), beside=beside)
+        return replay(f"layers.{i}.{name}", [*([used[i]] if i in used else []), valid])
 
     hooks = [
         module.register_forward_pre_hook(hooked(i, name))
