@@ -25,10 +25,12 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "as compiled": ((), False),
     "without fuse_projections": (FUSIONS[1:], False),
     "without fuse_attention, and so fuse_projections": (FUSIONS, False),
+    "without fuse_adapters": (("fuse_adapters",), False),
+    "without fuse_gelus": (("fuse_gelus",), False),
     "without fuse_norms": (("fuse_norms",), False),
     "without trim_to_readout": (("trim_to_readout",), False),
     "without native kernels": ((), True),
-    "without any of them": ((*FUSIONS, "fuse_norms", "trim_to_readout"), True),
+    "without any of them": ((*FUSIONS, "fuse_adapters", "fuse_gelus", "fuse_norms", "trim_to_readout"), True),
 }
 
 

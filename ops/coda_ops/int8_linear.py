@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from coda_ops.add_gelu import gelu
 from coda_ops.domain import formal, function, schema
 
 LEVELS = 127  # of either sign
@@ -67,44 +69,69 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tenso
     return result
 
 
+def int8_linear_gelu(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The GELU of ``int8_linear``. The compiler alone puts its operator into models."""
+    return F.gelu(int8_linear(x, weight, scale, bias))
+
+
+_INPUTS = [
+    formal("x", "tensor(float)", "[..., inputs]"),
+    formal("weight", "tensor(uint8)", "[inputs, outputs], 128 stands for 0."),
+    formal("scale", "tensor(float)", "[outputs]"),
+    formal("bias", "tensor(float)", "[outputs]"),
+]
+_OUTPUTS = [formal("y", "tensor(float)", "[..., outputs]")]
 SCHEMA = schema(
     "Int8Linear",
     "y = (round(x / step) · (weight - 128)) * step * scale + bias, where step is max|x| / 127 over the last axis, 1 "
     "where all of it is 0. Rounds half to even; the product is exact.",
-    [
-        formal("x", "tensor(float)", "[..., inputs]"),
-        formal("weight", "tensor(uint8)", "[inputs, outputs], 128 stands for 0."),
-        formal("scale", "tensor(float)", "[outputs]"),
-        formal("bias", "tensor(float)", "[outputs]"),
-    ],
-    [formal("y", "tensor(float)", "[..., outputs]")],
+    _INPUTS,
+    _OUTPUTS,
     floats=False,
+)
+GELU_SCHEMA = schema(
+    "Int8LinearGelu", "y = gelu(Int8Linear(x)), by the error function.", _INPUTS, _OUTPUTS, floats=False
 )
 
 
 def body() -> onnx.FunctionProto:
     """The function body. Both sides of the product are unsigned: signed ones saturate on processors without VNNI."""
-    return function(
-        "Int8Linear (x, weight, scale, bias) => (y)",
-        f"""
+    constants, product = statements("x", "weight", "scale", "bias", "y")
+    return function("Int8Linear (x, weight, scale, bias) => (y)", constants + product)
+
+
+def gelu_body() -> onnx.FunctionProto:
+    """That of Int8LinearGelu."""
+    constants, product = statements("x", "weight", "scale", "bias", "made")
+    return function("Int8LinearGelu (x, weight, scale, bias) => (y)", constants + product + gelu("made", "y"))
+
+
+def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str, str]:
+    """The constants that a product's statements share with another's, and those statements, in ONNX's text syntax.
+
+    Args:
+        x, weight, scale, bias, y: names of its inputs and its output; what lies between is named after y.
+    """
+    constants = f"""
         last = Constant <value_ints: ints = [-1]> ()
         none = Constant <value_float: float = 0.0> ()
         one = Constant <value_float: float = 1.0> ()
         most = Constant <value_float: float = {float(LEVELS)}> ()
         middle = Constant <value_float: float = 128.0> ()
-        zero = Constant <value = uint8 {{128}}> ()
-        size = Abs(x)
-        highest = ReduceMax <keepdims: int = 1> (size, last)
-        some = Greater(highest, none)
-        share = Div(highest, most)
-        step = Where(some, share, one)
-        ratio = Div(x, step)
-        level = Round(ratio)
-        shifted = Add(level, middle)
-        bytes = Cast <to: int = 2> (shifted)
-        product = MatMulInteger(bytes, weight, zero, zero)
-        wide = Cast <to: int = 1> (product)
-        stepped = Mul(wide, step)
-        scaled = Mul(stepped, scale)
-        y = Add(scaled, bias)""",
-    )
+        zero = Constant <value = uint8 {{128}}> ()"""
+    product = f"""
+        {y}_size = Abs({x})
+        {y}_highest = ReduceMax <keepdims: int = 1> ({y}_size, last)
+        {y}_some = Greater({y}_highest, none)
+        {y}_share = Div({y}_highest, most)
+        {y}_step = Where({y}_some, {y}_share, one)
+        {y}_ratio = Div({x}, {y}_step)
+        {y}_level = Round({y}_ratio)
+        {y}_shifted = Add({y}_level, middle)
+        {y}_bytes = Cast <to: int = 2> ({y}_shifted)
+        {y}_product = MatMulInteger({y}_bytes, {weight}, zero, zero)
+        {y}_wide = Cast <to: int = 1> ({y}_product)
+        {y}_stepped = Mul({y}_wide, {y}_step)
+        {y}_scaled = Mul({y}_stepped, {scale})
+        {y} = Add({y}_scaled, {bias})"""
+    return constants, product

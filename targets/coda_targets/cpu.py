@@ -19,6 +19,8 @@ TARGET = Target(
         "prune_heads",
         "trim_to_readout",
         "fuse_projections",
+        "fuse_adapters",
+        "fuse_gelus",
         "fuse_norms",
         "eliminate_common_subexpressions",
         "remove_unused",

@@ -104,7 +104,11 @@ class RoutingProbe:
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         widened = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
         for node in proto.graph.node:
-            int8 = node.domain == _DOMAIN and node.op_type == "Int8Linear"
+            int8 = node.domain == _DOMAIN and node.op_type in ("Int8Linear", "Int8LinearGelu")
+            if products and node.domain == _DOMAIN and node.op_type == "Int8AddAdapter":
+                for weight, multiplied in ((node.input[2], node.input[1]), (node.input[5], node.output[1])):
+                    show(multiplied, onnx.TensorProto.FLOAT)
+                    self._multiplied.append((weight, multiplied))
             if products and (int8 or (node.op_type == "MatMul" and node.input[1] in widened)):
                 show(node.input[0], onnx.TensorProto.FLOAT)
                 weights = node.input[1] if int8 else widened[node.input[1]]

@@ -63,7 +63,9 @@ def test_coda_operators_survive_every_pass(raw: ir.Model):
     assert before == {f"ai.coda::{name}": 2 for name in ("Route", "TakeTokens", "PutTokens", "Adapter")}
     run_passes(raw, LOWERING)
     after = {name: count for name, count in operator_counts(raw).items() if name.startswith("ai.coda")}
-    assert after == before | {"ai.coda::AddNorm": 4, "ai.coda::SelfAttention": 2}
+    del before["ai.coda::Adapter"]  # each became one with the sum behind it
+    fused = {"AddAdapter": 2, "AddGelu": 2, "AddNorm": 4, "SelfAttention": 2}
+    assert after == before | {f"ai.coda::{name}": count for name, count in fused.items()}
 
 
 def test_result_passes_the_checker(raw: ir.Model):
@@ -77,7 +79,10 @@ def test_every_node_keeps_its_tags(raw: ir.Model):
     run_passes(raw, LOWERING)
     for node in raw.graph:
         assert node.metadata_props[ROLE_TAG]
-        assert dict(node.metadata_props) == before.get(node.outputs[0].name, dict(node.metadata_props))
+        expected = before.get(node.outputs[0].name, dict(node.metadata_props))
+        if node.op_type == "AddAdapter":  # the sum that it ends with was routing's
+            expected = expected | {ROLE_TAG: "adapter"}
+        assert dict(node.metadata_props) == expected
 
 
 def test_node_in_anothers_place_takes_over_its_tags(plain: Callable[[], ir.Model]):

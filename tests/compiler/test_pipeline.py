@@ -274,7 +274,7 @@ def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, 
 
 def test_dense_needs_no_routing_operators(untrained: Bundle):
     own = {name for name in untrained.manifest.operators if name.startswith("ai.coda")}
-    assert own == {"ai.coda::Adapter", "ai.coda::AddNorm"}
+    assert own == {"ai.coda::AddAdapter", "ai.coda::AddGelu", "ai.coda::AddNorm"}
 
 
 def test_a_single_token_runs_dense(compiled: Bundle, tmp_path: Path):
@@ -296,7 +296,8 @@ def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenize
     bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
     assert bundle.manifest.task == task
     own = {name for name in bundle.manifest.operators if "::" in name}
-    assert own <= {"com.microsoft::MultiHeadAttention", "ai.coda::SelfAttention", "ai.coda::AddNorm"}
+    ours = {"ai.coda::SelfAttention", "ai.coda::AddNorm", "ai.coda::AddGelu"}
+    assert own <= {"com.microsoft::MultiHeadAttention", *ours}
     assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
     assert (bundle.folder / "tokenizer.json").is_file()
     ids = np.random.default_rng(0).integers(4, 100, (3, 21))

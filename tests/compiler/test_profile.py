@@ -36,11 +36,12 @@ def test_kernels_of_inlined_functions_know_which(profile: Profile):
     counts = Counter((k.place.layer, k.place.function) for k in profile.kernels if k.place and k.place.function)
     for layer in (0, 1):
         assert counts[layer, "Route"] > 50
-        assert counts[layer, "Adapter"] == 5
+        assert counts[layer, "AddAdapter"] == 6
         assert counts[layer, "TakeTokens"] == 1
         assert counts[layer, "PutTokens"] > 5
     first, second = (
-        next(k.operator for k in profile.kernels if k.place == Place(layer, "adapter", "Adapter")) for layer in (0, 1)
+        next(k.operator for k in profile.kernels if k.place == Place(layer, "adapter", "AddAdapter"))
+        for layer in (0, 1)
     )
     assert first == second == "MatMul"
 

@@ -16,7 +16,9 @@ from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.dequantize_weights import DequantizeWeights
+from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.merge_low_rank import MergeLowRank
@@ -41,6 +43,8 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "prune_heads": PruneHeads,
     "pack_rows": PackRows,
     "fuse_projections": FuseProjections,
+    "fuse_adapters": FuseAdapters,
+    "fuse_gelus": FuseGelus,
     "fuse_norms": FuseNorms,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,

@@ -22,8 +22,13 @@ OPERATORS = (
     "PackTokens",
     "UnpackTokens",
     "AddNorm",
+    "AddGelu",
     "SelfAttention",
+    "AddAdapter",
+    "AddSwishAdapter",
     "Int8Linear",
+    "Int8LinearGelu",
+    "Int8AddAdapter",
 )
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"

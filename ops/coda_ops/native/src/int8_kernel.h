@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "int8_linear.h"
 #include "simd.h"
 
 namespace coda {
-
-constexpr int64_t kPanel = 16;  // outputs whose weights lie together
 
 // A few rows times a few panels.
 struct Int8Product {

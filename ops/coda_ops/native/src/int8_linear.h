@@ -6,6 +6,8 @@
 
 namespace coda {
 
+constexpr int64_t kPanel = 16;  // outputs whose weights lie together
+
 struct Int8Kernel;
 
 // Rows of x in whole numbers, and what one of them is worth. A thread keeps it from call to call.

@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "attention.h"
+#include "gelu.h"
 #include "int8_linear.h"
 #include "norm.h"
 #include "route.h"
@@ -341,6 +343,44 @@ struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
   }
 };
 
+// Shapes of an operator whose first output is as its first input.
+Ort::Status as_the_first(Ort::ShapeInferContext& context) {
+  const Shape& x = context.GetInputShape(0);
+  return x.empty() ? Ort::Status(nullptr) : context.SetOutputShape(0, x);
+}
+
+struct GeluKernel {
+  explicit GeluKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("AddGelu", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto x = context.GetInput(0), bias = context.GetInput(1);
+      const auto shape = shape_of(x);
+      if (shape.empty() || shape_of(bias) != std::vector<int64_t>{shape.back()}) {
+        return invalid("AddGelu: x must be [..., width] and bias [width]");
+      }
+      const int64_t width = shape.back();
+      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const auto *from = x.GetTensorData<float>(), *added = bias.GetTensorData<float>();
+      auto* out = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      parallel(raw, rows, 2 * width * static_cast<int64_t>(sizeof(float)), [&](int64_t row) {
+        coda::add_gelu(from + row * width, added, width, out + row * width);
+      });
+      return nullptr;
+    });
+  }
+};
+
+struct GeluOp : CodaOp<GeluOp, GeluKernel> {
+  static constexpr const char* kName = "AddGelu";
+  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) { return as_the_first(context); }
+};
+
 struct NormKernel {
   explicit NormKernel(const OrtKernelInfo* raw) : epsilon_(Ort::ConstKernelInfo(raw).GetAttribute<float>("epsilon")) {}
 
@@ -380,10 +420,59 @@ struct NormOp : CodaOp<NormOp, NormKernel> {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
   static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
 
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    const Shape& x = context.GetInputShape(0);
-    return x.empty() ? Ort::Status(nullptr) : context.SetOutputShape(0, x);
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) { return as_the_first(context); }
+};
+
+// Whether bottlenecks fit: down and up are [inputs, outputs].
+bool is_bottleneck(const std::vector<int64_t>& down, const std::vector<int64_t>& down_bias,
+                   const std::vector<int64_t>& up, const std::vector<int64_t>& up_bias) {
+  return down.size() == 2 && up == std::vector<int64_t>{down[1], down[0]} &&
+         down_bias == std::vector<int64_t>{down[1]} && up_bias == std::vector<int64_t>{down[0]};
+}
+
+template <coda::Activation kActivation>
+struct AdapterKernel {
+  explicit AdapterKernel(const OrtKernelInfo*) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("AddAdapter", [&]() -> OrtStatusPtr {
+      constexpr int64_t kBlock = 16;  // rows of a task
+      Ort::KernelContext context(raw);
+      const auto residual = context.GetInput(0), x = context.GetInput(1), down = context.GetInput(2);
+      const auto down_bias = context.GetInput(3), up = context.GetInput(4), up_bias = context.GetInput(5);
+      const auto shape = shape_of(x), ds = shape_of(down);
+      if (shape.empty() || shape_of(residual) != shape ||
+          !is_bottleneck(ds, shape_of(down_bias), shape_of(up), shape_of(up_bias)) || shape.back() != ds[0]) {
+        return invalid("AddAdapter: residual and x must be [..., width], down [width, bottleneck], up [bottleneck, width], "
+                       "and biases as wide as what they are added to");
+      }
+      const int64_t width = ds[0];
+      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
+      auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      static thread_local coda::AdapterWeights weights;
+      const coda::AdapterWeights& mine = weights;  // this thread's, for all that take part
+      weights.set(down.GetTensorData<float>(), down_bias.GetTensorData<float>(), up.GetTensorData<float>(),
+                  up_bias.GetTensorData<float>(), width, ds[1]);
+      parallel(raw, (rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
+        thread_local coda::AdapterScratch scratch;
+        const int64_t at = block * kBlock * width, count = std::min(kBlock, rows - block * kBlock);
+        coda::add_adapter(mine, kActivation, added + at, from + at, count, y + at, scratch);
+      });
+      return nullptr;
+    });
   }
+};
+
+template <coda::Activation kActivation>
+struct AdapterOp : CodaOp<AdapterOp<kActivation>, AdapterKernel<kActivation>> {
+  static constexpr const char* kName = kActivation == coda::Activation::kRelu ? "AddAdapter" : "AddSwishAdapter";
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) { return as_the_first(context); }
 };
 
 struct AttentionKernel {
@@ -450,18 +539,21 @@ Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   return value;
 }
 
-struct Int8LinearKernel {
-  explicit Int8LinearKernel(const OrtKernelInfo* raw) {
-    const Ort::ConstKernelInfo info(raw);
-    const auto weight = constant(info, 1), scale = constant(info, 2), bias = constant(info, 3);
-    const auto shape = shape_of(weight);
-    if (shape.size() != 2 || shape_of(scale) != std::vector<int64_t>{shape[1]} ||
-        shape_of(bias) != std::vector<int64_t>{shape[1]}) {
-      throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
-    }
-    weights_ = std::make_unique<coda::Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
-                                                   bias.GetTensorData<float>(), shape[0], shape[1]);
+// A product's rounded weights, from the constant inputs of a node that begin at one of them.
+std::unique_ptr<coda::Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size_t first) {
+  const auto weight = constant(info, first), scale = constant(info, first + 1), bias = constant(info, first + 2);
+  const auto shape = shape_of(weight);
+  if (shape.size() != 2 || shape_of(scale) != std::vector<int64_t>{shape[1]} ||
+      shape_of(bias) != std::vector<int64_t>{shape[1]}) {
+    throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
   }
+  return std::make_unique<coda::Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
+                                             bias.GetTensorData<float>(), shape[0], shape[1]);
+}
+
+template <bool kGelu>
+struct Int8LinearKernel {
+  explicit Int8LinearKernel(const OrtKernelInfo* raw) : weights_(int8_weights(Ort::ConstKernelInfo(raw), 1)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     return guarded("Int8Linear", [&]() -> OrtStatusPtr {
@@ -487,9 +579,15 @@ struct Int8LinearKernel {
       const int64_t worth = std::max<int64_t>(1, std::min(rows, kBlock) * inputs * outputs >> 20);
       const int64_t groups = std::max<int64_t>(1, std::min({kTasks / std::max<int64_t>(1, blocks), worth, units}));
       parallel(raw, blocks * groups, 64 << 10, [&](int64_t task) {
-        const int64_t row = task / groups * kBlock, group = task % groups;
-        weights_->multiply(prepared, row, std::min(rows, row + kBlock), group * units / groups * kUnit,
-                           std::min(weights_->panels(), (group + 1) * units / groups * kUnit), y);
+        const int64_t row = task / groups * kBlock, last = std::min(rows, row + kBlock), group = task % groups;
+        const int64_t first_panel = group * units / groups * kUnit;
+        const int64_t last_panel = std::min(weights_->panels(), (group + 1) * units / groups * kUnit);
+        weights_->multiply(prepared, row, last, first_panel, last_panel, y);
+        if constexpr (kGelu) {
+          const int64_t output = first_panel * coda::kPanel;
+          coda::gelu(y + row * outputs + output, last - row, std::min(outputs, last_panel * coda::kPanel) - output,
+                     outputs);
+        }
       });
       return nullptr;
     });
@@ -499,8 +597,9 @@ struct Int8LinearKernel {
   std::unique_ptr<coda::Int8Weights> weights_;
 };
 
-struct Int8LinearOp : CodaOp<Int8LinearOp, Int8LinearKernel> {
-  static constexpr const char* kName = "Int8Linear";
+template <bool kGelu>
+struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
+  static constexpr const char* kName = kGelu ? "Int8LinearGelu" : "Int8Linear";
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
@@ -512,6 +611,74 @@ struct Int8LinearOp : CodaOp<Int8LinearOp, Int8LinearKernel> {
     if (out.empty() || weight.size() != 2) return Ort::Status(nullptr);
     out.back() = weight[1];
     return context.SetOutputShape(0, out);
+  }
+};
+
+struct Int8AdapterKernel {
+  explicit Int8AdapterKernel(const OrtKernelInfo* raw) {
+    const Ort::ConstKernelInfo info(raw);
+    down_ = int8_weights(info, 2);
+    up_ = int8_weights(info, 5);
+    if (up_->inputs() != down_->outputs() || up_->outputs() != down_->inputs()) {
+      throw std::runtime_error("down must be [width, bottleneck] and up [bottleneck, width]");
+    }
+  }
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("Int8AddAdapter", [&]() -> OrtStatusPtr {
+      constexpr int64_t kBlock = 32;  // rows of a task: as many as kernels read together
+      Ort::KernelContext context(raw);
+      const auto residual = context.GetInput(0), x = context.GetInput(1);
+      const auto shape = shape_of(x);
+      const int64_t width = down_->inputs(), bottleneck = down_->outputs();
+      if (shape.empty() || shape_of(residual) != shape || shape.back() != width) {
+        return invalid("Int8AddAdapter: residual and x must be [..., width]");
+      }
+      const int64_t rows = static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
+      auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      auto narrow = shape;
+      narrow.back() = bottleneck;
+      auto* middle = context.GetOutput(1, narrow.data(), narrow.size()).GetTensorMutableData<float>();
+      parallel(raw, (rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
+        thread_local coda::Int8Rows levels;
+        const int64_t first = block * kBlock, count = std::min(kBlock, rows - first), at = first * width;
+        float* hidden = middle + first * bottleneck;
+        down_->reserve(count, levels);
+        down_->quantize(from + at, 0, count, levels);
+        down_->multiply(levels, 0, count, 0, down_->panels(), hidden);
+        for (int64_t i = 0; i < count * bottleneck; ++i) hidden[i] = std::max(hidden[i], 0.0f);
+        up_->reserve(count, levels);
+        up_->quantize(hidden, 0, count, levels);
+        up_->multiply(levels, 0, count, 0, up_->panels(), y + at);
+        for (int64_t row = 0; row < count; ++row) {
+          coda::add_gated(y + at + row * width, added + at + row * width, 1.0f, width);
+        }
+      });
+      return nullptr;
+    });
+  }
+
+ private:
+  std::unique_ptr<coda::Int8Weights> down_, up_;
+};
+
+struct Int8AdapterOp : CodaOp<Int8AdapterOp, Int8AdapterKernel> {
+  static constexpr const char* kName = "Int8AddAdapter";
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
+    const Shape &x = context.GetInputShape(0), &down = context.GetInputShape(2);
+    if (x.empty() || down.size() != 2) return Ort::Status(nullptr);
+    Shape narrow = x;
+    narrow.back() = down[1];
+    if (auto status = context.SetOutputShape(1, narrow); !status.IsOK()) return status;
+    return context.SetOutputShape(0, x);
   }
 };
 
@@ -530,7 +697,12 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   static const UnpackOp unpack;
   static const NormOp norm;
   static const AttentionOp attention;
-  static const Int8LinearOp int8_linear;
+  static const AdapterOp<coda::Activation::kRelu> adapter;
+  static const AdapterOp<coda::Activation::kSwish> swish_adapter;
+  static const GeluOp gelu;
+  static const Int8LinearOp<false> int8_linear;
+  static const Int8LinearOp<true> int8_linear_gelu;
+  static const Int8AdapterOp int8_adapter;
   try {
     static Ort::CustomOpDomain domain = [] {
       Ort::CustomOpDomain made("ai.coda");
@@ -541,7 +713,14 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
       made.Add(&unpack);
       made.Add(&norm);
       made.Add(&attention);
-      if (coda::Int8Weights::supported()) made.Add(&int8_linear);
+      made.Add(&adapter);
+      made.Add(&swish_adapter);
+      made.Add(&gelu);
+      if (coda::Int8Weights::supported()) {
+        made.Add(&int8_linear);
+        made.Add(&int8_linear_gelu);
+        made.Add(&int8_adapter);
+      }
       return made;
     }();
     Ort::UnownedSessionOptions(options).Add(domain);
