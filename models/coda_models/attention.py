@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
     def set_prefix(self, key: Tensor, value: Tensor) -> None:
         """Learned keys and values that every query attends to as well. [heads, prefix, head width] each"""
-        self.prefix_key, self.prefix_value = key, value
+        self.prefix_key, self.prefix_value = (x.transpose(0, 1).flatten(1) for x in (key, value))  # [prefix, width]
 
     def _split(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -79,15 +79,15 @@ class Attention(nn.Module):
         Returns:
             [batch, q, width], after the output projection.
         """
-        key, value = self._split(self.key(memory)), self._split(self.value(memory))
+        key, value = self.key(memory), self.value(memory)
         if self.prefix_key is not None and self.prefix_value is not None:
-            key = torch.cat((self.prefix_key.expand(len(x), -1, -1, -1), key), 2)
-            value = torch.cat((self.prefix_value.expand(len(x), -1, -1, -1), value), 2)
-            bias = F.pad(bias, (self.prefix_key.shape[1], 0))
+            key = torch.cat((self.prefix_key.expand(len(x), -1, -1), key), 1)
+            value = torch.cat((self.prefix_value.expand(len(x), -1, -1), value), 1)
+            bias = F.pad(bias, (len(self.prefix_key), 0))
         mixed = F.scaled_dot_product_attention(
             self._split(self.query(x)),
-            key,
-            value,
+            self._split(key),
+            self._split(value),
             attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
         )
