@@ -115,23 +115,35 @@ def _in_products(value: ir.Value | None) -> _Bottleneck | None:
     if up is None:
         return None
     hidden, up_weight, up_bias, up_nodes = up
-    relu = made_by(hidden, "Relu")
-    if relu is not None:
-        operator, shifted, activation = "AddAdapter", relu.inputs[0], (relu,)
-        readers = 1
-    else:
-        product = made_by(hidden, "Mul")
-        sides = [] if product is None else list(both_ways(product))
-        found = next(((v, s) for v, o in sides if (s := made_by(o, "Sigmoid")) and s.inputs[0] is v), None)
-        if product is None or found is None:
-            return None
-        operator, shifted, activation, readers = "AddSwishAdapter", found[0], (product, found[1]), 2
-    down = _linear(shifted, readers)
-    if down is None:
+    activation = _activation(hidden)
+    down = None if activation is None else _linear(activation.shifted, activation.readers)
+    if activation is None or down is None:
         return None
     x, down_weight, down_bias, down_nodes = down
     weights = (down_weight, down_bias, up_weight, up_bias)
-    return _Bottleneck(operator, x, weights, (*up_nodes, *activation, *down_nodes))
+    return _Bottleneck(activation.operator, x, weights, (*up_nodes, *activation.nodes, *down_nodes))
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """What it is applied to, by how many readers, and the operator that has it."""
+
+    operator: str
+    shifted: ir.Value | None
+    readers: int
+    nodes: tuple[ir.Node, ...]
+
+
+def _activation(hidden: ir.Value | None) -> _Activation | None:
+    relu = made_by(hidden, "Relu")
+    if relu is not None:
+        return _Activation("AddAdapter", relu.inputs[0], 1, (relu,))
+    product = made_by(hidden, "Mul")
+    for value, share in both_ways(product) if product is not None else ():
+        sigmoid = made_by(share, "Sigmoid")
+        if product is not None and sigmoid is not None and sigmoid.inputs[0] is value:
+            return _Activation("AddSwishAdapter", value, 2, (product, sigmoid))
+    return None
 
 
 def _linear(
