@@ -4,8 +4,9 @@
 
 The question of Cho et al. 2023, carried to deployment: every method of ``clinc_methods`` is trained with every seed and
 judged in torch, compiled in float32 and compiled in int8; the models of the first seed are timed. What --out holds is
-not done again: a study may be interrupted, and calls with different --methods or --seeds share the work. Tables are
-printed as Markdown, and two pictures are drawn into --out where Chromium is installed.
+not done again: a study may be interrupted, and calls with different --methods or --seeds share the work. All that was
+found lies in its results.json, from which alone tables and pictures can be made again. Tables are printed as Markdown,
+and two pictures are drawn into --out where Chromium is installed.
 """
 
 import json
@@ -105,15 +106,44 @@ def trained(out: Path, method: str, seed: int, task: Task, backbone: str, bf16: 
     return folder
 
 
-def judged(folder: Path, queries: Queries, task: Task, backbone: str) -> dict[str, Any]:
-    """Accuracy and separation of a trained model in torch and compiled, judged now unless that was done."""
-    path = folder / "judged.json"
-    if not path.is_file():
-        console.print(f"judging {folder.name}")
-        found = judge(_read(folder, backbone, task.classes), queries, task.classes)
-        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    answer: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return answer
+class Results:
+    """What was found, in one file that calls share."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._path = out / "results.json"
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            every: dict[str, dict[str, Any]] = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
+        except ValueError:
+            raise click.ClickException(f"{self._path} is damaged: take it away") from None
+        return every
+
+    def __getitem__(self, name: str) -> dict[str, Any] | None:
+        return self._read().get(name)
+
+    def __setitem__(self, name: str, found: dict[str, Any]) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps({**self._read(), name: found}, indent=1, sort_keys=True) + "\n", "utf-8")
+        partial.replace(self._path)
+
+
+def judged(
+    out: Path, results: Results, method: str, seed: int, queries: Queries, task: Task, backbone: str, bf16: bool
+) -> dict[str, Any]:
+    """Accuracy and separation of a model in torch and compiled; trained and judged now unless that was done."""
+    name = f"{method}, seed {seed}"
+    if (known := results[name]) is not None:
+        return known
+    if METHODS[method].reduction > 1:
+        trained(out, DENSE, seed, task, backbone, bf16)
+    folder = trained(out, method, seed, task, backbone, bf16)
+    console.print(f"judging {name}")
+    found = judge(_read(folder, backbone, task.classes), queries, task.classes)
+    found |= json.loads((folder / "training.json").read_text("utf-8"))
+    results[name] = found
+    return found
 
 
 def _read(folder: Path, backbone: str, classes: Sequence[str]) -> Source:
@@ -174,17 +204,17 @@ def answers_of(bundle: Bundle, texts: Sequence[str], batch: int = 32) -> tuple[n
     return logits, scores
 
 
-def timed(out: Path, methods: Sequence[str], seed: int, queries: Queries, task: Task, backbone: str) -> dict[str, Any]:
+def timed(
+    out: Path, results: Results, methods: Sequence[str], seed: int, queries: Queries, task: Task, backbone: str
+) -> dict[str, Any]:
     """Milliseconds and bytes of one seed's models, measured now unless that was done."""
-    path = out / "latency.json"
-    if not path.is_file():
-        console.print("timing, which wants a machine that does nothing else")
-        with TemporaryDirectory(prefix="coda-study-") as place:
-            path.write_text(
-                json.dumps(measure(out, methods, seed, queries, task, backbone, Path(place))) + "\n", "utf-8"
-            )
-    answer: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return answer
+    if (known := results["latency"]) is not None:
+        return known
+    console.print("timing, which wants a machine that does nothing else")
+    with TemporaryDirectory(prefix="coda-study-") as place:
+        found = measure(out, methods, seed, queries, task, backbone, Path(place))
+    results["latency"] = found
+    return found
 
 
 def measure(
@@ -224,7 +254,7 @@ def measure(
     }
 
 
-def accuracy_table(verdicts: dict[str, list[dict[str, Any]]], parameters: dict[str, int]) -> list[str]:
+def accuracy_table(verdicts: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Accuracy of every method and what compiling changed, means over the seeds."""
     lines = [
         "| method | trained parameters | accuracy | each seed | compiled fp32 | int8 | answers as in torch, int8 |",
@@ -234,7 +264,7 @@ def accuracy_table(verdicts: dict[str, list[dict[str, Any]]], parameters: dict[s
         each = ", ".join(f"{v['eager']['accuracy']:.1%}" for v in seeds)
         eager, fp32, int8 = (mean(v[kind]["accuracy"] for v in seeds) for kind in ("eager", *PRECISIONS))
         same = mean(v["int8"]["same"] for v in seeds)
-        count = f"{parameters[method] / 1e6:.2f} M"
+        count = f"{seeds[0]['parameters'] / 1e6:.2f} M"
         lines.append(f"| {method} | {count} | {eager:.2%} | {each} | {fp32:.2%} | {int8:.2%} | {same:.2%} |")
     return lines
 
@@ -333,19 +363,14 @@ def main(data: Path, backbone: str, out: Path, seeds: str, methods: str, latency
     queries = read_queries(data)
     task = task_of(queries, backbone)
     verdicts: dict[str, list[dict[str, Any]]] = {method: [] for method in chosen}
-    parameters: dict[str, int] = {}
+    results = Results(out)
     for seed in numbers:
         for method in sorted(chosen, key=lambda name: METHODS[name].reduction):  # the dense adapter before its students
-            if METHODS[method].reduction > 1:
-                trained(out, DENSE, seed, task, backbone, bf16)
-            folder = trained(out, method, seed, task, backbone, bf16)
-            training = json.loads((folder / "training.json").read_text("utf-8"))
-            parameters[method] = training["parameters"]
-            verdicts[method].append(judged(folder, queries, task, backbone))
-    tables = [accuracy_table(verdicts, parameters), score_table(verdicts)]
+            verdicts[method].append(judged(out, results, method, seed, queries, task, backbone, bf16))
+    tables = [accuracy_table(verdicts), score_table(verdicts)]
     figures = {"separation.png": separation_figure(verdicts)}
     if latency:
-        times = timed(out, chosen, numbers[0], queries, task, backbone)
+        times = timed(out, results, chosen, numbers[0], queries, task, backbone)
         tables += [latency_table(times, chosen), lengths_table(times)]
         figures["lengths.png"] = lengths_figure(times)
     for table in tables:

@@ -1,6 +1,7 @@
 """The study on a handful of queries: every kind of source is trained, judged, compiled and timed, and nothing twice."""
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -40,23 +41,27 @@ def test_a_study_from_training_to_tables(study: ModuleType, arguments: list[str]
     command = [*arguments, "--out", str(out), "--methods", ",".join(METHODS)]
     done = CliRunner().invoke(study.main, command)
     assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) == {"latency", *(f"{method}, seed 5" for method in METHODS)}
     for method in METHODS:
-        folder = study.folder_of(out, method, 5)
-        found = json.loads((folder / "judged.json").read_text())
-        assert set(found) == {"eager", "fp32", "int8"}
+        found = results[f"{method}, seed 5"]
+        assert set(found) == {"eager", "fp32", "int8", "parameters", "validation"}
         assert set(found["eager"]["scores"]) == {"msp", "energy", "maxlogit", "cosine", "mahalanobis"}
         assert found["fp32"]["same"] == 1.0
         for score, eager in found["eager"]["scores"].items():
             assert abs(found["fp32"]["scores"][score]["auroc"] - eager["auroc"]) < 0.02  # a pair or two of 360
         assert sum(f"| {method} |" in line for line in done.output.splitlines()) == 3
-        assert json.loads((folder / "training.json").read_text())["parameters"] > 0
-    latency = json.loads((out / "latency.json").read_text())
+        assert found["parameters"] > 0
+    latency = results["latency"]
     assert set(latency["queries"]) == {f"{m}, {kind}" for m in METHODS for kind in ("eager", "fp32", "int8")}
     assert [batch for batch, _ in latency["shapes"]] == [1, 30]
     assert all(value > 0 for times in latency["queries"].values() for value in times)
     assert "| coda r=2, int8 |" in done.output
 
-    again = CliRunner().invoke(study.main, command)
+    elsewhere = tmp_path / "elsewhere"  # with what was found and no model
+    elsewhere.mkdir()
+    shutil.copy(out / "results.json", elsewhere)
+    again = CliRunner().invoke(study.main, [*arguments, "--out", str(elsewhere), "--methods", ",".join(METHODS)])
     assert again.exit_code == 0, again.output
     assert "training" not in again.output.split("|")[0]
     assert "judging" not in again.output
