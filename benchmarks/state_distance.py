@@ -75,8 +75,7 @@ def main(model: Path, data: Path, backbone: str, dense: Path, reductions: tuple[
     for r in reductions or (routed.coda_config.reduction,):
         routed.set_reduction(r)
         for attention in ATTENTIONS:
-            for layer in routed.coda_layers():
-                layer.attention = attention
+            routed.set_attention(attention)
             rows = zip(*distances(run(routed, batches), wanted), strict=True)
             for name, row in zip(("all", "routed", "others"), rows, strict=True):
                 table.add_row(str(r), attention, name, *(f"{value:.3f}" for value in row))

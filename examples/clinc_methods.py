@@ -1,4 +1,4 @@
-"""Eight ways to teach an encoder CLINC150's intents, each by the library that its users take and saved as it saves.
+"""Nine ways to teach an encoder CLINC150's intents, each by the library that its users take and saved as it saves.
 
 Every way sees the same queries in batches of 32 for five epochs, by transformers' Trainer. CoDA goes on from its own
 dense adapter for another five, taught by it, as in ``coda_models.recipe``.
@@ -49,12 +49,14 @@ class Method:
         make: an untrained model of a backbone.
         save: writes what was learned as users have it on disk.
         reduction: r of a CoDA model that goes on from ``coda r=1``.
+        attention: what its routed tokens attend to.
     """
 
     rate: float
     make: Callable[[str, Task], Any]
     save: Callable[[Any, Path, Task], None]
     reduction: int = 1
+    attention: str = "k_to_k"
 
 
 def _full(backbone: str, task: Task) -> Any:
@@ -112,6 +114,7 @@ METHODS: dict[str, Method] = {
     "prefix-tuning": Method(2e-3, _adapterhub(lambda adapters: adapters.PrefixTuningConfig()), _save_adapter),
     DENSE: Method(1e-3, _coda, _save_coda),
     "coda r=2": Method(1e-3, _coda, _save_coda, reduction=2),
+    "coda r=2 k-to-all": Method(1e-3, _coda, _save_coda, reduction=2, attention="k_to_all"),
     "coda r=4": Method(1e-3, _coda, _save_coda, reduction=4),
 }
 
@@ -139,6 +142,7 @@ def teach(
     if method.reduction > 1:
         model, teacher = (load(source(dense), backbone=backbone).model for _ in "ab")
         model.set_reduction(method.reduction)
+        model.set_attention(method.attention)
         rows, trainer_class = soft_labelled(teacher, rows, collator, batch=BATCH), CodaTrainer
     else:
         model = method.make(backbone, task)

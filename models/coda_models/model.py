@@ -1,7 +1,7 @@
 """A routed encoder with its head: what is trained, saved and compiled."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,6 +82,13 @@ class CodaModel(nn.Module):
         config = self.coda_config.with_reduction(reduction)
         for layer, r in zip(self.coda_layers(), config.layer_reductions(len(self.layers)), strict=True):
             layer.reduction = r
+        self.coda_config = config
+
+    def set_attention(self, attention: str) -> None:
+        """Route by another of ``ATTENTIONS`` from now on; the configuration follows."""
+        config = replace(self.coda_config, attention=attention)
+        for layer in self.coda_layers():
+            layer.attention = config.attention
         self.coda_config = config
 
     def forward(

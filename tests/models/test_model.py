@@ -12,6 +12,7 @@ from tests.models.inputs import ALL_BUT_IN_NAME, ragged
 
 from coda_models import CodaConfig
 from coda_models.conversion import backbone_digest
+from coda_models.errors import ConfigError
 
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
 examples = settings(
@@ -115,6 +116,14 @@ def test_set_reduction_moves_layers_and_configuration():
     model.set_reduction(["7/2", 1])
     assert [layer.reduction for layer in model.coda_layers()] == [Fraction(7, 2), 1]
     assert model.coda_config.reduction == (Fraction(7, 2), Fraction(1))
+
+
+def test_set_attention_moves_layers_and_configuration():
+    model = tiny_coda("bert", CodaConfig(reduction=4))
+    model.set_attention("k_to_all")
+    assert {layer.attention for layer in model.coda_layers()} == {"k_to_all"} == {model.coda_config.attention}
+    with pytest.raises(ConfigError, match="k_to_some"):
+        model.set_attention("k_to_some")
 
 
 def test_routing_is_returned_only_when_asked_for():
