@@ -321,7 +321,8 @@ def separation_figure(verdicts: dict[str, list[dict[str, Any]]]) -> go.Figure:
         xs = [method for method, seeds in verdicts.items() for _ in seeds]
         ys = [v["eager"]["scores"][score]["auroc"] for seeds in verdicts.values() for v in seeds]
         drawn.add_scatter(x=xs, y=ys, mode="markers", name=score, marker={"size": 9})
-    drawn.update_yaxes(title="AUROC, known against out-of-scope queries")
+    lowest = min(min(trace.y) for trace in drawn.data)
+    drawn.update_yaxes(title="AUROC, known against out-of-scope queries", range=[lowest - 0.01, 1.0])
     drawn.update_layout(scattermode="group")
     return drawn
 

@@ -36,13 +36,12 @@ def test_all_three_are_the_oracle(seed: int, shape: list[int], size: float):
 
 
 @needs_kernels
-def test_the_kernel_is_as_exact_as_torch_everywhere():
+def test_the_kernel_is_exact_everywhere():
     x = np.linspace(-12, 12, 500_000).astype(np.float32)
     x = np.concatenate([x, np.float32([0, -0.0, 1e-30, -1e-30, 1e30, -1e30])])[None]
     found = run_node(add_gelu.body(), {"x": x, "bias": np.zeros(x.size, np.float32)}, None, native.LIBRARY)[0]
     wanted = oracle(x)
-    theirs = np.abs(torch.nn.functional.gelu(torch.tensor(x)).numpy() - wanted)[0, :-6].max()
-    assert np.abs(found - wanted)[0, :-6].max() <= theirs
+    assert np.abs(found - wanted)[0, :-6].max() < 7e-7  # a float32 of 12 is rounded by 5e-7
     np.testing.assert_array_equal(found[0, -6:], np.float32([0, 0, 5e-31, -5e-31, 1e30, 0]))
     assert np.isnan(run_node(add_gelu.body(), {"x": x * np.nan, "bias": 0 * x[0]}, None, native.LIBRARY)[0]).all()
 

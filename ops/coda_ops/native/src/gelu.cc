@@ -8,8 +8,8 @@
 namespace coda {
 namespace {
 
-// erf(z) / z is fitted by a polynomial in 2 (z / 3.8)^2 - 1 for |z| up to 3.8, beyond which erf is 1 to 8e-8. All of it
-// is off by 7e-7 at most, as libraries' own in float32.
+// erf(z) / z is fitted by a polynomial in 2 (z / 3.8)^2 - 1 for |z| up to 3.8, beyond which erf is 1 to 8e-8. What comes
+// out is off by 7e-7 at most.
 CODA_INLINE float gelu_of(float x) {
   constexpr float kTop = 3.8f, kRoot = 0.70710678f;
   const float z = x * kRoot, size = std::fabs(z), u = z * z * (2.0f / (kTop * kTop)) - 1.0f;
