@@ -57,16 +57,17 @@ def adapter(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Ten
     return result
 
 
+INPUTS = [
+    formal("x", "T", "[..., width]"),
+    formal("down", "T", "[width, bottleneck]"),
+    formal("down_bias", "T", "[bottleneck]"),
+    formal("up", "T", "[bottleneck, width]"),
+    formal("up_bias", "T", "[width]"),
+]
 SCHEMA = schema(
     "Adapter",
     "Bottleneck: y = relu(x · down + down_bias) · up + up_bias.",
-    [
-        formal("x", "T", "[..., width]"),
-        formal("down", "T", "[width, bottleneck]"),
-        formal("down_bias", "T", "[bottleneck]"),
-        formal("up", "T", "[bottleneck, width]"),
-        formal("up_bias", "T", "[width]"),
-    ],
+    INPUTS,
     [formal("y", "T", "[..., width]")],
 )
 

@@ -9,6 +9,7 @@ import onnx
 import torch.nn.functional as F
 from torch import Tensor
 
+from coda_ops.adapter import INPUTS
 from coda_ops.domain import formal, function, schema
 
 # The statements that make an activation of ``shifted``, and its torch form, by operator.
@@ -46,14 +47,7 @@ SCHEMAS = [
     schema(
         name,
         f"y = residual + ({activation}(x · down + down_bias) · up + up_bias).",
-        [
-            formal("residual", "T", "[..., width]"),
-            formal("x", "T", "[..., width]"),
-            formal("down", "T", "[width, bottleneck]"),
-            formal("down_bias", "T", "[bottleneck]"),
-            formal("up", "T", "[bottleneck, width]"),
-            formal("up_bias", "T", "[width]"),
-        ],
+        [formal("residual", "T", "[..., width]"), *INPUTS],
         [formal("y", "T", "[..., width]")],
     )
     for name, activation in zip(ACTIVATIONS, ("relu", "swish"), strict=True)

@@ -16,14 +16,7 @@ class FuseGelus(Declining):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse what matches."""
-        self.declined.clear()
-        modified = False
-        for node in list(model.graph):
-            if (node.domain, node.op_type) == ("", "Gelu"):
-                reason = _fuse(model.graph, node)
-                modified |= reason is None
-                self.declined.update([reason] if reason else ())
-        return ir.passes.PassResult(model, modified)
+        return self.fuse_each(model, "", "Gelu", _fuse)
 
 
 def _fuse(graph: ir.Graph, gelu: ir.Node) -> str | None:

@@ -44,14 +44,7 @@ class FuseProjections(Declining):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse what matches."""
-        self.declined.clear()
-        modified = False
-        for node in list(model.graph):
-            if node.domain == RUNTIME_DOMAIN and node.op_type == "MultiHeadAttention":
-                reason = _fuse(model.graph, node)
-                modified |= reason is None
-                self.declined.update([reason] if reason else ())
-        return ir.passes.PassResult(model, modified)
+        return self.fuse_each(model, RUNTIME_DOMAIN, "MultiHeadAttention", _fuse)
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:

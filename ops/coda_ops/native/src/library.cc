@@ -55,6 +55,11 @@ void parallel(OrtKernelContext* context, int64_t count, int64_t bytes_each, cons
 
 std::vector<int64_t> shape_of(const Ort::ConstValue& value) { return value.GetTensorTypeAndShapeInfo().GetShape(); }
 
+// How many rows of so many numbers a tensor holds.
+int64_t rows_of(const Ort::ConstValue& value, int64_t width) {
+  return width == 0 ? 0 : static_cast<int64_t>(value.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+}
+
 // Run a body; what it throws becomes a status.
 template <typename Body>
 OrtStatusPtr guarded(const char* name, Body body) {
@@ -361,7 +366,7 @@ struct GeluKernel {
         return invalid("AddGelu: x must be [..., width] and bias [width]");
       }
       const int64_t width = shape.back();
-      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const int64_t rows = rows_of(x, width);
       const auto *from = x.GetTensorData<float>(), *added = bias.GetTensorData<float>();
       auto* out = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
       parallel(raw, rows, 2 * width * static_cast<int64_t>(sizeof(float)), [&](int64_t row) {
@@ -395,7 +400,7 @@ struct NormKernel {
         return invalid("AddNorm: x and y must be [..., width], shift, scale and bias [width]");
       }
       const int64_t width = last[0];
-      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const int64_t rows = rows_of(x, width);
       const auto *a = x.GetTensorData<float>(), *b = y.GetTensorData<float>();
       const auto* shift = context.GetInput(2).GetTensorData<float>();
       const auto* scale = context.GetInput(3).GetTensorData<float>();
@@ -447,7 +452,7 @@ struct AdapterKernel {
                        "and biases as wide as what they are added to");
       }
       const int64_t width = ds[0];
-      const int64_t rows = width == 0 ? 0 : static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const int64_t rows = rows_of(x, width);
       const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
       static thread_local coda::AdapterWeights weights;
@@ -565,7 +570,7 @@ struct Int8LinearKernel {
       auto shape = shape_of(x);
       const int64_t inputs = weights_->inputs(), outputs = weights_->outputs();
       if (shape.empty() || shape.back() != inputs) return invalid("Int8Linear: x must be [..., inputs]");
-      const int64_t rows = static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / inputs;
+      const int64_t rows = rows_of(x, inputs);
       shape.back() = outputs;
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
       const auto* from = x.GetTensorData<float>();
@@ -634,7 +639,7 @@ struct Int8AdapterKernel {
       if (shape.empty() || shape_of(residual) != shape || shape.back() != width) {
         return invalid("Int8AddAdapter: residual and x must be [..., width]");
       }
-      const int64_t rows = static_cast<int64_t>(x.GetTensorTypeAndShapeInfo().GetElementCount()) / width;
+      const int64_t rows = rows_of(x, width);
       const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
       auto narrow = shape;
