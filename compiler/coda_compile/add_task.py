@@ -10,11 +10,12 @@ from typing import Any
 
 from coda_compile import tasks, test_vectors
 from coda_compile.bundle import replacing
+from coda_compile.cases import Inputs, kept_case
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.parity import Tolerances
 from coda_compile.pipeline import read_model, verify_or_keep
 from coda_compile.quantize import quantize_model
-from coda_compile.verify import expected, make_case
+from coda_compile.verify import expected
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
@@ -63,7 +64,7 @@ def add_task(
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
             verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder.resolve(), swapped)
-            case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
+            case = kept_case(Inputs.of(source.model))
             allowed = Tolerances.elsewhere(manifest.precision)
             test_vectors.write(folder, case.inputs, *expected(source.model, case, bundle.target), allowed, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one

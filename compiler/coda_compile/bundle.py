@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from coda_compile.passes import PassReport, operator_counts
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
+from coda_models.ood import OodDetector
 from coda_ops import RUNTIME_DOMAIN
 from coda_targets import Target
 from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TaskInfo, TensorInfo, list_files
@@ -68,11 +69,54 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_config(folder: Path, model: CodaModel) -> None:
-    """config.json as transformers and optimum expect it."""
-    task = model.coda_config.task
+@dataclass(frozen=True)
+class Described:
+    """What a bundle says of the model in it; the fields are those of ``Manifest``.
+
+    Attributes:
+        config: for config.json, as transformers and optimum expect it.
+    """
+
+    task: str
+    architecture: str
+    config: dict[str, Any]
+    max_tokens: int
+    labels: tuple[str, ...]
+    width: int = 0
+    feed_forward: int = 0
+    layers: tuple[LayerInfo, ...] = ()
+    coda_config: dict[str, Any] = field(default_factory=dict)
+    ood: OodInfo | None = None
+
+
+def describe(model: CodaModel) -> Described:
+    """A model in memory."""
+    hf, coda = model.hf_config, model.coda_config
+    block = next(iter(model.coda_layers())).block
+    return Described(
+        task=coda.task,
+        architecture=str(hf.model_type),
+        config=transformers_config(model),
+        max_tokens=model.max_tokens,
+        labels=label_names(model),
+        width=int(hf.hidden_size),
+        feed_forward=int(block.feed_forward.up.out_features),
+        layers=layer_infos(model, model.max_tokens),
+        coda_config=coda.to_dict(),
+        ood=ood_info(model.ood),
+    )
+
+
+def transformers_config(model: CodaModel) -> dict[str, Any]:
+    """The backbone's configuration, for the head that the model has."""
     config = portable_config(model.hf_config)
+    task = model.coda_config.task
     config["architectures"] = [AUTO_CLASSES[task]._model_mapping[type(model.hf_config)].__name__]
+    return config
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.json."""
     _write_json(folder / "config.json", config)
 
 
@@ -141,14 +185,14 @@ def label_names(model: CodaModel) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names))
 
 
-def ood_info(model: CodaModel) -> OodInfo | None:
-    """What the manifest says of a model's detector."""
-    return None if model.ood is None else OodInfo(model.ood.method, model.ood.threshold, model.ood.kept)
+def ood_info(detector: OodDetector | None) -> OodInfo | None:
+    """What the manifest says of a model's detector, where it has one."""
+    return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
 
 
 def write_manifest(
     folder: Path,
-    model: CodaModel,
+    model: Described,
     compiled: ir.Model,
     target: Target,
     precision: str,
@@ -156,12 +200,10 @@ def write_manifest(
 ) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
-    hf, coda = model.hf_config, model.coda_config
-    block = next(iter(model.coda_layers())).block
     plugins = [target.plugin.replace("_", "-")] if target.plugin else []
     manifest = Manifest(
-        task=coda.task,
-        architecture=str(hf.model_type),
+        task=model.task,
+        architecture=model.architecture,
         target=target.name,
         precision=precision,
         versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
@@ -172,11 +214,11 @@ def write_manifest(
         inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
         max_tokens=model.max_tokens,
-        width=int(hf.hidden_size),
-        feed_forward=int(block.feed_forward.up.out_features),
-        labels=label_names(model),
-        layers=layer_infos(model, model.max_tokens),
-        coda_config=coda.to_dict(),
+        width=model.width,
+        feed_forward=model.feed_forward,
+        labels=model.labels,
+        layers=model.layers,
+        coda_config=model.coda_config,
         session=SessionInfo(
             tuple(name for name, _ in target.providers),
             target.graph_level,
@@ -184,7 +226,7 @@ def write_manifest(
             target.native,
             next((options for _, options in target.providers), {}),
         ),
-        ood=ood_info(model),
+        ood=model.ood,
         tasks=tuple(tasks),
         files=list_files(folder),
     )

@@ -104,9 +104,9 @@ def compile(
     data: Path | None,
     budget: float | None,
 ) -> None:
-    """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder or adapters that PEFT or AdapterHub
-    saved, into a verified bundle. Several CoDA checkpoints of one backbone become one bundle: the backbone once, and a
-    small file for each task, named after its checkpoint.
+    """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder, adapters that PEFT or AdapterHub
+    saved, or an ONNX file of another exporter, into a verified bundle. Several CoDA checkpoints of one backbone become
+    one bundle: the backbone once, and a small file for each task, named after its checkpoint.
 
     \b
     coda-compile reviews.pt --target cpu -o reviews-cpu
@@ -114,6 +114,7 @@ def compile(
     coda-compile intents.pt topics.pt -o both            two tasks, one backbone
     coda-compile moods.pt --add-to both                  a third one, later
     coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
+    coda-compile lora.onnx                               the same, from what another exporter wrote
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
     coda-compile reviews.pt --precision int4             the smallest file
@@ -130,7 +131,7 @@ def compile(
         raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
     if precision != "auto" and (data is not None or budget is not None):
         raise click.UsageError("--data and --accuracy-budget are for --precision auto")
-    names = [path.resolve().name.removesuffix(".pt") for path in models]
+    names = [_stem(path) for path in models]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise click.UsageError(f"two tasks would be named {twice!r}: rename one of the checkpoints")
@@ -196,9 +197,13 @@ def _add(models: tuple[Path, ...], folder: Path, backbone: str | None, progress:
     with progress.stage("start"):
         from coda_compile.add_task import add_task
     for path in models:
-        name = path.resolve().name.removesuffix(".pt")
+        name = _stem(path)
         bundle = add_task(bundle, name, path, backbone=backbone, stage=progress.stage)
     console.compiled(bundle, folder, progress.seconds)
+
+
+def _stem(path: Path) -> str:
+    return path.resolve().name.removesuffix(".pt").removesuffix(".onnx")
 
 
 def _reduction(text: str | None) -> str | list[str] | None:

@@ -11,12 +11,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from coda_compile.cost import dense_multiply_adds, layer_multiply_adds, multiply_adds
+from coda_compile.cost import dense_multiply_adds, fewer, layer_multiply_adds, multiply_adds
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
 from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import load_kernels
+from coda_targets.manifest import Manifest
 
 if TYPE_CHECKING:
     from coda_compile.evaluate import Evaluation
@@ -59,7 +60,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     manifest = bundle.manifest
     n = manifest.max_tokens
     size = sum(file.bytes for file in manifest.files)
-    ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
+    ratio = fewer(manifest)
     out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
@@ -135,10 +136,26 @@ def inspected(bundle: Bundle) -> None:
         kept = f"{m.ood.kept:.0%} of known texts lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
+    if m.layers:
+        _layers(m)
+    counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
+    out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+    files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
+    files.add_column()
+    files.add_column(justify="right")
+    for file in m.files:
+        files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
+    out.print(files)
+    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def _layers(m: Manifest) -> None:
+    """What each layer routes and multiplies."""
+    n = m.max_tokens
     layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
     for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
         layers.add_column(name, justify="right" if name != "attention" else "left")
-    dense = dense_multiply_adds(m, n) / max(1, len(m.layers))
+    dense = dense_multiply_adds(m, n) / len(m.layers)
     for i, layer in enumerate(m.layers):
         cost = layer_multiply_adds(layer, n, m.width, m.feed_forward)
         routed = layer.reduction != "1"
@@ -156,16 +173,6 @@ def inspected(bundle: Bundle) -> None:
     out.print(
         f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
     )
-
-    counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
-    out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
-    files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
-    files.add_column()
-    files.add_column(justify="right")
-    for file in m.files:
-        files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
-    out.print(files)
-    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
 
 
 def kernels() -> None:

@@ -28,6 +28,7 @@ OUTPUTS = {
     "token-classification": ("logits",),
     "feature-extraction": ("last_hidden_state", "sentence_embedding"),
 }
+AXES = ("batch", "sequence")  # of every input
 OOD_OUTPUTS = ("ood_score", "is_ood")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -69,7 +70,7 @@ def export(model: CodaModel, opset: int) -> ir.Model:
     dynamic = torch.export.Dim.DYNAMIC
     wrapper = _Exported(model).eval()
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 wrapper,
                 tuple(inputs.values()),
@@ -93,17 +94,19 @@ def export(model: CodaModel, opset: int) -> ir.Model:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter says of itself; what it does wrong, verification finds."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Silence what exporter and converter say of themselves; what they do wrong, verification finds."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _translations() -> dict[Any, Any]:
@@ -161,7 +164,7 @@ def _name_axes(model: ir.Model) -> None:
     """Give the dynamic axes of inputs and outputs the names that people read."""
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for axis, name in enumerate(("batch", "sequence")):
+        for axis, name in enumerate(AXES):
             dim = value.shape[axis] if value.shape is not None else None
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 names[dim.value] = name

@@ -1,6 +1,7 @@
 """Fitting an out-of-distribution detector on known texts, to be compiled into the graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from coda_compile.accuracy import read_rows
 from coda_compile.bundle import label_names
+from coda_compile.cases import Inputs
 from coda_compile.errors import CompileError
 from coda_models.model import CodaModel
 from coda_models.ood import FITTED, METHODS, Cosine, FromLogits, Mahalanobis, OodDetector
@@ -23,6 +25,33 @@ _FEWEST = 20  # texts that a threshold is taken from: one of them lies above
 _MOST_KNOWN = 4096  # texts that a bundle remembers for the cosine
 _SINGULAR = 1e-7  # smallest eigenvalue over the largest: float32 cannot hold the inverse of less
 _BATCH = 16
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What a detector is fitted on.
+
+    Attributes:
+        task: a classifier's, or else there is no fitting.
+        labels: in order of the logits.
+        inputs: what it takes.
+        answer: what stands for each text of a batch, [texts, width], and its logits, [texts, labels].
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    inputs: Inputs
+    answer: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, model: CodaModel) -> "Classifier":
+        """A model in evaluation mode."""
+
+        def answer(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            output = model(**inputs)
+            return output.features, output.logits
+
+        return cls(model.coda_config.task, label_names(model), Inputs.of(model), answer)
 
 
 def check(method: str | None, data: object, task: str) -> None:
@@ -56,7 +85,9 @@ def files(data: Path | str | Mapping[str, Path | str] | None, names: Sequence[st
     return {name: Path(data[name]) for name in names}
 
 
-def fit(model: CodaModel, tokenizer: "PreTrainedTokenizerBase | None", method: str, data: Path) -> OodDetector:
+def fit(
+    model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase | None", method: str, data: Path
+) -> OodDetector:
     """A detector of texts unlike those of a file.
 
     Cosine and Mahalanobis are fitted on four fifths of the texts, drawn by a fixed seed, and take their threshold from
@@ -70,14 +101,15 @@ def fit(model: CodaModel, tokenizer: "PreTrainedTokenizerBase | None", method: s
         CompileError: too few texts or classes, features that do not vary, or no tokenizer.
         CodaError: a file that is not as described, or a label that the model does not know.
     """
-    check(method, data, model.coda_config.task)
+    known = Classifier.of(model) if isinstance(model, CodaModel) else model
+    check(method, data, known.task)
     if tokenizer is None:
         raise CompileError("this model has no tokenizer to read --ood-data with: give one with --tokenizer PATH")
-    rows = list(read_rows(data, label_names(model)))
+    rows = list(read_rows(data, known.labels))
     needed = _FEWEST * 5 if method in FITTED else _FEWEST
     if len(rows) < needed:
         raise CompileError(f"{data} has {len(rows)} texts, and {method} needs {needed} or more to set a threshold")
-    features, logits = embed(model, tokenizer, [text for text, _ in rows])
+    features, logits = embed(known, tokenizer, [text for text, _ in rows])
     return detector(method, features, logits, [label for _, label in rows], str(data))
 
 
@@ -95,17 +127,24 @@ def detector(method: str, features: Tensor, logits: Tensor, labels: Sequence[str
 
 
 @torch.inference_mode()
-def embed(model: CodaModel, tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> tuple[Tensor, Tensor]:
+def embed(
+    model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase", texts: list[str]
+) -> tuple[Tensor, Tensor]:
     """What stands for each text, [texts, width], and its logits, [texts, labels]."""
+    known = Classifier.of(model) if isinstance(model, CodaModel) else model
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # so that batches are short where texts are
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(texts)
     for start in range(0, len(order), _BATCH):
         some = order[start : start + _BATCH]
         encoded = tokenizer(
-            [texts[i] for i in some], truncation=True, max_length=model.max_tokens, padding=True, return_tensors="pt"
+            [texts[i] for i in some],
+            truncation=True,
+            max_length=known.inputs.max_tokens,
+            padding=True,
+            return_tensors="pt",
         )
-        output = model(**{name: encoded[name] for name in model.input_names if name in encoded})
-        for i, features, logits in zip(some, output.features, output.logits, strict=True):
+        answer = known.answer({name: encoded[name] for name in known.inputs.names if name in encoded})
+        for i, features, logits in zip(some, *answer, strict=True):
             found[i] = (features.float(), logits.float())
     return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
 

@@ -3,29 +3,39 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile import tasks, test_vectors
-from coda_compile.bundle import check_output, replacing, write_config, write_manifest, write_report, write_tokenizer
+from coda_compile.bundle import (
+    check_output,
+    describe,
+    replacing,
+    write_config,
+    write_manifest,
+    write_report,
+    write_tokenizer,
+)
+from coda_compile.cases import Inputs, kept_case
+from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
+from coda_compile.lowering import complete, packing, verified_on
 from coda_compile.ood import check as check_ood
 from coda_compile.ood import files as ood_files
 from coda_compile.ood import fit as fit_ood
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.quantize import quantize_model
-from coda_compile.sources import Source, read_source
-from coda_compile.verify import expected, make_case, verify
+from coda_compile.sources import Source, onnx_graph, read_source
+from coda_compile.verify import expected, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError, get_target
+from coda_targets import Bundle, Target, TargetError
 from coda_targets.adapters import Adapter
-from coda_targets.bundle import MODEL, require_runtime
+from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -70,14 +80,22 @@ def compile(
             ``<output>-failed`` that reproduces a failed verification.
     """
     output = Path(output).resolve()
-    lowered_for = _complete(get_target(target) if isinstance(target, str) else target)
+    lowered_for = complete(target)
     if precision not in lowered_for.precisions:
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
+    graph = None if isinstance(model, CodaModel | Mapping) else onnx_graph.find(Path(model))
+    if graph is not None:
+        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack)
+        check_output(output)
+        data = ood_files(ood_data, [""]).get("")
+        return compile_graph(
+            graph, lowered_for, output=output, tokenizer=tokenizer, ood=ood, ood_data=data, stage=stage
+        )
     if isinstance(model, Mapping) and lowered_for.plugin:
         raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
     if pack:
-        lowered_for = _packing(lowered_for)
+        lowered_for = packing(lowered_for)
     check_output(output)
     with stage("load"):
         sources = _sources(model, backbone)
@@ -115,18 +133,19 @@ def compile(
                 swapped = tasks.write(folder, name, each.model) if several else None
                 parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
-            case = make_case(source.model, 3, min(37, source.model.max_tokens), ragged=True, seed=1)
+            described = describe(source.model)
+            case = kept_case(Inputs.of(source.model))
             for name, each in sources.items():
                 outputs, decisions = expected(each.model, case, lowered_for)
                 allowed = Tolerances.elsewhere(precision)
                 named = "" if each is source else name
                 test_vectors.write(folder, case.inputs, outputs, decisions, allowed, task=named)
-            write_config(folder, source.model)
+            write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens)
             write_report(folder, passes, parity, tolerances)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
-            write_manifest(folder, source.model, compiled, lowered_for, precision, infos)
+            write_manifest(folder, described, compiled, lowered_for, precision, infos)
     return Bundle(output)
 
 
@@ -139,7 +158,7 @@ def verify_or_keep(
         return verify(
             model,
             path,
-            _verified_on(target),
+            verified_on(target),
             tolerances=tolerances,
             adapter=None if swapped is None else Adapter(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
@@ -150,20 +169,13 @@ def verify_or_keep(
         raise VerificationError(f"{error}; reproduction in {failed}") from None
 
 
-def _complete(target: Target) -> Target:
-    if target.lacks:
-        raise TargetError(f"target {target.name!r} is not finished, it still lacks {target.lacks}: use --target cpu")
-    if target.providers:
-        require_runtime(target)  # there parity is measured
-    return target
-
-
-def _packing(target: Target) -> Target:
-    """With packed rows, made where projections are still products of their own."""
-    if "fuse_projections" not in target.lowering:
-        raise TargetError(f"target {target.name!r} packs no rows: leave out --pack")
-    before = target.lowering.index("fuse_projections")
-    return replace(target, lowering=(*target.lowering[:before], "pack_rows", *target.lowering[before:]))
+def _only_fp32(graph: Path, **options: object) -> None:
+    """Refuse what takes more than a graph tells."""
+    asked = next((name for name, value in options.items() if value), None)
+    if asked is not None:
+        raise CompileError(
+            f"{graph} is an ONNX file and compiles as it is, in fp32: for --{asked} give the model it was exported from"
+        )
 
 
 def _sources(
@@ -189,11 +201,3 @@ def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> Non
     asked = model.coda_config.reduction
     if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
         raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
-
-
-def _verified_on(target: Target) -> Target:
-    """Where parity is measured: on the target itself, or on a CPU where the target runs nothing.
-
-    Without native kernels, because the function bodies are what the bundle carries.
-    """
-    return replace(target, native=False, providers=target.providers or get_target("cpu").providers)

@@ -108,7 +108,7 @@ def make_swappable(compiled: ir.Model, model: CodaModel) -> None:
 
 def info(name: str, model: CodaModel) -> TaskInfo:
     """What the manifest says of a task."""
-    return TaskInfo(name, adapters.path_of(name), label_names(model), ood_info(model))
+    return TaskInfo(name, adapters.path_of(name), label_names(model), ood_info(model.ood))
 
 
 def write(folder: Path, name: str, model: CodaModel) -> Path:

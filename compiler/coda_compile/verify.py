@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coda_compile.cases import Case, Inputs, cases
 from coda_compile.errors import VerificationError
 from coda_compile.export import output_names
 from coda_compile.parity import CaseParity, Comparison, Tolerances
@@ -23,51 +23,6 @@ from coda_targets.adapters import Adapter
 from coda_targets.bundle import Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import Decision, RoutingProbe
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input: a name for people, and arrays [batch, tokens]."""
-
-    name: str
-    inputs: Arrays
-
-
-def make_case(model: CodaModel, batch: int, tokens: int, *, ragged: bool, seed: int = 0) -> Case:
-    """Random token ids; ragged rows end in padding, at least one of them full length and one of a single token."""
-    random = np.random.default_rng([seed, batch, tokens])
-    vocabulary, padding = int(model.hf_config.vocab_size), int(model.hf_config.pad_token_id or 0)
-    ids = random.integers(0, vocabulary, (batch, tokens))
-    ids = np.where(ids == padding, (padding + 1) % vocabulary, ids)
-    lengths = np.full(batch, tokens)
-    if ragged:
-        lengths = random.integers(1, tokens + 1, batch)
-        lengths[0], lengths[-1] = tokens, 1
-    mask = np.arange(tokens) < lengths[:, None]
-    every = {
-        "input_ids": np.where(mask, ids, padding).astype(np.int64),
-        "attention_mask": mask.astype(np.int64),
-        "token_type_ids": np.zeros((batch, tokens), np.int64),
-    }
-    kind = "ragged" if ragged else "full"
-    return Case(f"{batch} x {tokens} tokens, {kind}", {name: every[name] for name in model.input_names})
-
-
-def cases(model: CodaModel) -> list[Case]:
-    """Batches 1, 3 and 8; lengths 1, 2, odd and the longest; full and ragged."""
-    longest = model.max_tokens
-    odd, middle = min(37, longest), min(64, longest)
-    shapes = [
-        (1, 1, False),
-        (1, 2, False),
-        (3, 2, True),
-        (3, odd, True),
-        (8, min(7, longest), True),
-        (8, middle, True),
-        (1, longest, False),
-        (3, longest, True),
-    ]
-    return [make_case(model, batch, tokens, ragged=ragged) for batch, tokens, ragged in shapes]
 
 
 def verify(
@@ -107,7 +62,7 @@ def _compare(
     on_failure: Callable[[Case, Arrays, Arrays], None],
 ) -> list[CaseParity]:
     results = []
-    for case in cases(model):
+    for case in cases(Inputs.of(model)):
         expected: Arrays = {}
         outputs: Arrays = {}
         try:

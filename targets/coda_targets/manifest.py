@@ -106,8 +106,9 @@ class Manifest:
     """Everything that a program needs to know of a bundle without opening its model.
 
     Attributes:
-        coda_config: the CodaConfig that the model was compiled with, as plain values.
-        width, feed_forward: d and f of the backbone's layers.
+        layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
+        coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
+        width, feed_forward: d and f of the backbone's layers; 0 without layers.
         max_tokens: longest input the positions allow.
         labels: class names in order of the logits; empty without a classifier.
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
@@ -193,12 +194,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _senses(manifest: Manifest) -> dict[str, bool]:
     """Which values are what every reader counts on."""
+    known = bool(manifest.layers)
     return {
         "opset": "" in manifest.opset,
-        "layers": bool(manifest.layers) and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
+        "layers": known == bool(manifest.coda_config)
+        and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
         "max_tokens": manifest.max_tokens > 0,
-        "width": manifest.width > 0,
-        "feed_forward": manifest.feed_forward > 0,
+        "width": known == (manifest.width > 0),
+        "feed_forward": known == (manifest.feed_forward > 0),
         "session": manifest.session.graph_level in GRAPH_LEVELS and 0 <= manifest.session.threads <= _MOST_THREADS,
     }
 

@@ -20,7 +20,7 @@ from coda_compile import compile
 from coda_compile.bundle import check_output, replacing, write_tokenizer
 from coda_compile.errors import CompileError, OutputError
 from coda_models import CodaConfig, save
-from coda_targets import Bundle
+from coda_targets import Bundle, get_target
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ STAGES = ["save_onnx", "verify", "write_config", "write_tokenizer", "write_repor
 def once(model):
     """The model exported once, for the tests that fail afterwards."""
     exported = coda_compile.pipeline.export(model, 20)
-    coda_compile.pipeline.run_passes(exported, coda_compile.pipeline.get_target("cpu").lowering)
+    coda_compile.pipeline.run_passes(exported, get_target("cpu").lowering)
     return exported
 
 

@@ -16,9 +16,10 @@ from tests.conftest import TINY, tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
+from coda_compile.cases import Case, Inputs, make_case
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.parity import Comparison, Tolerances, margin
-from coda_compile.verify import Case, make_case, reference
+from coda_compile.verify import reference
 from coda_models import CodaConfig, CodaModel, convert
 from coda_ops.capacity import slot_count
 from coda_targets import Bundle, TargetError
@@ -58,7 +59,7 @@ class Variant:
         return {i: x.reduction for i, x in enumerate(self.model.coda_layers()) if x.reduction != 1}
 
     def case(self, batch: int, tokens: int, seed: int) -> Case:
-        return make_case(self.model, batch, min(tokens, self.model.max_tokens), ragged=True, seed=seed)
+        return make_case(Inputs.of(self.model), batch, min(tokens, self.model.max_tokens), ragged=True, seed=seed)
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))

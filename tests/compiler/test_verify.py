@@ -15,9 +15,10 @@ from tests.conftest import tiny_coda
 
 import coda_compile.pipeline
 from coda_compile import compile
+from coda_compile.cases import Inputs, cases, make_case
 from coda_compile.errors import VerificationError
 from coda_compile.export import save_onnx
-from coda_compile.verify import cases, make_case, reference, verify
+from coda_compile.verify import reference, verify
 from coda_models import CodaConfig
 from coda_ops import DOMAIN
 from coda_targets import Bundle, get_target
@@ -130,7 +131,7 @@ def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkey
 
 def test_intact_model_passes(model, compiled: Bundle):
     results = verify(model, compiled.model_path, CPU)
-    assert [result.case for result in results] == [case.name for case in cases(model)]
+    assert [result.case for result in results] == [case.name for case in cases(Inputs.of(model))]
     for result in results:
         assert 0 < result.outputs["logits"] < 5e-5
         assert result.skipped == 0
@@ -138,28 +139,8 @@ def test_intact_model_passes(model, compiled: Bundle):
     assert min(result.narrowest for result in results) < float("inf")
 
 
-def test_cases_reach_the_edges(model):
-    shapes = [case.inputs["input_ids"].shape for case in cases(model)]
-    assert {batch for batch, _ in shapes} == {1, 3, 8}
-    assert {tokens for _, tokens in shapes} >= {1, 2, model.max_tokens}
-    ragged = [case.inputs["attention_mask"].sum(1) for case in cases(model) if "ragged" in case.name]
-    assert all((lengths.max(), lengths.min()) == (lengths[0], 1) for lengths in ragged)
-
-
-def test_cases_are_the_same_every_time(model):
-    for one, two in zip(cases(model), cases(model), strict=True):
-        assert one.name == two.name
-        for name, array in one.inputs.items():
-            np.testing.assert_array_equal(array, two.inputs[name])
-
-
-def test_padding_id_stands_for_padding_alone(model):
-    case = make_case(model, 4, 20, ragged=True, seed=3)
-    np.testing.assert_array_equal(case.inputs["input_ids"] == 0, case.inputs["attention_mask"] == 0)
-
-
 def test_reference_is_torchs_own_choice(model):
-    outputs, decisions = reference(model, make_case(model, 2, 9, ragged=True))
+    outputs, decisions = reference(model, make_case(Inputs.of(model), 2, 9, ragged=True))
     assert list(outputs) == ["logits"]
     assert [decision.layer for decision in decisions] == [0, 1]
 
@@ -252,17 +233,6 @@ def test_lowering_that_breaks_the_model_is_caught(model, tmp_path: Path, monkeyp
     ):
         compile(model, output=tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b-failed"]
-
-
-def test_target_that_runs_nothing_is_verified_on_the_cpu(model):
-    assert dataclasses.replace(get_target("null"), providers=CPU.providers) == coda_compile.pipeline._verified_on(
-        get_target("null")
-    )
-
-
-def test_function_bodies_are_verified_whatever_is_installed():
-    assert get_target("cpu").native
-    assert coda_compile.pipeline._verified_on(get_target("cpu")) == CPU
 
 
 def test_corrupted_copy_is_refused_by_its_own_test_data(copied: Path):

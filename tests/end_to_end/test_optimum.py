@@ -1,16 +1,19 @@
 """A bundle is a folder that optimum and transformers load as it is, and they agree with our own few lines."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from optimum.exporters.onnx import main_export
 from optimum.onnxruntime import (
     ORTModelForFeatureExtraction,
     ORTModelForSequenceClassification,
     ORTModelForTokenClassification,
 )
-from tests.conftest import tiny_coda
+from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from coda_compile import compile
@@ -77,3 +80,17 @@ def test_tokenizers_agree(compiled: Bundle, tokenizer: PreTrainedTokenizerFast):
     inputs = loaded(TEXTS, padding=True, truncation=True, return_tensors="np")
     for name, array in TextCodec(compiled).encode(TEXTS).inputs.items():
         np.testing.assert_array_equal(array, inputs[name])
+
+
+def test_a_folder_that_optimum_exported_compiles(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_backbone("bert")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's older exporter, which optimum uses
+        main_export(str(tmp_path / "model"), tmp_path / "exported", task="text-classification")
+    bundle = compile(tmp_path / "exported", output=tmp_path / "bundle")
+    encoded = TextCodec(bundle).encode(TEXTS)
+    with torch.inference_mode():
+        expected = model(**{name: torch.from_numpy(array) for name, array in encoded.inputs.items()}).logits
+    np.testing.assert_allclose(bundle.run(encoded.inputs)["logits"], expected.numpy(), atol=1e-5)

@@ -18,7 +18,7 @@ from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
 from coda_compile.bench.turns import Contender, token_inputs
-from coda_compile.bundle import write_config
+from coda_compile.bundle import transformers_config, write_config
 from coda_compile.export import export, save_onnx
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
@@ -58,7 +58,7 @@ class Dense:
         exported = ir.passes.common.InlinePass()(exported).model
         optimizer.optimize(exported)
         save_onnx(exported, folder / "model.onnx")
-        write_config(folder, self.model)
+        write_config(folder, transformers_config(self.model))
         return folder / "model.onnx"
 
 

@@ -99,8 +99,8 @@ class _Entries:
 
 
 def reduction_of(manifest: Manifest) -> str:
-    """r of a compiled model in text; one a layer, with commas, where they differ."""
-    each = [layer.reduction for layer in manifest.layers]
+    """r of a compiled model in text; one a layer, with commas, where they differ; 1 where its layers are not known."""
+    each = [layer.reduction for layer in manifest.layers] or ["1"]
     return each[0] if len(set(each)) == 1 else ",".join(each)
 
 

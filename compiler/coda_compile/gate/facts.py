@@ -182,7 +182,7 @@ def compare(before: Facts, after: Facts, *, by: float) -> tuple[Difference, ...]
 
 
 def _grown(what: str, before: int, after: int, by: float) -> Iterator[Difference]:
-    if before != after:
+    if before and before != after:
         change = f"{after:,} ({after / before - 1:+.1%})".replace("%", " %")
         yield Difference(what, f"{before:,}", change, regression=after > before * (1 + by))
 

@@ -168,8 +168,5 @@ def _add_to_weight(graph: ir.Graph, product: _Product, weight: ir.Value, delta: 
     if tuple(tensor.shape) != stored.shape:
         return False
     merged = (tensor.numpy().astype(np.float64) + stored).astype(tensor.numpy().dtype)
-    name = f"{weight.name}.merged"
-    while name in graph.initializers:
-        name += ".merged"
-    product.node.replace_input_with(1, add_constant(graph, name, merged))
+    product.node.replace_input_with(1, add_constant(graph, f"{weight.name}.merged", merged))
     return True

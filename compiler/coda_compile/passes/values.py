@@ -24,7 +24,9 @@ def both_ways(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer of an array's own type."""
+    """A new initializer of an array's own type; its name ends otherwise where it is taken."""
+    while name in graph.initializers:
+        name += "'"
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)

@@ -7,7 +7,7 @@ from coda_compile.accuracy import Accuracy
 from coda_compile.bench.result import BenchResult, Measurement, variant_of
 from coda_compile.bench.run import REFERENCE, reduction_of
 from coda_compile.bench.statistics import Interval
-from coda_compile.cost import dense_multiply_adds, multiply_adds
+from coda_compile.cost import fewer
 from coda_compile.parity import Tolerances
 from coda_compile.profile import Profile
 from coda_compile.report.charts import name_of
@@ -85,10 +85,11 @@ def verdict(found: Headline | None, result: BenchResult | None, manifest: Manife
     """One line, and what qualifies it."""
     if found is None or result is None:
         n = manifest.max_tokens
-        ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
+        ratio = fewer(manifest)
         how = "its latency against the dense adapter has not been measured"
         if ratio == 1:
-            return "The dense adapter: no layer routes", [f"{how[:1].upper()}{how[1:]}."]
+            line = "The dense adapter: no layer routes" if manifest.layers else "A graph of another exporter"
+            return line, [f"{how[:1].upper()}{how[1:]}."]
         return f"{times(ratio)} fewer multiply-adds than the dense adapter at {n} tokens", [
             f"That is a bound and no measurement: {how}."
         ]
@@ -126,7 +127,6 @@ def cards(
 ) -> list[Card]:
     """The key figures."""
     n = manifest.max_tokens
-    ratio = dense_multiply_adds(manifest, n) / multiply_adds(manifest, n)
     routed = [layer for layer in manifest.layers if layer.reduction != "1"]
     shown = []
     if found is not None:
@@ -138,7 +138,8 @@ def cards(
     else:
         note = f"{profile.batch} × {profile.tokens} tokens, with the profiler on"
         shown.append(Card("one run", milliseconds(profile.run_seconds), note))
-    shown.append(Card("multiply-adds bound", times(ratio), f"dense over compiled, at {n} tokens"))
+    if manifest.layers:
+        shown.append(Card("multiply-adds bound", times(fewer(manifest)), f"dense over compiled, at {n} tokens"))
     if routed:
         fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
         slots = f"{most}" if fewest == most else f"{fewest} to {most}"

@@ -47,12 +47,15 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
     if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_SETUP).is_file()):
         return _read_adapter(path, backbone)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
-
-    from coda_compile.sources import checkpoint, huggingface
+    from coda_compile.sources import checkpoint, huggingface, onnx_graph
     from coda_models.checkpoint import is_checkpoint_folder
 
+    if onnx_graph.find(path) is not None:
+        raise CompileError(
+            f"{path} is an ONNX file, which compiles by itself and no more: give what it was exported from"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
     if path.is_file() or is_checkpoint_folder(path):
         return checkpoint.read(path, backbone)
     return huggingface.read(path)

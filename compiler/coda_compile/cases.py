@@ -1,0 +1,83 @@
+"""Inputs that a compiled model is verified on: random tokens in shapes that the export never saw."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coda_models.model import CodaModel
+from coda_targets.bundle import Arrays
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model takes.
+
+    Attributes:
+        names: of its inputs, ``attention_mask`` among them.
+        vocabulary: how many token ids it knows.
+        padding: the id that fills a short text.
+        max_tokens: of its longest text.
+    """
+
+    names: tuple[str, ...]
+    vocabulary: int
+    padding: int
+    max_tokens: int
+
+    @classmethod
+    def of(cls, model: CodaModel) -> "Inputs":
+        """Those of a model."""
+        config = model.hf_config
+        return cls(
+            tuple(model.input_names), int(config.vocab_size), int(config.pad_token_id or 0), int(model.max_tokens)
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input: a name for people, and arrays [batch, tokens]."""
+
+    name: str
+    inputs: Arrays
+
+
+def make_case(inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: int = 0) -> Case:
+    """Random token ids; ragged rows end in padding, at least one of them full length and one of a single token."""
+    random = np.random.default_rng([seed, batch, tokens])
+    vocabulary, padding = inputs.vocabulary, inputs.padding
+    ids = random.integers(0, vocabulary, (batch, tokens))
+    ids = np.where(ids == padding, (padding + 1) % vocabulary, ids)
+    lengths = np.full(batch, tokens)
+    if ragged:
+        lengths = random.integers(1, tokens + 1, batch)
+        lengths[0], lengths[-1] = tokens, 1
+    mask = np.arange(tokens) < lengths[:, None]
+    every = {
+        "input_ids": np.where(mask, ids, padding).astype(np.int64),
+        "attention_mask": mask.astype(np.int64),
+        "token_type_ids": np.zeros((batch, tokens), np.int64),
+    }
+    kind = "ragged" if ragged else "full"
+    return Case(f"{batch} x {tokens} tokens, {kind}", {name: every[name] for name in inputs.names})
+
+
+def cases(inputs: Inputs) -> list[Case]:
+    """Batches 1, 3 and 8; lengths 1, 2, odd and the longest; full and ragged."""
+    longest = inputs.max_tokens
+    odd, middle = min(37, longest), min(64, longest)
+    shapes = [
+        (1, 1, False),
+        (1, 2, False),
+        (3, 2, True),
+        (3, odd, True),
+        (8, min(7, longest), True),
+        (8, middle, True),
+        (1, longest, False),
+        (3, longest, True),
+    ]
+    return [make_case(inputs, batch, tokens, ragged=ragged) for batch, tokens, ragged in shapes]
+
+
+def kept_case(inputs: Inputs) -> Case:
+    """The one that a bundle carries along, to be verified anywhere."""
+    return make_case(inputs, 3, min(37, inputs.max_tokens), ragged=True, seed=1)

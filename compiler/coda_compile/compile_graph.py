@@ -1,0 +1,146 @@
+"""compile() for an ONNX file of another exporter: the same passes, verified against the file itself."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnxscript import version_converter
+
+from coda_compile import graph_ood, test_vectors
+from coda_compile.bundle import (
+    Described,
+    ood_info,
+    replacing,
+    write_config,
+    write_manifest,
+    write_report,
+    write_tokenizer,
+)
+from coda_compile.cases import cases, kept_case, make_case
+from coda_compile.errors import CompileError, VerificationError
+from coda_compile.export import quiet, save_onnx
+from coda_compile.failure import failure_folder, keep_failure
+from coda_compile.lowering import verified_on
+from coda_compile.ood import check, fit
+from coda_compile.parity import CaseParity, Comparison, Tolerances
+from coda_compile.passes import run_passes
+from coda_compile.sources.onnx_graph import CLASSES, Graph, original, read
+from coda_models.ood import OodDetector
+from coda_ops.errors import first_line
+from coda_targets import Bundle, Target
+from coda_targets.bundle import MODEL, Arrays
+from coda_targets.errors import InputError
+from coda_targets.routing import RoutingProbe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NEWEST_OPSET = 23  # that this release knows the runtimes of
+_OLDEST_IR = 9  # of the models that torch exports, for the function bodies
+
+
+def compile_graph(
+    path: Path,
+    target: Target,
+    *,
+    output: Path,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    ood: str | None,
+    ood_data: Path | None,
+    stage: Callable[[str], AbstractContextManager[object]],
+) -> Bundle:
+    """As ``compile``, for the file that ``onnx_graph.find`` found."""
+    with stage("load"):
+        graph = read(path)
+        check(ood, ood_data, graph.task)
+    compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
+    reference = original(path, compiled)
+    if ood is not None and ood_data is not None:
+        with stage("ood"):
+            features = graph_ood.features_of(graph)
+            run = original(path, compiled, features=features)
+            detector = fit(graph_ood.classifier(graph, run, features), words, ood, ood_data)
+            reference = _scored(detector, run, features)
+    with stage("passes"):
+        _upgrade(compiled, target.opset, path)
+        if detector is not None:
+            one = run(make_case(graph.inputs, 1, 1, ragged=False).inputs)
+            sizes = {"width": one[features].shape[-1], "labels": one[CLASSES].shape[-1]}
+            graph_ood.append(compiled.graph, detector, features, opset=compiled.opset_imports[""], **sizes)
+        passes = run_passes(compiled, target.lowering)
+    with replacing(output) as folder:
+        save_onnx(compiled, folder / MODEL)
+        with stage("verify"):
+            parity = _verify(graph, reference, detector, folder / MODEL, target, failure_folder(output))
+        with stage("bundle"):
+            case = kept_case(graph.inputs)
+            test_vectors.write(folder, case.inputs, reference(case.inputs), [], Tolerances())
+            described = _describe(graph, detector)
+            write_config(folder, described.config)
+            if words is not None:
+                write_tokenizer(folder, words, graph.inputs.max_tokens)
+            write_report(folder, passes, {"": parity}, Tolerances())
+            write_manifest(folder, described, compiled, target, "fp32")
+    return Bundle(output)
+
+
+def _scored(detector: OodDetector, run: Callable[[Arrays], Arrays], features: str) -> Callable[[Arrays], Arrays]:
+    return lambda inputs: graph_ood.scored(detector, run(inputs), features)
+
+
+def _upgrade(model: ir.Model, opset: int, path: Path) -> None:
+    """Bring a model to the opset that passes and function bodies are written in, or leave it at a newer one."""
+    found = model.opset_imports.get("", 0)
+    if found > _NEWEST_OPSET:
+        raise CompileError(f"{path} is of opset {found}: export it with opset {_NEWEST_OPSET} or older")
+    if found < opset:
+        try:
+            with quiet():
+                version_converter.convert_version(model, opset, fallback=True)
+        except Exception as error:  # the converter's own, and that of onnx's below it
+            raise CompileError(
+                f"{path} is of opset {found} and cannot be brought to {opset}: {first_line(error)}; export it with that"
+            ) from None
+        if model.opset_imports[""] != opset:
+            raise CompileError(f"{path} is of opset {found} and cannot be brought to {opset}: export it with that")
+    model.ir_version = max(model.ir_version, _OLDEST_IR)
+
+
+def _verify(
+    graph: Graph,
+    reference: Callable[[Arrays], Arrays],
+    detector: OodDetector | None,
+    path: Path,
+    target: Target,
+    failed: Path,
+) -> list[CaseParity]:
+    """Run every case through the file as it came and through what was compiled of it, and compare."""
+    probe = RoutingProbe(path, verified_on(target), threads=1)
+    results = []
+    for case in cases(graph.inputs):
+        expected, actual = reference(case.inputs), Arrays()
+        try:
+            actual, _ = probe.run(case.inputs)
+            comparison = Comparison(case.name, case.inputs["attention_mask"] != 0, Tolerances(), replayed=True)
+            if detector is not None:
+                comparison.flags(actual, detector.threshold)
+            results.append(comparison.outputs(expected, actual))
+        except (InputError, VerificationError) as error:
+            keep_failure(failed, path, case.inputs, expected, actual, target=target)
+            what = "" if isinstance(error, VerificationError) else f"verification failed on input '{case.name}': "
+            raise VerificationError(f"{what}{error}; reproduction in {failed}") from None
+    return results
+
+
+def _describe(graph: Graph, detector: OodDetector | None) -> Described:
+    config = graph.config
+    return Described(
+        task=graph.task,
+        architecture=str(config.get("model_type", "unknown")),
+        config={**config, "vocab_size": graph.inputs.vocabulary},
+        max_tokens=graph.inputs.max_tokens,
+        labels=graph.labels,
+        ood=ood_info(detector),
+    )

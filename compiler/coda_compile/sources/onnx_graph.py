@@ -1,0 +1,246 @@
+"""ONNX files of any exporter: encoders in float32 that nothing but their graph describes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from coda_compile.cases import Inputs, make_case
+from coda_compile.errors import CompileError
+from coda_compile.export import AXES
+from coda_models.backbone import load_tokenizer
+from coda_ops import DOMAIN
+from coda_ops.errors import CodaError, first_line
+from coda_targets import get_target
+from coda_targets.bundle import MODEL, Arrays, open_session, run_session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+CLASSES, _EMBEDDING = "logits", "sentence_embedding"  # an output's name says what a model is for
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # in the names of transformers' classes
+_TORCH_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+_QUIET = {"log_severity_level": 4}  # how many tokens there may be is found by asking for too many
+_LONGEST = 512  # tokens, where neither tokenizer nor configuration says how many there may be
+_ANY_LENGTH = 1 << 20  # tokenizers that know no limit say a number without meaning
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file with what lies beside it.
+
+    Attributes:
+        path: of the file.
+        model: what stands in it.
+        task: as in ``CodaConfig``.
+        inputs: what it takes.
+        labels: in order of the logits; empty where it classifies nothing.
+        config: of the config.json beside it, empty where there is none.
+        tokenizer: beside it.
+    """
+
+    path: Path
+    model: ir.Model
+    task: str
+    inputs: Inputs
+    labels: tuple[str, ...]
+    config: dict[str, Any]
+    tokenizer: "PreTrainedTokenizerBase | None"
+
+
+def find(path: Path) -> Path | None:
+    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder that holds no weights of another kind."""
+    if path.is_dir():
+        other = (path / "manifest.json").is_file() or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
+        return path / MODEL if (path / MODEL).is_file() and not other else None
+    return path if path.suffix == ".onnx" and path.is_file() else None
+
+
+def read(path: Path) -> Graph:
+    """Read an ONNX file, weights beside it included, and find out what it takes and gives.
+
+    Raises:
+        CompileError: damaged, no text encoder, of fixed shapes, not float32, or one that this compiler made.
+        CodaError: a tokenizer or configuration beside it that cannot be read.
+    """
+    model = _load(path)
+    names = _check_inputs(model, path)
+    _check_weights(model, path)
+    config, tokenizer = _config(path), load_tokenizer(path.parent)
+    padding = config.get("pad_token_id", None if tokenizer is None else tokenizer.pad_token_id)
+    inputs = Inputs(names, _vocabulary(model, config, path), int(padding or 0), _LONGEST)
+    _name_classes(model, config)
+    run = original(path, model)
+    inputs = replace(inputs, max_tokens=_longest(run, inputs, _allowed(config, tokenizer), path))
+    task, labels = _task(model, run(make_case(inputs, 2, min(3, inputs.max_tokens), ragged=True).inputs), config, path)
+    return Graph(path, model, task, inputs, labels, config, tokenizer)
+
+
+def original(path: Path, model: ir.Model, *, features: str | None = None) -> Callable[[Arrays], Arrays]:
+    """A function that runs a file as it was written: on a CPU, in one thread, nothing optimised.
+
+    Args:
+        model: names the outputs.
+        features: a value inside the graph that becomes an output as well.
+
+    Raises:
+        CompileError: onnxruntime cannot load the file. The function raises ``InputError`` where it cannot run.
+    """
+    target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
+    proto = onnx.load(str(path), load_external_data=False)
+    if features is not None:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
+    stored = [output.name for output in proto.graph.output]
+    names = [*(str(value.name) for value in model.graph.outputs), *stored[len(model.graph.outputs) :]]
+    try:
+        session = open_session(proto.SerializeToString(), target, threads=1, weights=path.parent.resolve())
+    except CodaError as error:
+        raise CompileError(f"{path} is no model that onnxruntime can run: {error}") from None
+    return lambda inputs: dict(zip(names, run_session(session, stored, inputs), strict=True))
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        proto = onnx.load(str(path))  # refuses weights outside of the file's folder
+    except Exception as error:  # protobuf's, the checker's and the file system's share no base class
+        raise CompileError(
+            f"{path} is no ONNX file, is cut off, or lacks the weights that belong beside it: {first_line(error)}"
+        ) from None
+    if not proto.graph.node:
+        raise CompileError(f"{path} is no ONNX file or is cut off: it has no graph")
+    if any(entry.domain == DOMAIN for entry in proto.opset_import):
+        raise CompileError(f"{path} is compiled already: give the model that it was made from")
+    return ir.from_proto(proto)
+
+
+def _check_inputs(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Names of the inputs, in the graph's order; gives the axes of inputs and outputs the names that people read."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    names = tuple(str(value.name) for value in inputs)
+    strange = [name for name in names if name not in _INPUTS]
+    absent = [name for name in _INPUTS[:2] if name not in names]
+    if strange or absent:
+        what = f"takes {strange[0]!r}" if strange else f"takes no {absent[0]!r}"
+        raise CompileError(f"{path} {what}: a text encoder takes {', '.join(_INPUTS[:2])} and may take {_INPUTS[2]}")
+    for value in inputs:
+        if value.dtype != ir.DataType.INT64:
+            kind = "unknown" if value.dtype is None else value.dtype.name.lower()
+            raise CompileError(f"{path} takes {value.name} as {kind}: export it with inputs of int64")
+        if value.shape is None or len(value.shape) != 2 or any(isinstance(size, int) for size in value.shape):
+            raise CompileError(f"{path} fixes the shape of {value.name}: export it with dynamic batch and sequence")
+        value.shape = ir.Shape(AXES)
+    for value in model.graph.outputs:
+        if value.shape is not None:
+            named = [
+                AXES[i] if isinstance(size, ir.SymbolicDim) and i < 2 else size for i, size in enumerate(value.shape)
+            ]
+            value.shape = ir.Shape(named)
+    return names
+
+
+def _check_weights(model: ir.Model, path: Path) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        if tensor.dtype != ir.DataType.FLOAT and len(tensor.shape) > 1:
+            raise CompileError(f"{path} holds {name!r} in {tensor.dtype.name.lower()}: export it in float32")
+        array = tensor.numpy()
+        if np.isnan(array).any() or (array.ndim > 1 and np.isinf(array).any()):
+            raise CompileError(f"{path} holds NaN or infinite weights in {name!r}: training diverged, train it again")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    beside = path.parent / "config.json"
+    if not beside.is_file():
+        return {}
+    try:
+        plain = json.loads(beside.read_text("utf-8"))
+    except (OSError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise CompileError(f"{beside} is not a Hugging Face configuration")
+    return plain
+
+
+def _vocabulary(model: ir.Model, config: dict[str, Any], path: Path) -> int:
+    """How many rows the table has that token ids are looked up in."""
+    ids = next(value for value in model.graph.inputs if value.name == _INPUTS[0])
+    for node, index in ids.uses():
+        table = node.inputs[0]
+        if (node.op_type, index) == ("Gather", 1) and table is not None and table.shape is not None:
+            rows = table.shape[0]
+            if len(table.shape) == 2 and isinstance(rows, int):
+                return rows
+    if isinstance(config.get("vocab_size"), int):
+        return int(config["vocab_size"])
+    raise CompileError(f"{path} does not say how many tokens it knows: put the model's config.json beside it")
+
+
+def _name_classes(model: ir.Model, config: dict[str, Any]) -> None:
+    """Call a classifier's only output ``logits``, for exporters that number values."""
+    (first, *others), classes = model.graph.outputs, config.get("architectures")
+    named = isinstance(classes, list) and any(str(name).endswith(_CLASSIFIERS) for name in classes)
+    if named and not others and first.name != CLASSES:
+        first.name = CLASSES
+
+
+def _allowed(config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | None") -> int:
+    """How many tokens there may be, as far as what lies beside a graph says."""
+    said = [config.get("max_position_embeddings"), None if tokenizer is None else tokenizer.model_max_length]
+    return min((one for one in said if isinstance(one, int) and 0 < one < _ANY_LENGTH), default=_LONGEST)
+
+
+def _longest(run: Callable[[Arrays], Arrays], inputs: Inputs, allowed: int, path: Path) -> int:
+    """The most tokens, up to so many, that the graph runs on: some positions belong to no token."""
+
+    def runs(tokens: int) -> bool:
+        try:
+            run(make_case(inputs, 1, tokens, ragged=False).inputs)
+        except CodaError:
+            return False
+        return True
+
+    if not runs(1):
+        raise CompileError(f"{path} does not run on a text of one token: export it with dynamic batch and sequence")
+    low, high = 1, allowed + 1  # runs, and is one too many
+    if runs(allowed):
+        return allowed
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if runs(middle) else (low, middle)
+    return low
+
+
+def _task(model: ir.Model, example: Arrays, config: dict[str, Any], path: Path) -> tuple[str, tuple[str, ...]]:
+    """What a graph is for, by its outputs, and its labels."""
+    for value in model.graph.outputs:
+        if value.dtype != ir.DataType.FLOAT:
+            raise CompileError(f"{path} gives {value.name} in another type than float32: export it in float32")
+    names = [str(value.name) for value in model.graph.outputs]
+    if _EMBEDDING in names:
+        return "feature-extraction", ()
+    if CLASSES not in names:
+        raise CompileError(
+            f"{path} gives {', '.join(names)}: name its outputs when it is exported, {CLASSES} where it classifies and "
+            f"{_EMBEDDING} where it stands for texts"
+        )
+    logits = example[CLASSES]
+    task = {2: "sequence-classification", 3: "token-classification"}.get(logits.ndim)
+    if task is None:
+        raise CompileError(f"{path} gives {CLASSES} of {logits.ndim} axes: a classifier's have two, a tagger's three")
+    named = config.get("id2label")
+    if not isinstance(named, dict):
+        return task, tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+    if len(named) != logits.shape[-1]:
+        raise CompileError(
+            f"{path} tells {logits.shape[-1]} labels apart and the config.json beside it names {len(named)}: put the "
+            "model's own there"
+        )
+    return task, tuple(str(named[key]) for key in sorted(named, key=int))

@@ -1,0 +1,196 @@
+"""ONNX files of other exporters are recognised, understood without their model, or refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.compiler.exports import lora_classifier, write
+from tests.conftest import WORDS
+from transformers import PreTrainedTokenizerFast
+
+from coda_compile.errors import CompileError
+from coda_compile.sources import read_source
+from coda_compile.sources.onnx_graph import find, original, read
+from coda_targets import Bundle
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A BERT's folder, whose weights lie in the file."""
+    path = write(lora_classifier(), tmp_path_factory.mktemp("bert"), tokenizer=tokenizer)
+    onnx.save(onnx.load(str(path)), str(path))
+    path.with_name("model.onnx.data").unlink(missing_ok=True)
+    return path.parent
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    shutil.copytree(exported, tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_files_and_folders_are_found(exported: Path, folder: Path, compiled: Bundle):
+    assert find(exported) == find(exported / "model.onnx") == exported / "model.onnx"
+    assert find(exported / "config.json") is None
+    assert find(compiled.folder) is None
+    (folder / "model.safetensors").touch()
+    assert find(folder) is None
+    assert find(folder / "absent.onnx") is None
+
+
+def test_a_graph_tells_what_it_is(exported: Path):
+    graph = read(exported / "model.onnx")
+    assert (graph.task, graph.labels) == ("sequence-classification", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert graph.inputs.names == ("input_ids", "attention_mask", "token_type_ids")
+    assert (graph.inputs.vocabulary, graph.inputs.padding, graph.inputs.max_tokens) == (len(WORDS), 0, 66)
+    assert graph.tokenizer is not None
+    assert [str(value.shape) for value in graph.model.graph.outputs] == ["[batch,3]"]
+
+
+def test_nothing_need_lie_beside_it(folder: Path):
+    for file in folder.iterdir():
+        if file.name != "model.onnx":
+            file.unlink()
+    graph = read(folder / "model.onnx")
+    assert (graph.config, graph.tokenizer, graph.inputs.padding) == ({}, None, 0)
+    assert graph.inputs.max_tokens == 66  # found by running it: it has 66 positions
+    assert graph.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_positions_that_belong_to_no_token_are_not_counted(tmp_path: Path):
+    graph = read(write(lora_classifier("roberta"), tmp_path, inputs=2))
+    assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 66
+    assert graph.inputs.max_tokens == 65  # RoBERTa's padding, id 0 here, has a position of its own
+    assert graph.inputs.names == ("input_ids", "attention_mask")
+
+
+def test_labels_are_the_configuration_s(folder: Path):
+    change_config(folder, id2label={"0": "good", "2": "so so", "1": "bad"})
+    assert read(folder / "model.onnx").labels == ("good", "bad", "so so")
+
+
+def test_a_classifier_s_numbered_output_is_called_logits(folder: Path):
+    path = folder / "model.onnx"
+    proto = onnx.load(str(path))
+    rename_output(proto, "1234")
+    onnx.save(proto, str(path))
+    graph = read(path)
+    assert [value.name for value in graph.model.graph.outputs] == ["logits"]
+    ids = np.ones((1, 3), np.int64)
+    assert list(original(path, graph.model)(dict.fromkeys(graph.inputs.names, ids))) == ["logits"]
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def rename_output(proto: onnx.ModelProto, name: str) -> None:
+    for node in proto.graph.node:
+        node.output[:] = [name if one == "logits" else one for one in node.output]
+    proto.graph.output[0].name = name
+
+
+def weight(proto: onnx.ModelProto) -> TensorProto:
+    return next(t for t in proto.graph.initializer if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT)
+
+
+def spoil_weight(proto: onnx.ModelProto) -> None:
+    array = numpy_helper.to_array(weight(proto)).copy()
+    array[0, 0] = np.nan
+    weight(proto).CopyFrom(numpy_helper.from_array(array, weight(proto).name))
+
+
+def halve_weight(proto: onnx.ModelProto) -> None:
+    array = numpy_helper.to_array(weight(proto)).astype(np.float16)
+    weight(proto).CopyFrom(numpy_helper.from_array(array, weight(proto).name))
+
+
+def move_weight(location: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = weight(proto)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+
+    return change
+
+
+def take_input(name: str, kind: int, *shape: int | str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        kept = [value for value in proto.graph.input if value.name != name]
+        del proto.graph.input[:]
+        proto.graph.input.extend([*kept, helper.make_tensor_value_info(name, kind, shape)])
+
+    return change
+
+
+def drop_mask(proto: onnx.ModelProto) -> None:
+    kept = [value for value in proto.graph.input if value.name != "attention_mask"]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+
+
+SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "NaN": (spoil_weight, r"holds NaN or infinite weights in '.+': training diverged"),
+    "half": (halve_weight, r"holds '.+' in float16: export it in float32"),
+    "outside": (move_weight("../secret"), r"lacks the weights that belong beside it"),
+    "absolute": (move_weight("/etc/hostname"), r"lacks the weights that belong beside it"),
+    "absent": (move_weight("absent.data"), r"lacks the weights that belong beside it"),
+    "strange": (take_input("position_ids", TensorProto.INT64, "n", "m"), r"takes 'position_ids': a text encoder takes"),
+    "no mask": (drop_mask, r"takes no 'attention_mask': a text encoder takes"),
+    "int32": (take_input("input_ids", TensorProto.INT32, "n", "m"), r"takes input_ids as int32: export it with"),
+    "fixed": (take_input("input_ids", TensorProto.INT64, 1, 8), r"fixes the shape of input_ids: export it with dyn"),
+    "unnamed": (
+        lambda proto: rename_output(proto, "last_hidden_state"),
+        r"gives last_hidden_state: name its outputs when it is exported, logits where it classifies",
+    ),
+    "broken": (lambda proto: proto.graph.node.pop(3), r"is no model that onnxruntime can run: "),
+    "empty": (lambda proto: proto.graph.ClearField("node"), r"is no ONNX file or is cut off: it has no graph"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_what_cannot_be_compiled_is_refused(folder: Path, name: str):
+    change, what = SPOILED[name]
+    path = folder / "model.onnx"
+    change_config(folder, architectures=["BertModel"])
+    proto = onnx.load(str(path))
+    change(proto)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(CompileError, match=rf"^{path}.*{what}"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_file_is_refused(folder: Path, content: bytes | None):
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(CompileError, match=r"is no ONNX file"):
+        read(path)
+
+
+def test_a_compiled_model_is_refused(compiled: Bundle):
+    with pytest.raises(CompileError, match=r"is compiled already: give the model that it was made from"):
+        read(compiled.model_path)
+
+
+def test_a_configuration_of_another_model_is_refused(folder: Path):
+    change_config(folder, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CompileError, match=r"tells 3 labels apart and the config.json beside it names 2"):
+        read(folder / "model.onnx")
+    (folder / "config.json").write_text("[")
+    with pytest.raises(CompileError, match=r"config.json is not a Hugging Face configuration"):
+        read(folder / "model.onnx")
+
+
+def test_what_needs_a_model_says_so(exported: Path):
+    for path in (exported, exported / "model.onnx"):
+        with pytest.raises(CompileError, match=r"is an ONNX file, which can be compiled and no more: give what it"):
+            read_source(path)
