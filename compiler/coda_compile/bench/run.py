@@ -149,9 +149,11 @@ def bench(
         else:
             why = "a bundle holds no dense adapter"
             taking_part.skipped.append(Skipped("dense baselines", why, "give its model too, with --checkpoint MODEL"))
-        with stage("matrix product"):
-            sizes = taking_part.manifest.width, taking_part.manifest.feed_forward
-            rates = matrix_rates(folder, *sizes, rounds=plan.rounds, threads=threads)
+        rates = {}
+        if taking_part.manifest.layers:  # or else nobody knows what there is to multiply
+            with stage("matrix product"):
+                sizes = taking_part.manifest.width, taking_part.manifest.feed_forward
+                rates = matrix_rates(folder, *sizes, rounds=plan.rounds, threads=threads)
         with stage("turns"):
             timings = in_turns(
                 [entry.contender for entry in taking_part.entries],
@@ -254,7 +256,9 @@ def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: d
     """What arithmetic allows each model compiled for cpu in fp32 on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
-        if entry.manifest is None or (entry.precision, entry.manifest.target) != ("fp32", "cpu"):
+        if entry.manifest is None or not entry.manifest.layers:
+            continue
+        if (entry.precision, entry.manifest.target) != ("fp32", "cpu"):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)

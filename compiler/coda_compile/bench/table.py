@@ -32,7 +32,8 @@ def show(result: BenchResult) -> None:
     first = (result.measurements[0].batch, result.measurements[0].tokens)
     whole(_footprint([row for row in result.measurements if (row.batch, row.tokens) == first]))
     rates = ", ".join(f"{name} {rate / 1e9:.0f} G" for name, rate in result.matrix_rates.items())
-    out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
+    if rates:
+        out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
     for skipped in result.skipped:
         help_ = f"; {skipped.install}" if skipped.install else ""
         out.print(f"skipped {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)

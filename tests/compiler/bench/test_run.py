@@ -6,8 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tests.compiler.exports import lora_classifier, write
 from tests.conftest import tiny_coda
 
+from coda_compile import compile
 from coda_compile.bench import table
 from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
 from coda_compile.bench.result import BenchResult, Skipped, read_result
@@ -136,6 +138,15 @@ def test_a_bundle_is_measured_as_it_is(compiled: Bundle, capsys: pytest.CaptureF
     assert "skipped dense baselines: a bundle holds no dense adapter; give its model too" in capsys.readouterr().out
     with pytest.raises(CodaError, match="a bundle has one r only"):
         bench(compiled, plan=Plan(reductions=("2",)))
+
+
+def test_a_graph_whose_layers_nobody_knows_has_no_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bundle = compile(write(lora_classifier(), tmp_path / "lora"), output=tmp_path / "bundle")
+    measured = bench(bundle, plan=Plan(tokens=(8,), rounds=4, threads=1))
+    assert [m.contender for m in measured.measurements] == ["coda-compile r=1"]
+    assert (measured.bounds, measured.matrix_rates) == ((), {})
+    table.show(measured)
+    assert "matrix product" not in capsys.readouterr().out
 
 
 def test_a_damaged_bundle_is_not_measured(copied: Path):
