@@ -18,7 +18,7 @@ from coda_compile.bundle import (
     write_report,
     write_tokenizer,
 )
-from coda_compile.cases import cases, kept_case, make_case
+from coda_compile.cases import cases, kept_case
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
@@ -26,7 +26,7 @@ from coda_compile.lowering import verified_on
 from coda_compile.ood import check, fit
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
-from coda_compile.sources.onnx_graph import CLASSES, Graph, original, read
+from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
 from coda_targets import Bundle, Target
@@ -55,6 +55,7 @@ def compile_graph(
     with stage("load"):
         graph = read(path)
         check(ood, ood_data, graph.task)
+        _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
     reference = original(path, compiled)
     if ood is not None and ood_data is not None:
@@ -62,13 +63,9 @@ def compile_graph(
             features = graph_ood.features_of(graph)
             run = original(path, compiled, features=features)
             detector = fit(graph_ood.classifier(graph, run, features), words, ood, ood_data)
-            reference = _scored(detector, run, features)
+            reference = graph_ood.scoring(graph, run, features, detector)
+            graph_ood.append(graph, run, features, detector)
     with stage("passes"):
-        _upgrade(compiled, target.opset, path)
-        if detector is not None:
-            one = run(make_case(graph.inputs, 1, 1, ragged=False).inputs)
-            sizes = {"width": one[features].shape[-1], "labels": one[CLASSES].shape[-1]}
-            graph_ood.append(compiled.graph, detector, features, opset=compiled.opset_imports[""], **sizes)
         passes = run_passes(compiled, target.lowering)
     with replacing(output) as folder:
         save_onnx(compiled, folder / MODEL)
@@ -84,10 +81,6 @@ def compile_graph(
             write_report(folder, passes, {"": parity}, Tolerances())
             write_manifest(folder, described, compiled, target, "fp32")
     return Bundle(output)
-
-
-def _scored(detector: OodDetector, run: Callable[[Arrays], Arrays], features: str) -> Callable[[Arrays], Arrays]:
-    return lambda inputs: graph_ood.scored(detector, run(inputs), features)
 
 
 def _upgrade(model: ir.Model, opset: int, path: Path) -> None:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from coda_compile.cases import make_case
 from coda_compile.errors import CompileError
 from coda_compile.export import OOD_OUTPUTS, quiet
 from coda_compile.ood import Classifier
@@ -13,6 +14,8 @@ from coda_compile.sources.onnx_graph import CLASSES, Graph
 from coda_models.ood import OodDetector
 from coda_targets.bundle import Arrays
 from coda_targets.routing import ROLE_TAG
+
+Run = Callable[[Arrays], Arrays]
 
 
 def features_of(graph: Graph) -> str:
@@ -30,7 +33,7 @@ def features_of(graph: Graph) -> str:
     return str(node.inputs[0].name)
 
 
-def classifier(graph: Graph, run: Callable[[Arrays], Arrays], features: str) -> Classifier:
+def classifier(graph: Graph, run: Run, features: str) -> Classifier:
     """The graph as detectors are fitted on it; ``run`` gives its features too."""
 
     def answer(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -40,17 +43,25 @@ def classifier(graph: Graph, run: Callable[[Arrays], Arrays], features: str) -> 
     return Classifier(graph.task, graph.labels, graph.inputs, answer)
 
 
-def scored(detector: OodDetector, found: Arrays, features: str) -> Arrays:
-    """Outputs of the original, with what the detector says of them."""
-    with torch.inference_mode():
-        score, out = detector(torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES]))
-    outputs = {name: array for name, array in found.items() if name != features}
-    return outputs | dict(zip(OOD_OUTPUTS, (score.numpy(), out.numpy()), strict=True))
+def scoring(graph: Graph, run: Run, features: str, detector: OodDetector) -> Run:
+    """The original as the compiled model should be: its own outputs, and what the detector says of them."""
+    own = [str(value.name) for value in graph.model.graph.outputs]
+
+    def scored(inputs: Arrays) -> Arrays:
+        found = run(inputs)
+        with torch.inference_mode():
+            said = detector(torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES]))
+        outputs = {name: found[name] for name in own}
+        return outputs | {name: tensor.numpy() for name, tensor in zip(OOD_OUTPUTS, said, strict=True)}
+
+    return scored
 
 
-def append(graph: ir.Graph, detector: OodDetector, features: str, *, width: int, labels: int, opset: int) -> None:
+def append(graph: Graph, run: Run, features: str, detector: OodDetector) -> None:
     """Have a graph compute what a detector says, in place, as two more outputs."""
-    example = (torch.zeros(2, width), torch.zeros(2, labels))
+    found = run(make_case(graph.inputs, 2, 1, ragged=False).inputs)
+    example = (torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES]))
+    whole = graph.model.graph
     batch = torch.export.Dim.DYNAMIC
     with quiet():
         program = torch.onnx.export(
@@ -59,7 +70,7 @@ def append(graph: ir.Graph, detector: OodDetector, features: str, *, width: int,
             dynamo=True,
             dynamic_shapes=({0: batch}, {0: batch}),
             output_names=list(OOD_OUTPUTS),
-            opset_version=opset,
+            opset_version=graph.model.opset_imports[""],
             verbose=False,
         )
     assert program is not None
@@ -67,12 +78,12 @@ def append(graph: ir.Graph, detector: OodDetector, features: str, *, width: int,
     for value in (*part.inputs, *part.initializers.values(), *(one for node in part for one in node.outputs)):
         if value.name not in OOD_OUTPUTS:
             value.name = f"ood.{value.name}"
-    values = {value.name: value for node in graph for value in node.outputs}
+    values = {value.name: value for node in whole for value in node.outputs}
     for mine, theirs in zip(part.inputs, (values[features], values[CLASSES]), strict=True):
         ir.convenience.replace_all_uses_with(mine, theirs)
     for value in list(part.initializers.values()):
         part.initializers.pop(str(value.name))
-        graph.register_initializer(value)
+        whole.register_initializer(value)
     outputs = list(part.outputs)
     part.outputs.clear()
     nodes = list(part)
@@ -80,7 +91,7 @@ def append(graph: ir.Graph, detector: OodDetector, features: str, *, width: int,
     for node in nodes:
         node.name = f"ood.{node.name}"
         node.metadata_props[ROLE_TAG] = "ood"
-    graph.extend(nodes)
+    whole.extend(nodes)
     for value in outputs:
         value.shape = ir.Shape(["batch"])
-        graph.outputs.append(value)
+        whole.outputs.append(value)

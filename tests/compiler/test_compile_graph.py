@@ -96,12 +96,13 @@ def test_embedders_compile(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize(("family", "dynamo"), [("bert", True), ("roberta", False)])
 def test_a_detector_stands_behind_the_logits(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, method: str
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, dynamo: bool, method: str
 ):
     known = write_texts(tmp_path / "known.csv", [(t, f"LABEL_{i % 3}") for i, t in enumerate(some_texts(150))])
-    path = write(lora_classifier(family), tmp_path / "lora", inputs=2, tokenizer=tokenizer)
+    model = lora_classifier(family)
+    path = write(model, tmp_path / "lora", inputs=2, tokenizer=tokenizer, dynamo=dynamo, opset=20 if dynamo else 14)
     bundle = compile(path, output=tmp_path / "bundle", ood=method, ood_data=known)
     assert bundle.manifest.ood is not None
     assert [tensor.name for tensor in bundle.manifest.outputs] == ["logits", "ood_score", "is_ood"]
@@ -114,6 +115,18 @@ def test_a_detector_stands_behind_the_logits(
         outputs = bundle.run(given)
         np.testing.assert_allclose(outputs["ood_score"], -outputs["logits"].max(-1), atol=1e-6)
     verify_bundle(bundle)
+
+
+def test_features_may_be_an_output_of_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    known = write_texts(tmp_path / "known.csv", [(t, f"LABEL_{i % 3}") for i, t in enumerate(some_texts(150))])
+    path = write(lora_classifier(), tmp_path / "lora", tokenizer=tokenizer)
+    proto = onnx.load(str(path))
+    last = next(node for node in proto.graph.node if "logits" in node.output)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(last.input[0], onnx.TensorProto.FLOAT, ["n", 32]))
+    onnx.save(proto, str(path))
+    bundle = compile(path, output=tmp_path / "bundle", ood="cosine", ood_data=known)
+    assert [t.name for t in bundle.manifest.outputs] == ["logits", last.input[0], "ood_score", "is_ood"]
+    assert bundle.run(unseen(("input_ids",), 2, 5))[last.input[0]].shape == (2, 32)
 
 
 def test_a_score_needs_a_last_product(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):

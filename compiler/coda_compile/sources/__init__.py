@@ -51,9 +51,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     from coda_models.checkpoint import is_checkpoint_folder
 
     if onnx_graph.find(path) is not None:
-        raise CompileError(
-            f"{path} is an ONNX file, which compiles by itself and no more: give what it was exported from"
-        )
+        raise CompileError(f"{path} is an ONNX file, which can be compiled and no more: give what it was exported from")
     if path.is_dir() and not (path / "config.json").is_file():
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
     if path.is_file() or is_checkpoint_folder(path):

@@ -94,10 +94,11 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
     """
     target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
     proto = onnx.load(str(path), load_external_data=False)
-    if features is not None:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
     stored = [output.name for output in proto.graph.output]
-    names = [*(str(value.name) for value in model.graph.outputs), *stored[len(model.graph.outputs) :]]
+    names = [str(value.name) for value in model.graph.outputs]
+    if features is not None and features not in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
+        stored, names = [*stored, features], [*names, features]
     try:
         session = open_session(proto.SerializeToString(), target, threads=1, weights=path.parent.resolve())
     except CodaError as error:
