@@ -6,6 +6,7 @@ a copy in memory.
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,20 @@ class RoutingProbe:
         proto = self._read(model)
         self._outputs = [output.name for output in proto.graph.output]
         self._expose(proto, model, products)
+        apart = any(tensor.external_data for tensor in proto.graph.initializer)
         content = proto.SerializeToString()
-        del proto  # its weights need not be there twice while onnxruntime reads them
-        self._session = open_session(content, target, threads=threads, weights=model.parent.resolve())
+        del proto
+        if apart:
+            self._session = open_session(content, target, threads=threads, weights=model.parent.resolve())
+            return
+        with TemporaryDirectory(prefix="coda-") as folder:  # from memory onnxruntime copies all weights once more
+            copy = Path(folder) / model.name
+            copy.write_bytes(content)
+            del content
+            try:
+                self._session = open_session(copy, target, threads=threads)
+            except BundleError as error:
+                raise BundleError(str(error).replace(str(copy), str(model))) from None
 
     @classmethod
     def of(cls, bundle: Bundle) -> "RoutingProbe":

@@ -93,16 +93,17 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
         CompileError: onnxruntime cannot load the file. The function raises ``InputError`` where it cannot run.
     """
     target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
-    proto = onnx.load(str(path), load_external_data=False)
-    stored = [output.name for output in proto.graph.output]
     names = [str(value.name) for value in model.graph.outputs]
+    content: Path | bytes = path
     if features is not None and features not in names:
+        proto = onnx.load(str(path), load_external_data=False)
         proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
-        stored, names = [*stored, features], [*names, features]
+        content, names = proto.SerializeToString(), [*names, features]
     try:
-        session = open_session(proto.SerializeToString(), target, threads=1, weights=path.parent.resolve())
+        session = open_session(content, target, threads=1, weights=path.parent.resolve())
     except CodaError as error:
         raise CompileError(f"{path} is no model that onnxruntime can run: {error}") from None
+    stored = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, run_session(session, stored, inputs), strict=True))
 
 
