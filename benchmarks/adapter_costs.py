@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 
 VOCABULARY = 30_522
@@ -95,11 +94,7 @@ def main(width: int, layers: int, batch: int, tokens: tuple[int, ...], rounds: i
     for case, feed in enumerate(inputs):
         shape = " x ".join(map(str, feed["input_ids"].shape))
         table.variants(f"{shape} tokens, {layers} x {width}", timings, PLAIN, case)
-    machine = this_machine()
-    click.echo(
-        f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
-        f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
-    )
+    table.conditions(rounds, threads)
 
 
 if __name__ == "__main__":

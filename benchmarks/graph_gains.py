@@ -16,7 +16,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -83,11 +82,7 @@ def main(width: int, layers: int, tokens: tuple[int, ...], rounds: int, threads:
     for case, n in enumerate(tokens):
         for plain in contenders[::2]:
             table.variants(f"1 x {n} tokens, {layers} x {width}", timings, plain.name, case)
-    machine = this_machine()
-    click.echo(
-        f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
-        f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
-    )
+    table.conditions(rounds, threads)
 
 
 if __name__ == "__main__":

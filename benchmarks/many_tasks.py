@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from coda_compile import compile
-from coda_compile.bench.machine import this_machine
+from coda_compile.bench import table
 from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_models import CodaModel, load
@@ -76,8 +76,7 @@ def main(
         constant, swappable = in_turns(contenders, [inputs], rounds=rounds).values()
         lost = ratio_interval(swappable.rounds(), constant.rounds())
         click.echo(f"latency at 1 x {tokens}: {lost.middle:.3f}x [{lost.low:.3f}, {lost.high:.3f}] of a bundle alone")
-    machine = this_machine()
-    click.echo(f"{machine.cpu}, {machine.cores} cores, {rounds} rounds in turns, a process each")
+    table.conditions(rounds, 0)
 
 
 def _memory(kind: str, folder: Path, count: int) -> int:

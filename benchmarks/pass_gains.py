@@ -12,7 +12,7 @@ import click
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.machine import this_machine, thread_count
+from coda_compile.bench.machine import this_machine
 from coda_compile.bench.shapes import random_model
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.errors import CodaError
@@ -81,11 +81,7 @@ def main(
             raise click.ClickException(str(error)) from None
     for case, n in enumerate(tokens):
         table.variants(f"{batch} x {n} tokens, r = {reduction}, {precision}", timings, "as compiled", case)
-    machine = this_machine()
-    click.echo(
-        f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; "
-        f"{machine.cpu}, {' '.join(machine.instruction_sets)}"
-    )
+    table.conditions(rounds, threads)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from coda_compile import compile
-from coda_compile.bench.machine import this_machine
+from coda_compile.bench import table
 from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
@@ -38,8 +38,7 @@ def main(model: Path, backbone: str, reviews: Path, queries: Path, batch: int, r
         "CLINC150 queries": [text for text, _ in json.loads(queries.read_text("utf-8"))["test"]],
     }
     random = np.random.default_rng(0)
-    machine = this_machine()
-    click.echo(f"{machine.cpu}, {machine.cores} cores, {rounds} rounds in turns, a process each")
+    table.conditions(rounds, threads)
     with TemporaryDirectory(prefix="coda-ragged-") as folder:
         for reduction in (None, 1):
             try:

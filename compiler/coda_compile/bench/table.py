@@ -6,6 +6,7 @@ from statistics import median
 
 from rich.table import Table
 
+from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.result import BenchResult, Bound, Measurement
 from coda_compile.bench.statistics import Interval, ratio_interval
 from coda_compile.bench.turns import Timings
@@ -77,6 +78,16 @@ def variants(title: str, timings: Mapping[str, Timings], reference: str, case: i
         more = None if name == reference else ratio_interval(seconds, basis)
         table.add_row(name, f"{median(seconds) * 1e3:.1f} ms", interval(more))
     whole(table)
+
+
+def conditions(rounds: int, threads: int) -> None:
+    """Print how and where variants were measured; ``threads`` as asked for."""
+    machine = this_machine()
+    out.print(
+        f"medians of {rounds} rounds in turns, a process each, {thread_count(threads)} threads; {machine.cpu}, "
+        f"{machine.cores} cores, {' '.join(machine.instruction_sets)}",
+        soft_wrap=True,
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

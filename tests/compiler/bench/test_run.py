@@ -12,6 +12,7 @@ from tests.conftest import tiny_coda
 from coda_compile import compile
 from coda_compile.bench import table
 from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
+from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import BenchResult, Skipped, read_result
 from coda_compile.bench.run import Plan, bench
 from coda_compile.bench.turns import Timings
@@ -111,6 +112,13 @@ def test_variants_are_shown_over_one_of_them(capsys: pytest.CaptureFixture[str])
     assert "time over whole" in header
     assert whole.split() == ["whole", "1000.0", "ms"]
     assert without.endswith("2000.0 ms  2.00x [2.00, 2.00]")
+
+
+def test_conditions_stand_beside_variants(capsys: pytest.CaptureFixture[str]):
+    table.conditions(7, 1)
+    shown = capsys.readouterr().out
+    assert shown.startswith("medians of 7 rounds in turns, a process each, 1 threads; ")
+    assert this_machine().cpu in shown
 
 
 def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFixture[str]):
