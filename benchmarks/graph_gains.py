@@ -80,8 +80,9 @@ def main(width: int, layers: int, tokens: tuple[int, ...], rounds: int, threads:
         inputs = [token_inputs(1, n, VOCABULARY) for n in tokens]
         timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
     for case, n in enumerate(tokens):
-        for plain in contenders[::2]:
-            table.variants(f"1 x {n} tokens, {layers} x {width}", timings, plain.name, case)
+        for plain, compiled in zip(contenders[::2], contenders[1::2], strict=True):
+            pair = {one.name: timings[one.name] for one in (plain, compiled)}
+            table.variants(f"1 x {n} tokens, {layers} x {width}", pair, plain.name, case)
     table.conditions(rounds, threads)
 
 
