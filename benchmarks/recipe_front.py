@@ -21,10 +21,14 @@ _ROW = re.compile(r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+)
 _SIZE = (900, 560)
 
 
+_BELOW = 4  # points that are shown below the lowest of the front
+
+
 class Point(NamedTuple):
-    """One model: its row's name, or what it is, mean accuracy in percent, and multiply-adds in G."""
+    """One model: its row's name, what it is, mean accuracy in percent, and multiply-adds in G."""
 
     name: str
+    what: str
     accuracy: float
     cost: float
 
@@ -32,9 +36,7 @@ class Point(NamedTuple):
 def points(markdown: str) -> list[Point]:
     """Every row with an accuracy and a cost."""
     found = (_ROW.match(line) for line in markdown.splitlines())
-    return [
-        Point(m["name"].strip() or m["what"].strip(" …"), float(m["accuracy"]), float(m["cost"])) for m in found if m
-    ]
+    return [Point(m["name"].strip(), m["what"].strip(" …"), float(m["accuracy"]), float(m["cost"])) for m in found if m]
 
 
 def front(every: list[Point]) -> list[Point]:
@@ -46,22 +48,33 @@ def front(every: list[Point]) -> list[Point]:
     ]
 
 
+def label(place: tuple[float, float], every: list[Point], best: list[Point]) -> str:
+    """Names of the rows that share a place; what is on the front is named in any case."""
+    here = [p for p in every if (p.cost, p.accuracy) == place]
+    return ", ".join([p.name for p in here if p.name] or [p.what for p in here if p in best])
+
+
 def figure(every: list[Point]) -> go.Figure:
     """Points with their names, and the front as a line."""
     best, cheapest, dearest = front(every), min(p.cost for p in every), max(p.cost for p in every)
+    places = sorted({(p.cost, p.accuracy) for p in every})
+    leading = {(p.cost, p.accuracy) for p in best}
     looks = {"template": "plotly_white", "margin": {"t": 20, "r": 20}, "showlegend": False}
     drawn = go.Figure(layout={**looks, "width": _SIZE[0], "height": _SIZE[1]})
     drawn.add_scatter(x=[p.cost for p in best], y=[p.accuracy for p in best], mode="lines", line={"color": "#9aa5b1"})
     drawn.add_scatter(
-        x=[p.cost for p in every],
-        y=[p.accuracy for p in every],
-        text=[p.name for p in every],
+        x=[cost for cost, _ in places],
+        y=[accuracy for _, accuracy in places],
+        text=[label(place, every, best) for place in places],
         mode="markers+text",
-        textposition=["bottom left" if p.cost > dearest / 2 else "bottom right" for p in every],
-        marker={"size": 9, "color": ["#1f6feb" if p in best else "#9aa5b1" for p in every]},
+        textposition=["bottom left" if cost > dearest / 2 else "bottom right" for cost, _ in places],
+        marker={"size": 9, "color": ["#1f6feb" if place in leading else "#9aa5b1" for place in places]},
     )
     drawn.update_xaxes(title="multiply-adds for 512 tokens, G", range=[cheapest * 0.5, dearest * 1.12])
-    drawn.update_yaxes(title="held-out accuracy, mean of the seeds, %")
+    accuracies = [p.accuracy for p in best]
+    drawn.update_yaxes(
+        title="held-out accuracy, mean of the seeds, %", range=[min(accuracies) - _BELOW, max(accuracies) + 0.5]
+    )
     return drawn
 
 
