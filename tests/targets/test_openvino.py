@@ -126,7 +126,7 @@ def test_ids_that_no_table_holds_are_refused_before_openvino_makes_something_up(
 
 
 def test_what_it_cannot_do_it_refuses(lowered: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coda_compile.pipeline.require_runtime", lambda target: None)
+    monkeypatch.setattr("coda_compile.lowering.require_runtime", lambda target: None)
     model = tiny_coda("bert", CodaConfig(reduction=2))
     with pytest.raises(TargetError, match=r"^target 'openvino' cannot swap tasks: compile each by itself"):
         compile({"a": model, "b": model}, "openvino", output=tmp_path / "b")
