@@ -28,6 +28,7 @@ from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, Sessio
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
 _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
+NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
 _RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own

@@ -10,6 +10,7 @@ from onnxscript import version_converter
 
 from coda_compile import graph_ood, test_vectors
 from coda_compile.bundle import (
+    NEWEST_OPSET,
     Described,
     ood_info,
     replacing,
@@ -37,7 +38,6 @@ from coda_targets.routing import RoutingProbe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NEWEST_OPSET = 23  # that this release knows the runtimes of
 _OLDEST_IR = 9  # of the models that torch exports, for the function bodies
 
 
@@ -51,13 +51,13 @@ def compile_graph(
     ood_data: Path | None,
     stage: Callable[[str], AbstractContextManager[object]],
 ) -> Bundle:
-    """As ``compile``, for the file that ``onnx_graph.find`` found."""
+    """As ``compile``, for the file that ``find_onnx`` found."""
     with stage("load"):
         graph = read(path)
         check(ood, ood_data, graph.task)
         _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
-    reference = original(path, compiled)
+    reference = graph.run
     if ood is not None and ood_data is not None:
         with stage("ood"):
             features = graph_ood.features_of(graph)
@@ -86,8 +86,8 @@ def compile_graph(
 def _upgrade(model: ir.Model, opset: int, path: Path) -> None:
     """Bring a model to the opset that passes and function bodies are written in, or leave it at a newer one."""
     found = model.opset_imports.get("", 0)
-    if found > _NEWEST_OPSET:
-        raise CompileError(f"{path} is of opset {found}: export it with opset {_NEWEST_OPSET} or older")
+    if found > NEWEST_OPSET:
+        raise CompileError(f"{path} is of opset {found}: export it with opset {NEWEST_OPSET} or older")
     if found < opset:
         try:
             with quiet():

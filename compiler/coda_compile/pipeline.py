@@ -29,7 +29,7 @@ from coda_compile.ood import fit as fit_ood
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.quantize import quantize_model
-from coda_compile.sources import Source, onnx_graph, read_source
+from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.verify import expected, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
@@ -84,7 +84,7 @@ def compile(
     if precision not in lowered_for.precisions:
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
-    graph = None if isinstance(model, CodaModel | Mapping) else onnx_graph.find(Path(model))
+    graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
     if graph is not None:
         _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack)
         check_output(output)

@@ -13,14 +13,14 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Positional(nn.Module):
-    """A model as exporters take it; ``kind`` is the field of its output that counts."""
+    """A model as exporters take it."""
 
-    def __init__(self, model: nn.Module, kind: str = "logits") -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.kind = model, kind
+        self.model = model
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = self.model(**dict(zip(NAMES, inputs, strict=False)))[self.kind]
+        output: Tensor = self.model(**dict(zip(NAMES, inputs, strict=False)))["logits"]
         return output
 
 
@@ -42,9 +42,8 @@ def write(
     *,
     dynamo: bool = True,
     inputs: int = 3,
-    output: str | None = "logits",
+    output: str = "logits",
     opset: int = 20,
-    fixed: bool = False,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """Export a model to ``model.onnx`` in a folder, its configuration and tokenizer beside it."""
@@ -65,10 +64,10 @@ def write(
             str(path),
             dynamo=dynamo,
             input_names=names,
-            output_names=None if output is None else [output],
+            output_names=[output],
             opset_version=opset,
             verbose=False,
-            **({} if fixed else axes[dynamo]),
+            **axes[dynamo],
         )
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     config = getattr(base, "config", None)

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
+from coda_targets.bundle import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_SETUP = "adapter_setup.json"  # of several that the adapters library saved together
+_TORCH_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,41 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
     if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_SETUP).is_file()):
         return _read_adapter(path, backbone)
-    from coda_compile.sources import checkpoint, huggingface, onnx_graph
-    from coda_models.checkpoint import is_checkpoint_folder
-
-    if onnx_graph.find(path) is not None:
+    if find_onnx(path) is not None:
         raise CompileError(f"{path} is an ONNX file, which can be compiled and no more: give what it was exported from")
     if path.is_dir() and not (path / "config.json").is_file():
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
+
+    from coda_compile.sources import checkpoint, huggingface
+    from coda_models.checkpoint import is_checkpoint_folder
+
     if path.is_file() or is_checkpoint_folder(path):
         return checkpoint.read(path, backbone)
     return huggingface.read(path)
 
 
+def find_onnx(path: Path) -> Path | None:
+    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder that holds no weights of another kind."""
+    if path.is_dir():
+        other = (path / "manifest.json").is_file() or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
+        return path / MODEL if (path / MODEL).is_file() and not other else None
+    return path if path.suffix == ".onnx" and path.is_file() else None
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; ``None`` where it cannot be read or holds no object."""
+    try:
+        plain = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return plain if isinstance(plain, dict) else None
+
+
 def _read_adapter(folder: Path, backbone: str | None) -> Source:
     """Load a folder of adapters, by the library that saved it."""
     path = folder / ADAPTER_CONFIG
-    try:
-        plain = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError):
-        plain = None
-    if not isinstance(plain, dict):
+    plain = json_object(path) if path.is_file() else {}
+    if plain is None:
         raise CompileError(f"{path} is no adapter configuration: it is damaged or cut off")
     if "peft_type" in plain:
         from coda_compile.sources import peft

@@ -1,7 +1,6 @@
 """Folders that the ``adapters`` library saved: bottlenecks become part of the layers, LoRA is merged, prefixes become
 constants."""
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
-from coda_compile.sources import ADAPTER_CONFIG, Source
+from coda_compile.sources import ADAPTER_CONFIG, Source, json_object
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.huggingface import read_pooling
 from coda_compile.sources.reference import answers, check_same, few_tokens
@@ -97,11 +96,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        plain = None
-    if not isinstance(plain, dict):
+    plain = json_object(path)
+    if plain is None:
         raise CheckpointError(f"{path} is damaged or missing: save the adapter again")
     return plain
 

@@ -12,7 +12,7 @@ from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import UnsupportedModelError
 
-_TASK_OF_HEAD = {
+TASK_OF_HEAD = {
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
     "Model": "feature-extraction",
@@ -35,9 +35,9 @@ def read(folder: Path) -> Source:
         raise CompileError(f"{folder / 'config.json'} is not a Hugging Face configuration") from None
     if family not in FAMILIES:
         raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
-    task = next((task for head, task in _TASK_OF_HEAD.items() if architecture.endswith(head)), None)
+    task = next((task for head, task in TASK_OF_HEAD.items() if architecture.endswith(head)), None)
     if task is None:
-        known = ", ".join(sorted(set(_TASK_OF_HEAD.values())))
+        known = ", ".join(sorted(set(TASK_OF_HEAD.values())))
         raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
     pooling = read_pooling(folder) if task == "feature-extraction" else None
     config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)

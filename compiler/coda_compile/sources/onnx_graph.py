@@ -1,6 +1,5 @@
 """ONNX files of any exporter: encoders in float32 that nothing but their graph describes."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +12,20 @@ import onnx_ir as ir
 from coda_compile.cases import Inputs, make_case
 from coda_compile.errors import CompileError
 from coda_compile.export import AXES
+from coda_compile.sources import json_object
+from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
 from coda_targets import get_target
-from coda_targets.bundle import MODEL, Arrays, open_session, run_session
+from coda_targets.bundle import Arrays, open_session, run_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 CLASSES, _EMBEDDING = "logits", "sentence_embedding"  # an output's name says what a model is for
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # in the names of transformers' classes
-_TORCH_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+_CLASSIFIERS = tuple(head for head, task in TASK_OF_HEAD.items() if task.endswith("classification"))
 _QUIET = {"log_severity_level": 4}  # how many tokens there may be is found by asking for too many
 _LONGEST = 512  # tokens, where neither tokenizer nor configuration says how many there may be
 _ANY_LENGTH = 1 << 20  # tokenizers that know no limit say a number without meaning
@@ -43,6 +43,7 @@ class Graph:
         labels: in order of the logits; empty where it classifies nothing.
         config: of the config.json beside it, empty where there is none.
         tokenizer: beside it.
+        run: see ``original``.
     """
 
     path: Path
@@ -52,14 +53,7 @@ class Graph:
     labels: tuple[str, ...]
     config: dict[str, Any]
     tokenizer: "PreTrainedTokenizerBase | None"
-
-
-def find(path: Path) -> Path | None:
-    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder that holds no weights of another kind."""
-    if path.is_dir():
-        other = (path / "manifest.json").is_file() or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
-        return path / MODEL if (path / MODEL).is_file() and not other else None
-    return path if path.suffix == ".onnx" and path.is_file() else None
+    run: Callable[[Arrays], Arrays]
 
 
 def read(path: Path) -> Graph:
@@ -79,7 +73,7 @@ def read(path: Path) -> Graph:
     run = original(path, model)
     inputs = replace(inputs, max_tokens=_longest(run, inputs, _allowed(config, tokenizer), path))
     task, labels = _task(model, run(make_case(inputs, 2, min(3, inputs.max_tokens), ragged=True).inputs), config, path)
-    return Graph(path, model, task, inputs, labels, config, tokenizer)
+    return Graph(path, model, task, inputs, labels, config, tokenizer, run)
 
 
 def original(path: Path, model: ir.Model, *, features: str | None = None) -> Callable[[Arrays], Arrays]:
@@ -162,11 +156,8 @@ def _config(path: Path) -> dict[str, Any]:
     beside = path.parent / "config.json"
     if not beside.is_file():
         return {}
-    try:
-        plain = json.loads(beside.read_text("utf-8"))
-    except (OSError, ValueError):
-        plain = None
-    if not isinstance(plain, dict):
+    plain = json_object(beside)
+    if plain is None:
         raise CompileError(f"{beside} is not a Hugging Face configuration")
     return plain
 

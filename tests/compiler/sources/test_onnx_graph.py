@@ -14,8 +14,8 @@ from tests.conftest import WORDS
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile.errors import CompileError
-from coda_compile.sources import read_source
-from coda_compile.sources.onnx_graph import find, original, read
+from coda_compile.sources import find_onnx, read_source
+from coda_compile.sources.onnx_graph import original, read
 from coda_targets import Bundle
 
 
@@ -36,12 +36,12 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_files_and_folders_are_found(exported: Path, folder: Path, compiled: Bundle):
-    assert find(exported) == find(exported / "model.onnx") == exported / "model.onnx"
-    assert find(exported / "config.json") is None
-    assert find(compiled.folder) is None
+    assert find_onnx(exported) == find_onnx(exported / "model.onnx") == exported / "model.onnx"
+    assert find_onnx(exported / "config.json") is None
+    assert find_onnx(compiled.folder) is None
     (folder / "model.safetensors").touch()
-    assert find(folder) is None
-    assert find(folder / "absent.onnx") is None
+    assert find_onnx(folder) is None
+    assert find_onnx(folder / "absent.onnx") is None
 
 
 def test_a_graph_tells_what_it_is(exported: Path):

@@ -27,7 +27,7 @@ std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size
     throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
   }
   return std::make_unique<Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
-                                             bias.GetTensorData<float>(), shape[0], shape[1]);
+                                       bias.GetTensorData<float>(), shape[0], shape[1]);
 }
 
 template <bool kGelu>
@@ -65,7 +65,7 @@ struct Int8LinearKernel {
         if constexpr (kGelu) {
           const int64_t output = first_panel * kPanel;
           gelu(y + row * outputs + output, last - row, std::min(outputs, last_panel * kPanel) - output,
-                     outputs);
+               outputs);
         }
       });
       return nullptr;

@@ -1,5 +1,6 @@
 // Operators of a layer in float32: attention, adapters, norms and GELU.
-#include <memory>
+#include <stdexcept>
+#include <vector>
 
 #include "adapter.h"
 #include "attention.h"
@@ -172,8 +173,8 @@ struct AttentionKernel {
         const int64_t text = task / (heads_ * blocks), head = task / blocks % heads_, first = task % blocks * kBlock;
         const float* query = x + text * tokens * 3 * width + head * each;
         attend({query, query + width, query + 2 * width, 3 * width, b + text * tokens, scale_, tokens, each,
-                      out + text * tokens * width + head * each, width},
-                     first, std::min(tokens, first + kBlock), scratch);
+                out + text * tokens * width + head * each, width},
+               first, std::min(tokens, first + kBlock), scratch);
       });
       return nullptr;
     });

@@ -18,7 +18,7 @@ struct RouteKernel {
     const auto iterations = info.GetAttribute<int64_t>("iterations");
     if (p_ < q_ || q_ < 1 || iterations < 1) throw std::runtime_error("r must be at least 1, iterations too");
     epsilons_ = epsilons(iterations, info.GetAttribute<float>("epsilon_start"),
-                               info.GetAttribute<float>("epsilon_decay"), info.GetAttribute<float>("epsilon_final"));
+                         info.GetAttribute<float>("epsilon_decay"), info.GetAttribute<float>("epsilon_final"));
   }
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
@@ -39,7 +39,7 @@ struct RouteKernel {
       parallel(raw, batch, tokens * 20 * 16, [&](int64_t row) {  // every iteration reads all scores
         thread_local RouteScratch scratch;
         route_row(s + row * tokens, m + row * tokens, tokens, slots, p_, q_, epsilons_, scratch,
-                        indices + row * slots, gates + row * slots, used + row * slots);
+                  indices + row * slots, gates + row * slots, used + row * slots);
       });
       return nullptr;
     });
