@@ -1,8 +1,11 @@
 """What precision costs: the held-out reviews through the same model in every precision of the target.
 
 python benchmarks/precision_agreement.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
+
+int8-static is calibrated with the training texts.
 """
 
+import csv
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +15,7 @@ import click
 from coda_compile import compile
 from coda_compile.errors import CodaError
 from coda_compile.predict import predict
+from coda_compile.quantize import STATIC
 from coda_targets import get_target
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -27,12 +31,22 @@ MODEL = Path(train_reviews.__file__).with_name("reviews.pt")
 @click.option("--model", type=click.Path(path_type=Path), default=MODEL)
 @click.option("--target", default="cpu", show_default=True)
 def main(data: Path, backbone: str, model: Path, target: str) -> None:
-    _, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
+    known, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
     exact: list[str] = []
     with TemporaryDirectory(prefix="coda-precision-") as folder:
+        calibration = Path(folder) / "known.csv"
+        with calibration.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["text"], *([text] for text in known)])
         for precision in get_target(target).precisions:
             try:
-                bundle = compile(model, target, output=Path(folder) / precision, backbone=backbone, precision=precision)
+                bundle = compile(
+                    model,
+                    target,
+                    output=Path(folder) / precision,
+                    backbone=backbone,
+                    precision=precision,
+                    calibration=calibration if precision == STATIC else None,
+                )
             except CodaError as error:
                 raise click.ClickException(str(error)) from None
             given = [record["label"] for _, record, _ in predict(bundle, texts, batch=1)]

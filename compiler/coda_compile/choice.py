@@ -17,11 +17,13 @@ from coda_compile.bench.run import reduction_of
 from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundle import check_output, label_names
+from coda_compile.calibration import Calibration
 from coda_compile.cost import multiply_adds
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.ood import check as check_ood
 from coda_compile.pipeline import compile
 from coda_compile.predict import predict
+from coda_compile.quantize import STATIC
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
@@ -106,6 +108,7 @@ def choose(
     output: Path,
     tokenizer: PreTrainedTokenizerBase | None,
     reduction: Reductions | None = None,
+    calibration: Calibration | None = None,
     pack: bool = False,
     ood: str | None = None,
     ood_data: Path | None = None,
@@ -121,6 +124,7 @@ def choose(
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
+        calibration: as for ``compile``; without it int8-static is not tried.
         pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
@@ -136,7 +140,8 @@ def choose(
     if tokenizer is None:
         raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
-    precisions = [precision for precision in target.precisions if precision not in _NOT_FASTER]
+    left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
+    precisions = [precision for precision in target.precisions if precision not in left_out]
     with TemporaryDirectory(prefix="coda-choose-") as temporary:
         compiled = []
         for i, (r, precision) in enumerate(product(reductions, precisions)):
@@ -148,6 +153,7 @@ def choose(
                     tokenizer=tokenizer,
                     reduction=r,
                     precision=precision,
+                    calibration=calibration if precision == STATIC else None,
                     pack=pack,
                 )
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
@@ -183,6 +189,7 @@ def choose(
             tokenizer=tokenizer,
             reduction=compiled[best].reduction,
             precision=candidates[best].precision,
+            calibration=calibration if candidates[best].precision == STATIC else None,
             pack=pack,
             ood=ood,
             ood_data=ood_data,

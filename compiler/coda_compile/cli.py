@@ -70,7 +70,13 @@ def cli() -> None:
     "-p",
     default="fp32",
     show_default=True,
-    help="Of the frozen layers' products: fp32, int8, int4, or auto to choose by measuring on --data.",
+    help="Of the frozen layers' products: fp32, int8, int8-static, int4, or auto to choose by measuring on --data.",
+)
+@click.option(
+    "--calibrate",
+    "calibration",
+    type=click.Path(path_type=Path),
+    help="CSV file with the column text, for int8-static; auto then tries that too.",
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 @click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
@@ -97,6 +103,7 @@ def compile(
     backbone: str | None,
     tokenizer: str | None,
     precision: str,
+    calibration: Path | None,
     reduction: str | None,
     pack: bool,
     ood: str | None,
@@ -117,6 +124,7 @@ def compile(
     coda-compile lora.onnx                               the same, from what another exporter wrote
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
+    coda-compile reviews.pt --precision int8-static --calibrate train.csv
     coda-compile reviews.pt --precision int4             the smallest file
     coda-compile reviews.pt --ood energy --ood-data train.csv
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
@@ -160,6 +168,7 @@ def compile(
             tokenizer=words,
             reduction=_reduction(reduction),
             precision=precision,
+            calibration=calibration,
             pack=pack,
             ood=ood,
             ood_data=texts,
@@ -180,6 +189,7 @@ def compile(
             output=folder,
             tokenizer=words or source.tokenizer,
             reduction=_reduction(reduction),
+            calibration=calibration,
             pack=pack,
             ood=ood,
             ood_data=next(iter(known), None),

@@ -31,7 +31,13 @@ def _check_folders(*files: Path | None) -> None:
 @click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
 @click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(["fp32", "int8"]), help="[default: both]")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "int8", "int8-static"]),
+    help="[default: the first two]",
+)
 @click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Of each contender, equal.  [default: all cores]")

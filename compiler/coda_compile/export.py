@@ -18,7 +18,17 @@ from coda_models.attention import Attention
 from coda_models.bottleneck import Bottlenecks
 from coda_models.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
-from coda_ops import DOMAIN, VERSION, adapter, int4_linear, int8_linear, put_tokens, route, take_tokens  # noqa: F401  registers the schemas
+from coda_ops import (  # noqa: F401  registers the schemas
+    DOMAIN,
+    VERSION,
+    adapter,
+    int4_linear,
+    int8_linear,
+    int8_static_linear,
+    put_tokens,
+    route,
+    take_tokens,
+)
 from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -146,6 +156,9 @@ def _translations() -> dict[Any, Any]:
     def translate_int8_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
         return coda.Int8Linear(x, weight, scale, bias)
 
+    def translate_int8_static_linear(x: Any, weight: Any, scale: Any, bias: Any, step: Any, zero: Any) -> Any:
+        return coda.Int8StaticLinear(x, weight, scale, bias, step, zero)
+
     def translate_int4_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
         return coda.Int4Linear(x, weight, scale, bias)
 
@@ -156,6 +169,7 @@ def _translations() -> dict[Any, Any]:
         operators.put_tokens.default: translate_put,
         operators.adapter.default: translate_adapter,
         operators.int8_linear.default: translate_int8_linear,
+        operators.int8_static_linear.default: translate_int8_static_linear,
         operators.int4_linear.default: translate_int4_linear,
     }
 

@@ -39,7 +39,7 @@ class Tolerances:
 
         In eight bits the last bit of an activation may decide between two levels, which later layers amplify.
         """
-        return cls(scores=1e-1, outputs=1e-1) if precision == "int8" else cls()
+        return cls(scores=1e-1, outputs=1e-1) if precision.startswith("int8") else cls()
 
 
 @dataclass(frozen=True)

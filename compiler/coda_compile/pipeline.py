@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile import calibration as calibrating
 from coda_compile import tasks, test_vectors
 from coda_compile.bundle import (
     check_output,
@@ -35,7 +36,7 @@ from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError
 from coda_targets.adapters import Adapter
-from coda_targets.bundle import MODEL
+from coda_targets.bundle import MODEL, Arrays
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -50,6 +51,7 @@ def compile(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
+    calibration: Path | str | Sequence[Arrays] | None = None,
     pack: bool = False,
     ood: str | None = None,
     ood_data: Path | str | Mapping[str, Path | str] | None = None,
@@ -65,7 +67,10 @@ def compile(
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
-        precision: ``fp32``, or for the frozen layers' products ``int8``, or ``int4`` weights.
+        precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
+            steps that ``calibration`` asks for, or ``int4`` weights.
+        calibration: for ``int8-static`` texts like those to come: a CSV file with the column ``text``, or the model's
+            inputs by name, [batch, tokens] each, batch by batch without padding.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
         ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for; of several, one
@@ -85,6 +90,7 @@ def compile(
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
     graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
+    calibrating.check(calibration, precision, several=isinstance(model, Mapping))
     if graph is not None:
         _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack)
         check_output(output)
@@ -107,12 +113,13 @@ def compile(
         fitted_on = ood_files(ood_data, list(sources))
         if several:
             tasks.check({name: each.model for name, each in sources.items()})
+    source = next(iter(sources.values()))
+    words = tokenizer or source.tokenizer
     if precision != "fp32":
         with stage("quantise"):
             for each in sources.values():
-                quantize_model(each.model, precision, adapters=not several)
-    source = next(iter(sources.values()))
-    words = tokenizer or source.tokenizer
+                texts = calibrating.inputs(calibration, words, Inputs.of(each.model))
+                quantize_model(each.model, precision, adapters=not several, texts=texts)
     if ood is not None:
         with stage("ood"):
             for name, file in fitted_on.items():

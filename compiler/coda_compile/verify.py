@@ -1,7 +1,7 @@
 """Verify a compiled model against torch, on shapes that the export never saw."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from coda_compile.cases import Case, Inputs, cases
 from coda_compile.errors import VerificationError
 from coda_compile.export import output_names
 from coda_compile.parity import CaseParity, Comparison, Tolerances
-from coda_compile.quantize import Int8Linear
-from coda_compile.rounding import group_of, multiplying, rounds_itself
+from coda_compile.quantize import Int8Linear, Int8StaticLinear
+from coda_compile.rounding import as_run, as_written, multiplying
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
@@ -49,7 +49,7 @@ def verify(
         VerificationError: which output, layer and input.
     """
     probe = RoutingProbe(path, target, threads=1, products=True)
-    with multiplying(model, group_of(target)) if rounds_itself(target, model) else nullcontext():
+    with multiplying(model, as_run(target, model)):
         return _compare(probe, model, target, tolerances or Tolerances(), adapter, on_failure)
 
 
@@ -127,7 +127,7 @@ def _replayed_products(
         module.register_forward_pre_hook(hooked(i, name))
         for i, layer in enumerate(model.coda_layers())
         for name, module in layer.named_modules()
-        if isinstance(module, Int8Linear)
+        if isinstance(module, Int8Linear | Int8StaticLinear)
     ]
     try:
         yield
@@ -149,7 +149,7 @@ def _one_thread() -> Iterator[None]:
 
 def expected(model: CodaModel, case: Case, target: Target) -> tuple[Arrays, list[Decision]]:
     """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own."""
-    with multiplying(model, 0) if rounds_itself(target, model) else nullcontext():
+    with multiplying(model, as_written(target)):
         return reference(model, case)
 
 

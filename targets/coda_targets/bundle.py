@@ -17,6 +17,7 @@ from coda_targets import plugin
 from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest
+from coda_targets.saturation import saturates
 from coda_targets.target import Target, get_target
 
 MODEL = "model.onnx"
@@ -226,6 +227,8 @@ def open_session(
         setattr(options, name, value)
     for name, value in target.session_config.items():
         options.add_session_config_entry(name, value)
+    if saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if target.native and (kernels := native.library()) is not None:
         load_kernels(kernels, options)
     if target.plugin:

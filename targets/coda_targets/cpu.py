@@ -9,7 +9,7 @@ TARGET = Target(
     opset=20,
     operators="function",
     native=True,
-    precisions=("fp32", "int8", "int4"),
+    precisions=("fp32", "int8", "int8-static", "int4"),
     static_shapes=False,
     lowering=(
         "fold_constants",
@@ -19,6 +19,7 @@ TARGET = Target(
         "prune_heads",
         "trim_to_readout",
         "fuse_projections",
+        "lower_static_products",
         "fuse_adapters",
         "fuse_gelus",
         "fuse_norms",

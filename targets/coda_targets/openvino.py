@@ -21,7 +21,7 @@ TARGET = Target(
     plugin="onnxruntime_ep_openvino",
     opset=20,
     operators="function",
-    precisions=("fp32", "int8"),
+    precisions=("fp32", "int8", "int8-static"),
     static_shapes=False,
     # Attention and norms stay in standard operators: OpenVINO fuses those itself, and onnxruntime's own it takes apart.
     lowering=(
@@ -29,6 +29,7 @@ TARGET = Target(
         "eliminate_identities",
         "merge_low_rank",
         "dequantize_weights",
+        "lower_static_products",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",

@@ -115,6 +115,7 @@ class RoutingProbe:
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
         widened = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+        rounded = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
         for node in proto.graph.node:
             int8 = node.domain == _DOMAIN and node.op_type in ("Int8Linear", "Int8LinearGelu")
             if products and node.domain == _DOMAIN and node.op_type == "Int8AddAdapter":
@@ -122,9 +123,10 @@ class RoutingProbe:
                     show(multiplied, onnx.TensorProto.FLOAT)
                     self._multiplied.append((weight, multiplied))
             if products and (int8 or (node.op_type == "MatMul" and node.input[1] in widened)):
-                show(node.input[0], onnx.TensorProto.FLOAT)
+                multiplied = rounded.get(widened.get(node.input[0], ""), node.input[0])
                 weights = node.input[1] if int8 else widened[node.input[1]]
-                self._multiplied += [(weight, node.input[0]) for weight in weights.split(JOINED)]
+                show(multiplied, onnx.TensorProto.FLOAT)
+                self._multiplied += [(weight, multiplied) for weight in weights.split(JOINED)]
             if node.domain != _DOMAIN or node.op_type != "Route":
                 continue
             layer = next((p.value for p in node.metadata_props if p.key == LAYER_TAG), "")

@@ -236,6 +236,17 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
     assert Bundle("chosen").manifest.precision in ("fp32", "int8")
 
 
+def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
+    assert "go together" in call(str(checkpoint), "-p", "int8-static").refused()
+    assert "go together" in call(str(checkpoint), "--calibrate", "texts.csv").refused()
+    assert list(Path.cwd().iterdir()) == []
+    Path("texts.csv").write_text("text\ngood film\nbad plot w1 w2\n")
+    options = ["-p", "int8-static", "--calibrate", "texts.csv", "--tokenizer", str(compiled.folder)]
+    assert "verified" in call(str(checkpoint), *options, "-o", "static").worked()
+    assert Bundle("static").manifest.precision == "int8-static"
+    assert "intact and right" in call("verify", "static").worked()
+
+
 def test_several_tasks_from_the_first_to_one_added_later(call: Call, tokenizer: PreTrainedTokenizerFast):
     for name in ("topics", "moods", "later"):
         save(tiny_coda("bert", CodaConfig(reduction=2)), f"{name}.pt", tokenizer=tokenizer)

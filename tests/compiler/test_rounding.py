@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.compiler.test_lower_static_products import static as static_model
+from tests.compiler.test_lower_static_products import texts
 from tests.conftest import tiny_coda
 from tests.targets.test_openvino import needs_plugin, on_cpu
 from transformers import AutoConfig
@@ -18,12 +20,12 @@ from coda_compile import compile, rounding
 from coda_compile.errors import VerificationError
 from coda_compile.export import export
 from coda_compile.passes.dequantize_weights import DequantizeWeights
-from coda_compile.quantize import quantize_model
-from coda_compile.rounding import group_of, multiply
+from coda_compile.quantize import STATIC, Int8Linear, quantize_model
+from coda_compile.rounding import as_run, as_written, by_range, group_of, levels_by_range, multiply
 from coda_compile.verify import verify
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
-from coda_ops import int8_linear
+from coda_ops import int8_linear, int8_static_linear
 from coda_targets import Bundle, Target, get_target
 from coda_targets.routing import LAYER_TAG
 
@@ -73,6 +75,30 @@ def test_a_third_way_is_refused(monkeypatch: pytest.MonkeyPatch):
         VerificationError, match=r"^target 'openvino' neither leaves activations as they are nor rounds"
     ):
         group_of(get_target("openvino"))
+    with pytest.raises(VerificationError, match=r"^target 'openvino' rounds activations in a way of its own"):
+        by_range(get_target("openvino"))
+
+
+def test_levels_by_range_are_float32_arithmetic_and_now_and_then_others():
+    rounding = int8_static_linear.rounding_of(-3.1, 3.3)
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    found = levels_by_range(x, *rounding)
+    step, zero, most = rounding.step.numpy(), np.float32(rounding.zero), np.float32(255)
+    low, high = step * (np.float32(0) - zero), step * (most - zero)
+    scale, shift = most / (high - low), -low * most / (high - low)
+    exact = (x.double().numpy() * float(scale) + float(shift)).astype(np.float32)
+    np.testing.assert_array_equal(found.numpy(), np.clip(np.round(exact), 0, 255))
+    others = (found - int8_static_linear.levels(x, *rounding)).abs()
+    assert set(others.unique().tolist()) == {0.0, 1.0}
+    assert float(others.sum()) < 10
+
+
+def test_who_multiplies_in_its_own_way():
+    assert not by_range(on_cpu())
+    dynamic, static = tiny_coda(), static_model()
+    quantize_model(dynamic, "int8")
+    assert set(as_run(on_cpu(), dynamic)) == set(as_written(on_cpu())) == {Int8Linear}
+    assert as_run(on_cpu(), static) == as_run(get_target("cpu"), dynamic) == as_written(get_target("cpu")) == {}
 
 
 def test_the_pass_replaces_every_product_once_and_keeps_its_layer():
@@ -174,7 +200,7 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
     group = group_of(target)
     assert group in (0, 128)  # 128 where the processor multiplies bytes at once
     x, rounded, bias = product(320, 8)
-    session = rounding.open_session(rounding._one_product(rounded.weight.numpy(), rounded.scale.numpy()), target)
+    session = rounding.open_session(rounding._one_product(*rounded, 128), target)
     got = session.run(None, {"x": x.flatten(0, 1).numpy()})[0]
     torch.testing.assert_close(
         torch.from_numpy(got), multiply(x, *rounded, 0 * bias, group).flatten(0, 1), rtol=1e-5, atol=1e-4
@@ -185,3 +211,14 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
         monkeypatch.setattr("coda_compile.verify.group_of", lambda target: 0)
         with pytest.raises(VerificationError, match="differ by"):
             verify(wide, bundle.model_path, target)
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_openvino_rounds_by_the_range(wide: CodaModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert by_range(get_target("openvino"))
+    compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+    monkeypatch.setattr(rounding, "levels_by_range", lambda x, step, zero: ((x / step).floor() + zero).clamp(0, 255))
+    monkeypatch.setattr(rounding, "by_range", lambda target: True)
+    with pytest.raises(VerificationError, match="differ by"):
+        compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))

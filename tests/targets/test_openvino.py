@@ -132,7 +132,7 @@ def test_what_it_cannot_do_it_refuses(lowered: Bundle, tmp_path: Path, monkeypat
         compile({"a": model, "b": model}, "openvino", output=tmp_path / "b")
     with pytest.raises(TargetError, match=r"^target 'openvino' packs no rows: leave out --pack$"):
         compile(model, "openvino", output=tmp_path / "b", pack=True)
-    with pytest.raises(TargetError, match=r"has no precision 'int4': use one of fp32, int8$"):
+    with pytest.raises(TargetError, match=r"has no precision 'int4': use one of fp32, int8, int8-static$"):
         compile(model, "openvino", output=tmp_path / "b", precision="int4")
     with pytest.raises(CodaError, match=r"^OpenVINOExecutionProvider runs a model as one piece and shows no layers"):
         profile_bundle(Bundle(lowered.folder))

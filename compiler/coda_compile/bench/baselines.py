@@ -17,15 +17,13 @@ from onnxscript import optimizer
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
-from coda_compile.bench.turns import Contender, token_inputs
+from coda_compile.bench.turns import Contender, calibration_inputs
 from coda_compile.bundle import transformers_config, write_config
 from coda_compile.export import export, save_onnx
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
 from coda_ops.errors import first_line
 from coda_targets.cpu import TARGET as CPU
-
-_CALIBRATION = 16  # texts that NNCF sees: enough for speed, which is all that is measured here
 
 
 class Dense:
@@ -150,11 +148,10 @@ def _openvino_int8(dense: Dense) -> tuple[Contender, list[Path]]:
     path = dense.folder / "openvino-int8" / "model.xml"
     converted = openvino.convert_model(dense.onnx)
     names = {port.get_any_name() for port in converted.inputs}
-    vocabulary, tokens = int(dense.model.hf_config.vocab_size), min(128, dense.model.max_tokens)
-    texts = [token_inputs(1, tokens, vocabulary, seed=seed) for seed in range(_CALIBRATION)]
+    texts = calibration_inputs(int(dense.model.hf_config.vocab_size), dense.model.max_tokens)
     feeds = [{name: np.ascontiguousarray(text[name]) for name in names} for text in texts]
     kind = nncf.ModelType.TRANSFORMER
-    quantised = nncf.quantize(converted, nncf.Dataset(feeds), model_type=kind, subset_size=_CALIBRATION)
+    quantised = nncf.quantize(converted, nncf.Dataset(feeds), model_type=kind, subset_size=len(texts))
     openvino.save_model(quantised, path, compress_to_fp16=False)
     return Contender("OpenVINO int8", "openvino", {"path": str(path)}), [path, path.with_suffix(".bin")]
 

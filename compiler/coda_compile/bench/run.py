@@ -13,7 +13,7 @@ from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.matrix import matrix_rates
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, variant_of
 from coda_compile.bench.statistics import ratio_interval, summarise
-from coda_compile.bench.turns import Contender, MeasuringError, Timings, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns, token_inputs
 from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError, as_sentences
 from coda_targets import Bundle, get_target
@@ -37,7 +37,8 @@ class Plan:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
         targets: of the compiled models; empty for cpu.
-        precisions: of the compiled models, as far as their target has them, and of the dense baselines.
+        precisions: of the compiled models, as far as their target has them, and of the dense baselines, int8 ones for
+            int8-static too.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.
@@ -88,7 +89,8 @@ class _Entries:
 
         dense = Dense(model, folder)
         for baseline in BASELINES:
-            if baseline.precision not in plan.precisions or baseline.name in plan.skip:
+            asked = any(precision.startswith(baseline.precision) for precision in plan.precisions)
+            if not asked or baseline.name in plan.skip:
                 continue
             with stage(baseline.name):
                 built = build(baseline, dense)
@@ -187,7 +189,9 @@ def bench(
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
     from coda_compile.pipeline import compile
+    from coda_compile.quantize import STATIC
 
+    texts = calibration_inputs(int(model.hf_config.vocab_size), model.max_tokens)
     targets = [get_target(name) for name in plan.targets or ["cpu"]]
     kinds = [(target.name, precision) for target in targets for precision in target.precisions]
     kinds = [(target, precision) for target, precision in kinds if precision in plan.precisions]
@@ -197,7 +201,16 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
         with stage(f"compile {kind}" if reduction is None else f"compile r={reduction} {kind}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
             output = folder / f"compiled-{i}"
-            taking_part.add_bundle(compile(model, target, output=output, reduction=wanted, precision=precision))
+            taking_part.add_bundle(
+                compile(
+                    model,
+                    target,
+                    output=output,
+                    reduction=wanted,
+                    precision=precision,
+                    calibration=texts if precision == STATIC else None,
+                )
+            )
 
 
 def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ TURN_SECONDS = 0.05  # short runs are repeated within a turn until it lasts this
 _MOST_RUNS = 16
 _STEADY = 0.05  # warm: two turns that differ by less
 _MOST_WARM_UPS = 8
+_CALIBRATION, _CALIBRATION_TOKENS = 16, 128  # texts: enough for speed, which is all that is measured
 _CAN_SLEEP = hasattr(signal, "SIGSTOP")
 
 
@@ -264,6 +265,12 @@ def warm_up(worker: Worker, case: int, turn_seconds: float = TURN_SECONDS) -> tu
             break
     counted = max(1, min(_MOST_RUNS, round(turn_seconds / before)))
     return first, Turn(lead=int(before < 2 * turn_seconds), counted=counted)
+
+
+def calibration_inputs(vocabulary: int, longest: int) -> list[Arrays]:
+    """Texts that ranges of activations are taken from, where none are at hand: latency does not depend on which."""
+    tokens = min(_CALIBRATION_TOKENS, longest)
+    return [token_inputs(1, tokens, vocabulary, seed=seed) for seed in range(_CALIBRATION)]
 
 
 def token_inputs(batch: int, tokens: int, vocabulary: int, *, seed: int = 0) -> Arrays:

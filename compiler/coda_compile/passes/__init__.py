@@ -21,6 +21,7 @@ from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.prune_heads import PruneHeads
@@ -38,6 +39,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "eliminate_identities": common.IdentityEliminationPass,
     "merge_low_rank": MergeLowRank,
     "dequantize_weights": DequantizeWeights,
+    "lower_static_products": LowerStaticProducts,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "prune_heads": PruneHeads,

@@ -21,20 +21,31 @@ class DequantizeWeights(ir.passes.InPlacePass):
         graph, modified = model.graph, False
         for node in list(graph):
             if (node.domain, node.op_type) == (DOMAIN, "Int8Linear"):
-                _replace(graph, node)
+                x, *constants = node.inputs
+                replace_product(graph, node, x, constants, _MIDDLE)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    x, weight, scale, bias = node.inputs
+def replace_product(
+    graph: ir.Graph, node: ir.Node, x: ir.Value | None, constants: list[ir.Value | None], middle: int = 0
+) -> None:
+    """Put ``x · DequantizeLinear(weight) + bias`` in the place of a product with int8 weights.
+
+    Args:
+        constants: weight, scale and bias.
+        middle: the level of an unsigned weight that stands for 0; a signed one's is 0 itself.
+    """
+    weight, scale, bias = constants
     assert weight is not None
     assert weight.shape is not None
     outputs = weight.shape[1]
     assert isinstance(outputs, int)
-    name = f"coda.middle.{outputs}"
-    middle = graph.initializers.get(name) or add_constant(graph, name, np.full(outputs, _MIDDLE, np.uint8))
-    wide = ir.node("DequantizeLinear", [weight, scale, middle], {"axis": 1})
+    levels = [weight, scale]
+    if middle:
+        name = f"coda.middle.{outputs}"
+        levels.append(graph.initializers.get(name) or add_constant(graph, name, np.full(outputs, middle, np.uint8)))
+    wide = ir.node("DequantizeLinear", levels, {"axis": 1})
     product = ir.node("MatMul", [x, wide.outputs[0]])
     added = ir.node("Add", [product.outputs[0], bias])
     wide.outputs[0].shape, wide.outputs[0].type = weight.shape, ir.TensorType(ir.DataType.FLOAT)

@@ -1,5 +1,6 @@
 """Query, key and value of self-attention from one matrix product."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import onnx_ir as ir
 
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import asks_for_size
-from coda_compile.passes.values import add_constant, both_ways, made_by
+from coda_compile.passes.values import add_constant, array_of, both_ways, made_by
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import JOINED
 
@@ -20,17 +21,24 @@ class _Projection:
 
     Attributes:
         constants: weight and bias; weight, scale and bias of one in eight bits. Outputs lie along their last axes.
+        rounding: step and zero of one in eight bits whose activations share them.
     """
 
     x: ir.Value
     constants: tuple[ir.Value, ...]
     nodes: tuple[ir.Node, ...]
     sizes: tuple[ir.Node, ...]
+    rounding: tuple[ir.Value, ...] = ()
 
     @property
     def rounded(self) -> bool:
         """Whether it is in eight bits."""
         return len(self.constants) == 3
+
+    @property
+    def levels(self) -> list[float]:
+        """What it is rounded to: nothing where each token has a step of its own."""
+        return [array_of(value).item() for value in self.rounding]
 
 
 class FuseProjections(Declining):
@@ -60,6 +68,8 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:
         return "queries and keys come from different tokens"
     if not query.rounded == key.rounded == value.rounded:
         return "some of the projections are in eight bits"
+    if not query.levels == key.levels == value.levels:
+        return "the projections round their input each in a way of its own"
     packed = [_packed(graph, each) for each in zip(query.constants, key.constants, value.constants, strict=True)]
     for size in (size for part in (query, key, value) for size in part.sizes):
         size.replace_input_with(0, query.x)
@@ -87,7 +97,8 @@ def _of_keys(graph: ir.Graph, node: ir.Node, query: _Projection, packed: list[ir
 
 def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
     if query.rounded:
-        return [ir.node("Int8Linear", [query.x, *packed], domain=DOMAIN)]
+        operator = "Int8StaticLinear" if query.rounding else "Int8Linear"
+        return [ir.node(operator, [query.x, *packed, *query.rounding], domain=DOMAIN)]
     weight, bias = packed
     product = ir.node("MatMul", [query.x, weight])
     return [product, ir.node("Add", [product.outputs[0], bias])]
@@ -112,10 +123,11 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     if value is None:
         return None
     sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
-    rounded = made_by(value, "Int8Linear", domain=DOMAIN, readers=1 + len(sizes))
-    if rounded is not None:
-        x, *constants = rounded.inputs
-        return _of(x, constants, (rounded,), sizes)
+    for operator in ("Int8Linear", "Int8StaticLinear"):
+        rounded = made_by(value, operator, domain=DOMAIN, readers=1 + len(sizes))
+        if rounded is not None:
+            x, weight, scale, bias, *rounding = rounded.inputs
+            return _of(x, [weight, scale, bias], (rounded,), sizes, rounding)
     add = made_by(value, "Add", readers=1 + len(sizes))
     if add is None:
         return None
@@ -127,12 +139,17 @@ def _projection(value: ir.Value | None) -> _Projection | None:
 
 
 def _of(
-    x: ir.Value | None, constants: list[ir.Value | None], nodes: tuple[ir.Node, ...], sizes: tuple[ir.Node, ...]
+    x: ir.Value | None,
+    constants: list[ir.Value | None],
+    nodes: tuple[ir.Node, ...],
+    sizes: tuple[ir.Node, ...],
+    rounding: Sequence[ir.Value | None] = (),
 ) -> _Projection | None:
     weight, *vectors = constants
-    known = tuple(value for value in constants if value is not None)
+    known, levels = (tuple(v for v in values if v is not None) for values in (constants, rounding))
     fits = _constant(weight, 2) and all(_constant(vector, 1) for vector in vectors)
-    return _Projection(x, known, nodes, sizes) if x is not None and fits else None
+    fits &= all(_constant(value, 0) for value in rounding)
+    return _Projection(x, known, nodes, sizes, levels) if x is not None and fits else None
 
 
 def _constant(value: ir.Value | None, rank: int) -> bool:

@@ -11,7 +11,7 @@ from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import LAYER_TAG
 
 _BOOL = int(ir.DataType.BOOL)
-_PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int4Linear")}
+_PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int8StaticLinear"), (DOMAIN, "Int4Linear")}
 
 
 class PackRows(Declining):

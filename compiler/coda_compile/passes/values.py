@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -21,6 +22,13 @@ def both_ways(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]
     first, second = node.inputs
     yield first, second
     yield second, first
+
+
+def array_of(value: ir.Value | None) -> NDArray[Any]:
+    """The numbers of a value that is constant."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    assert tensor is not None
+    return np.asarray(tensor.numpy())
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -49,6 +49,12 @@ def test_everyone_is_measured_on_every_input(result: BenchResult):
     assert set(result.matrix_rates) == {"fp32", "int8"}
 
 
+def test_static_activations_are_calibrated_with_the_ids_that_nncf_gets():
+    plan = replace(QUICK, tokens=(8,), precisions=("int8-static",), skip=(*QUICK.skip, "optimum int8"))
+    (measured,) = bench(tiny_coda("bert", CodaConfig(reduction=4)), plan=plan).measurements
+    assert (measured.contender, measured.precision) == ("coda-compile r=4 int8-static", "int8-static")
+
+
 def test_bounds_are_those_of_the_cost_model(result: BenchResult):
     assert len(result.bounds) == 2 * 4
     for bound in result.bounds:

@@ -1,0 +1,59 @@
+"""Texts that the ranges of activations are measured on, where one step serves all of a product's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from coda_compile.accuracy import read_texts
+from coda_compile.cases import Inputs
+from coda_compile.errors import CompileError
+from coda_compile.quantize import STATIC
+from coda_targets.bundle import Arrays
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Calibration = Path | str | Sequence[Arrays]
+_MOST = 128  # texts, spread over a longer file
+
+
+def check(calibration: Calibration | None, precision: str, *, several: bool) -> None:
+    """Refuse a precision without the texts that it needs, and texts that nothing needs, before anything else is done.
+
+    Raises:
+        CompileError: one of the two, or several models, whose activations differ.
+    """
+    if (calibration is None) == (precision == STATIC):
+        raise CompileError(f"--precision {STATIC} and --calibrate FILE go together: texts like those to come")
+    if calibration is not None and several:
+        raise CompileError(f"several tasks cannot share {STATIC}: use --precision int8, or compile each by itself")
+
+
+def inputs(
+    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", taken: Inputs
+) -> Iterator[Mapping[str, Tensor]]:
+    """What a model takes, text by text, so that no padding is among it.
+
+    Args:
+        calibration: a CSV file with the column ``text``, or arrays by name, [batch, tokens] each; ``None`` is no text.
+        taken: by the model.
+
+    Raises:
+        CompileError: a file, and no tokenizer to read it with.
+        CodaError: a file that is not as described.
+    """
+    if calibration is None:
+        return
+    if not isinstance(calibration, Path | str):
+        for arrays in calibration:
+            yield {name: torch.from_numpy(arrays[name]) for name in taken.names if name in arrays}
+        return
+    if tokenizer is None:
+        raise CompileError("this model has no tokenizer to read --calibrate with: give one with --tokenizer PATH")
+    texts = read_texts(Path(calibration))
+    for text in texts[:: -(-len(texts) // _MOST)]:
+        encoded = tokenizer([text], truncation=True, max_length=taken.max_tokens, return_tensors="pt")
+        yield {name: encoded[name] for name in taken.names if name in encoded}
