@@ -1,4 +1,4 @@
-"""``ai.coda::Int8StaticLinear``: a frozen layer's product with int8 weights, all that it multiplies rounded by one step.
+"""``ai.coda::Int8StaticLinear``: a frozen layer's product with int8 weights, activations rounded by one step.
 
 The step was measured beforehand on texts like those to come. The operator stands in graphs on their way through the
 compiler alone, which lowers it to ``QuantizeLinear`` and ``DequantizeLinear`` around a ``MatMul``: the form that every

@@ -78,9 +78,7 @@ def test_a_file_that_is_not_as_described_is_refused(
     if content is not None:
         path.write_text(content)
     with pytest.raises(CodaError, match=sentence):
-        compile(
-            tiny_coda(), output=tmp_path / "b", tokenizer=tokenizer, precision="int8-static", calibration=str(path)
-        )
+        compile(tiny_coda(), output=tmp_path / "b", tokenizer=tokenizer, precision="int8-static", calibration=str(path))
     assert not (tmp_path / "b").exists()
 
 

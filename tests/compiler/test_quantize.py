@@ -189,7 +189,9 @@ def test_what_is_multiplied_may_differ_in_padding_alone(
 
 
 def test_an_unknown_precision_lists_the_known(tmp_path: Path):
-    with pytest.raises(TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"):
+    with pytest.raises(
+        TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"
+    ):
         compile(tiny_coda("bert"), output=tmp_path / "bundle", precision="int7")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
 """Products whose activations a runtime rounds: what torch makes of them, and how it is found out."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,10 +206,11 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
     torch.testing.assert_close(
         torch.from_numpy(got), multiply(x, *rounded, 0 * bias, group).flatten(0, 1), rtol=1e-5, atol=1e-4
     )
+    wide = deepcopy(wide)
     bundle = compile(wide, "openvino", output=tmp_path / "b", precision="int8")
     refuse(bundle, wide, target, tmp_path)
     if group:
-        monkeypatch.setattr("coda_compile.verify.group_of", lambda target: 0)
+        monkeypatch.setattr("coda_compile.rounding.group_of", lambda target: 0)
         with pytest.raises(VerificationError, match="differ by"):
             verify(wide, bundle.model_path, target)
 
