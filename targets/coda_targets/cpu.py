@@ -21,6 +21,7 @@ TARGET = Target(
         "fuse_projections",
         "lower_static_products",
         "fuse_adapters",
+        "fuse_routers",
         "fuse_gelus",
         "fuse_norms",
         "eliminate_common_subexpressions",

@@ -118,7 +118,7 @@ class RoutingProbe:
         rounded = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
         for node in proto.graph.node:
             int8 = node.domain == _DOMAIN and node.op_type in ("Int8Linear", "Int8LinearGelu")
-            if products and node.domain == _DOMAIN and node.op_type == "Int8AddAdapter":
+            if products and node.domain == _DOMAIN and node.op_type in ("Int8AddAdapter", "Int8RouterAdapter"):
                 for weight, multiplied in ((node.input[2], node.input[1]), (node.input[5], node.output[1])):
                     show(multiplied, onnx.TensorProto.FLOAT)
                     self._multiplied.append((weight, multiplied))

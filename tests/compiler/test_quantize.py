@@ -57,7 +57,7 @@ def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
     assert quantised.manifest.precision == "int8"
     counts = quantised.manifest.operators
     assert counts["ai.coda::Int8Linear"] == 6  # with one for query, key and value
-    assert counts["ai.coda::Int8LinearGelu"] == counts["ai.coda::Int8AddAdapter"] == 2
+    assert counts["ai.coda::Int8LinearGelu"] == counts["ai.coda::Int8RouterAdapter"] == 2
     quantised.check()
     model = onnx.load(str(quantised.model_path))
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

@@ -39,7 +39,7 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
             helper.make_tensor_value_info(
                 name,
                 types.get(name, onnx.TensorProto.FLOAT),
-                [f"{name}_{axis}" for axis in range(_RANKS.get(body.name, next(iter(inputs.values())).ndim))],
+                [f"{name}_{axis}" for axis in range(_rank(body.name, name, next(iter(inputs.values())).ndim))],
             )
             for name in names
         ],
@@ -58,6 +58,10 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
     if library is not None:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _rank(operator, output, rank):
+    return rank - 1 if output == "scores" else _RANKS.get(operator, rank)
 
 
 def route_attributes(reduction, schedule):

@@ -1,4 +1,4 @@
-"""AddAdapter, AddSwishAdapter and Int8AddAdapter against float64 oracles: torch form, function body and native kernel."""
+"""AddAdapter and its kin against float64 oracles: torch form, function body and native kernel."""
 
 from typing import Any
 
@@ -100,9 +100,10 @@ def rounded(seed: int, lead: tuple[int, ...], width: int, bottleneck: int) -> di
 
 
 def run_rounded(given_: dict[str, np.ndarray], library: Any, threads: int = 1) -> list[np.ndarray]:
-    """The sum and what lies between the products, of one node whose weights are constants."""
+    """The sum, what lies between the products and, with a router, scores, of one node whose weights are constants."""
     constants = tuple(name for name in given_ if name not in ("residual", "x"))
-    session = open_node(int8_add_adapter.body(), given_, None, library, threads, constants)
+    body = int8_add_adapter.router_body() if "router" in given_ else int8_add_adapter.body()
+    session = open_node(body, given_, None, library, threads, constants)
     found: list[np.ndarray] = session.run(None, {name: given_[name] for name in ("residual", "x")})
     return found
 
@@ -136,5 +137,41 @@ def test_in_eight_bits_company_and_threads_change_nothing():
     assert run_rounded(alone, native.LIBRARY)[0].tobytes() == one[0][2:3].tobytes()
 
 
+@pytest.mark.parametrize("library", libraries)
+@pytest.mark.parametrize(
+    ("lead", "width", "bottleneck"), [((1,), 1, 1), ((5,), 9, 4), ((2, 33), 64, 24), ((3, 70), 96, 17)]
+)
+def test_with_a_router_it_is_the_adapter_and_the_scores(
+    library: Any, lead: tuple[int, ...], width: int, bottleneck: int
+):
+    plain = rounded(9, lead, width, bottleneck)
+    router = np.random.default_rng(9).normal(size=(width, 1)).astype(np.float32)
+    y, hidden, scores = run_rounded({**plain, "router": router}, library)
+    for found, wanted in zip((y, hidden), run_rounded(plain, library), strict=True):
+        assert found.tobytes() == wanted.tobytes()
+    exact = (plain["x"].astype(np.float64) @ router.astype(np.float64))[..., 0]
+    np.testing.assert_allclose(scores, exact, rtol=0, atol=2e-6 * max(1.0, np.abs(exact).max()))
+    tensors = {name: torch.tensor(array) for name, array in plain.items()}
+    down, up = (Int8Weights(tensors[name], tensors[f"{name}_scale"]) for name in ("down", "up"))
+    torch_form = int8_add_adapter.int8_router_adapter(
+        tensors["residual"], tensors["x"], down, tensors["down_bias"], up, tensors["up_bias"], torch.tensor(router)
+    )
+    np.testing.assert_allclose(torch_form[2].numpy(), exact, rtol=0, atol=2e-6 * max(1.0, np.abs(exact).max()))
+
+
+@needs_kernels
+def test_scores_do_not_depend_on_threads():
+    given_ = {**rounded(8, (3, 71), 64, 24), "router": np.ones((64, 1), np.float32)}
+    one, four = (run_rounded(given_, native.LIBRARY, threads) for threads in (1, 4))
+    assert [a.tobytes() for a in one] == [b.tobytes() for b in four]
+
+
+@needs_kernels
+def test_a_router_of_another_width_is_refused():
+    given_ = {**rounded(8, (3, 7), 64, 24), "router": np.ones((63, 1), np.float32)}
+    with pytest.raises(Exception, match=r"router must be \[width, 1\]"):
+        run_rounded(given_, native.LIBRARY)
+
+
 def test_the_schemas_are_registered():
-    assert all(onnx.defs.has(name, DOMAIN) for name in (*OPERATORS, "Int8AddAdapter"))
+    assert all(onnx.defs.has(name, DOMAIN) for name in (*OPERATORS, "Int8AddAdapter", "Int8RouterAdapter"))

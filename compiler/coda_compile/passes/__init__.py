@@ -21,6 +21,7 @@ from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.fuse_routers import FuseRouters
 from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
@@ -46,6 +47,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "pack_rows": PackRows,
     "fuse_projections": FuseProjections,
     "fuse_adapters": FuseAdapters,
+    "fuse_routers": FuseRouters,
     "fuse_gelus": FuseGelus,
     "fuse_norms": FuseNorms,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,

@@ -46,6 +46,7 @@ class AttachFunctions(ir.passes.InPlacePass):
             "AddAdapter": lambda: add_adapter.body("AddAdapter"),
             "AddSwishAdapter": lambda: add_adapter.body("AddSwishAdapter"),
             "Int8AddAdapter": int8_add_adapter.body,
+            "Int8RouterAdapter": int8_add_adapter.router_body,
             "AddNorm": add_norm.body,
             "AddGelu": add_gelu.body,
             "SelfAttention": self_attention.body,

@@ -7,7 +7,7 @@ from coda_ops import DOMAIN
 _ALIKE = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Relu", "Tanh", "Sigmoid"}  # element by element
 # Of ours, by how many inputs with tokens they have.
 _ONE = {"Adapter", "AddGelu", "Int8Linear", "Int8LinearGelu", "Int8StaticLinear", "Int4Linear"}
-_TWO = {"AddNorm", "AddAdapter", "AddSwishAdapter", "Int8AddAdapter"}
+_TWO = {"AddNorm", "AddAdapter", "AddSwishAdapter", "Int8AddAdapter", "Int8RouterAdapter"}
 
 
 def has_tokens(value: ir.Value | None) -> bool:

@@ -29,6 +29,7 @@ OPERATORS = (
     "Int8Linear",
     "Int8LinearGelu",
     "Int8AddAdapter",
+    "Int8RouterAdapter",
 )
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"

@@ -93,6 +93,7 @@ struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
   }
 };
 
+template <bool kRouter>
 struct Int8AdapterKernel {
   explicit Int8AdapterKernel(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info(raw);
@@ -100,6 +101,13 @@ struct Int8AdapterKernel {
     up_ = int8_weights(info, 5);
     if (up_->inputs() != down_->outputs() || up_->outputs() != down_->inputs()) {
       throw std::runtime_error("down must be [width, bottleneck] and up [bottleneck, width]");
+    }
+    if constexpr (kRouter) {
+      const auto router = constant(info, 8);
+      if (shape_of(router) != std::vector<int64_t>{down_->inputs(), 1}) {
+        throw std::runtime_error("router must be [width, 1]");
+      }
+      router_.assign(router.GetTensorData<float>(), router.GetTensorData<float>() + down_->inputs());
     }
   }
 
@@ -119,12 +127,21 @@ struct Int8AdapterKernel {
       auto narrow = shape;
       narrow.back() = bottleneck;
       auto* middle = context.GetOutput(1, narrow.data(), narrow.size()).GetTensorMutableData<float>();
+      float* scores = nullptr;
+      if constexpr (kRouter) {
+        scores = context.GetOutput(2, shape.data(), shape.size() - 1).GetTensorMutableData<float>();
+      }
       parallel(raw, (rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
         thread_local Int8Rows levels;
         const int64_t first = block * kBlock, count = std::min(kBlock, rows - first), at = first * width;
         float* hidden = middle + first * bottleneck;
         down_->reserve(count, levels);
         down_->quantize(from + at, 0, count, levels);
+        if constexpr (kRouter) {
+          for (int64_t row = 0; row < count; ++row) {
+            scores[first + row] = score(from + at + row * width, router_.data(), width);
+          }
+        }
         down_->multiply(levels, 0, count, 0, down_->panels(), hidden);
         for (int64_t i = 0; i < count * bottleneck; ++i) hidden[i] = std::max(hidden[i], 0.0f);
         up_->reserve(count, levels);
@@ -140,20 +157,30 @@ struct Int8AdapterKernel {
 
  private:
   std::unique_ptr<Int8Weights> down_, up_;
+  std::vector<float> router_;  // [width]
 };
 
-struct Int8AdapterOp : CodaOp<Int8AdapterOp, Int8AdapterKernel> {
-  static constexpr const char* kName = "Int8AddAdapter";
+// The last input and the last output are the router's.
+template <bool kRouter>
+struct Int8AdapterOp : CodaOp<Int8AdapterOp<kRouter>, Int8AdapterKernel<kRouter>> {
+  static constexpr const char* kName = kRouter ? "Int8RouterAdapter" : "Int8AddAdapter";
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  size_t GetInputTypeCount() const { return std::size(kInputs) - (kRouter ? 0 : 1); }
+  size_t GetOutputTypeCount() const { return std::size(kOutputs) - (kRouter ? 0 : 1); }
 
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape &x = context.GetInputShape(0), &down = context.GetInputShape(2);
     if (x.empty() || down.size() != 2) return Ort::Status(nullptr);
+    if constexpr (kRouter) {
+      const Shape each(x.begin(), x.end() - 1);
+      if (auto status = context.SetOutputShape(2, each); !status.IsOK()) return status;
+    }
     Shape narrow = x;
     narrow.back() = down[1];
     if (auto status = context.SetOutputShape(1, narrow); !status.IsOK()) return status;
@@ -166,9 +193,10 @@ struct Int8AdapterOp : CodaOp<Int8AdapterOp, Int8AdapterKernel> {
 std::vector<const OrtCustomOp*> int8_operators() {
   static const Int8LinearOp<false> linear;
   static const Int8LinearOp<true> linear_gelu;
-  static const Int8AdapterOp adapter;
+  static const Int8AdapterOp<false> adapter;
+  static const Int8AdapterOp<true> router_adapter;
   if (!Int8Weights::supported()) return {};
-  return {&linear, &linear_gelu, &adapter};
+  return {&linear, &linear_gelu, &adapter, &router_adapter};
 }
 
 }  // namespace coda

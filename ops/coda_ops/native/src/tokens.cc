@@ -10,4 +10,11 @@ CODA_SIMD void add_gated(float* row, const float* update, float gate, int64_t wi
   for (int64_t i = 0; i < width; ++i) row[i] += gate * update[i];
 }
 
+CODA_SIMD float score(const float* row, const float* weight, int64_t width) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += row[i] * weight[i];
+  return sum;
+}
+
 }  // namespace coda

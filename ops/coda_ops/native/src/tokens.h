@@ -1,4 +1,4 @@
-// TakeTokens and PutTokens on rows of float32. No onnxruntime here.
+// What is done to single tokens, rows of float32. No onnxruntime here.
 #pragma once
 
 #include <cstdint>
@@ -7,5 +7,8 @@ namespace coda {
 
 // row += gate * update, nothing where the gate is 0. [width]
 void add_gated(float* row, const float* update, float gate, int64_t width);
+
+// row · weight. [width] each
+float score(const float* row, const float* weight, int64_t width);
 
 }  // namespace coda
