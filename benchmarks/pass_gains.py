@@ -20,17 +20,22 @@ from coda_targets import get_target
 
 VOCABULARY = 20_000  # of the random ids; every encoder here has more
 FUSIONS = ("fuse_attention", "fuse_projections")
+WHOLE = "as compiled"
 # Name in the table → passes left out, whether without native kernels.
 VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "as compiled": ((), False),
+    WHOLE: ((), False),
     "without fuse_projections": (FUSIONS[1:], False),
     "without fuse_attention, and so fuse_projections": (FUSIONS, False),
     "without fuse_adapters": (("fuse_adapters",), False),
+    "without fuse_routers": (("fuse_routers",), False),
     "without fuse_gelus": (("fuse_gelus",), False),
     "without fuse_norms": (("fuse_norms",), False),
     "without trim_to_readout": (("trim_to_readout",), False),
     "without native kernels": ((), True),
-    "without any of them": ((*FUSIONS, "fuse_adapters", "fuse_gelus", "fuse_norms", "trim_to_readout"), True),
+    "without any of them": (
+        (*FUSIONS, "fuse_adapters", "fuse_routers", "fuse_gelus", "fuse_norms", "trim_to_readout"),
+        True,
+    ),
 }
 
 
@@ -40,6 +45,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
 @click.option("--shape", help="Random weights of a known size instead.")
 @click.option("--reduction", "-r", default="4", show_default=True)
 @click.option("--precision", default="fp32", show_default=True)
+@click.option("--only", "wanted", multiple=True, type=click.Choice(list(VARIANTS)), help="[default: all of them]")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--tokens", multiple=True, type=click.IntRange(1), default=(128, 512), show_default=True)
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4))
@@ -50,6 +56,7 @@ def main(
     shape: str | None,
     reduction: str,
     precision: str,
+    wanted: tuple[str, ...],
     batch: int,
     tokens: tuple[int, ...],
     rounds: int,
@@ -60,11 +67,12 @@ def main(
     if this_machine().kernels != "native":
         raise click.ClickException("there are no native kernels to measure: coda-compile kernels build")
     source = model if shape is None else random_model(shape)
+    variants = {name: how for name, how in VARIANTS.items() if not wanted or name in (WHOLE, *wanted)}
     cpu = get_target("cpu")
     with TemporaryDirectory(prefix="coda-gains-") as folder:
         bundles = {}
         try:
-            for without, _ in VARIANTS.values():
+            for without, _ in variants.values():
                 if without not in bundles:
                     target = replace(cpu, lowering=tuple(name for name in cpu.lowering if name not in without))
                     output = Path(folder) / str(len(bundles))
@@ -73,14 +81,14 @@ def main(
                     )
             contenders = [
                 Contender.of_bundle(name, bundles[without].folder, portable=portable)
-                for name, (without, portable) in VARIANTS.items()
+                for name, (without, portable) in variants.items()
             ]
             inputs = [token_inputs(batch, n, VOCABULARY) for n in tokens]
             timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
         except CodaError as error:
             raise click.ClickException(str(error)) from None
     for case, n in enumerate(tokens):
-        table.variants(f"{batch} x {n} tokens, r = {reduction}, {precision}", timings, "as compiled", case)
+        table.variants(f"{batch} x {n} tokens, r = {reduction}, {precision}", timings, WHOLE, case)
     table.conditions(rounds, threads)
 
 
