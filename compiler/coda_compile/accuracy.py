@@ -97,7 +97,7 @@ def read_texts(path: Path) -> list[str]:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str | None], int]]:
     """Every row with the number of its last line."""
-    wanted = " and ".join(columns)
+    wanted = f"the column{'s' if len(columns) > 1 else ''} {' and '.join(columns)}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -111,7 +111,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str 
             if empty:
                 raise CodaError(f"{path} has no rows below its header")
     except FileNotFoundError:
-        raise CodaError(f"{path} does not exist: give a CSV file with the columns {wanted}") from None
+        raise CodaError(f"{path} does not exist: give a CSV file with {wanted}") from None
     except UnicodeDecodeError:
         raise CodaError(f"{path} is not UTF-8 text: convert it, for example with iconv") from None
     except csv.Error as error:
