@@ -15,7 +15,18 @@ from coda_compile.passes import make_pass
 from coda_targets import Bundle, Target, TargetError, get_target, target_names
 from coda_targets.bundle import open_session
 
-_NO_TARGET = {"__init__", "adapters", "bundle", "errors", "manifest", "plugin", "routing", "target", "text"}
+_NO_TARGET = {
+    "__init__",
+    "adapters",
+    "bundle",
+    "errors",
+    "manifest",
+    "plugin",
+    "routing",
+    "saturation",
+    "target",
+    "text",
+}
 FILES = sorted(path.stem for path in Path(coda_targets.__file__).parent.glob("*.py") if path.stem not in _NO_TARGET)
 
 
