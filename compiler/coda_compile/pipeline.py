@@ -36,7 +36,7 @@ from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError
 from coda_targets.adapters import Adapter
-from coda_targets.bundle import MODEL, Arrays
+from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -51,7 +51,7 @@ def compile(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
-    calibration: Path | str | Sequence[Arrays] | None = None,
+    calibration: calibrating.Calibration | None = None,
     pack: bool = False,
     ood: str | None = None,
     ood_data: Path | str | Mapping[str, Path | str] | None = None,

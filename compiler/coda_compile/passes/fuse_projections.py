@@ -159,6 +159,5 @@ def _constant(value: ir.Value | None, rank: int) -> bool:
 
 def _packed(graph: ir.Graph, values: tuple[ir.Value, ...]) -> ir.Value:
     """A new initializer: constants side by side along their last axis, named after all of them."""
-    tensors = [ir.convenience.get_const_tensor(value) for value in values]
-    array = np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None], axis=-1)
+    array = np.concatenate([array_of(value) for value in values], axis=-1)
     return add_constant(graph, JOINED.join(str(value.name) for value in values), array)
