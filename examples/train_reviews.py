@@ -33,6 +33,7 @@ from coda_models.sensitivity import choose_reductions
 from coda_models.train import TailCollator, logits_of
 from coda_ops import CodaError
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 TOKENS = 512
 HELD_OUT = 400
 SENSED = 200  # training texts that say which layers can skip tokens
@@ -122,6 +123,19 @@ def prepare(data: Path, backbone: str) -> Prepared:
     return Prepared(tokenizer, train, test, parts, classes)
 
 
+def untrained(backbone: str, classes: list[str], backbone_name: str = MINILM) -> CodaModel:
+    """The encoder with adapters and a head that have learned nothing yet, at r = 1."""
+    pretrained = load_backbone(
+        backbone,
+        "sequence-classification",
+        attention_probs_dropout_prob=0.0,  # it would rule out the fused attention kernel
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+    )
+    # This encoder was pretrained for the mean of its tokens; its first one never learned to sum up.
+    return convert(pretrained, CodaConfig(reduction=1, pooling="mean", backbone=backbone_name))
+
+
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
     """The share of rows whose label is the most likely one."""
     answers = logits_of(model, test, collator.plain(TOKENS)).argmax(-1)
@@ -131,9 +145,7 @@ def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollato
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
-@click.option(
-    "--backbone-name", default="sentence-transformers/all-MiniLM-L6-v2", help="The name that checkpoints record."
-)
+@click.option("--backbone-name", default=MINILM, help="The name that checkpoints record.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Checkpoints and results.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option(
@@ -161,18 +173,7 @@ def main(
             set_seed(seed)
             teacher = None
             if start is None:
-                pretrained = load_backbone(
-                    backbone,
-                    "sequence-classification",
-                    attention_probs_dropout_prob=0.0,  # it would rule out the fused attention kernel
-                    id2label=dict(enumerate(classes)),
-                    label2id={name: i for i, name in enumerate(classes)},
-                )
-                model = convert(
-                    pretrained,
-                    # This encoder was pretrained for the mean of its tokens; its first one never learned to sum up.
-                    CodaConfig(reduction=1, pooling="mean", backbone=backbone_name),
-                )
+                model = untrained(backbone, classes, backbone_name)
             else:
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
             chosen: Sequence[Reduction] = reduction.split("-")

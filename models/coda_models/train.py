@@ -198,9 +198,12 @@ def _spliced(ids: list[int], other: list[int]) -> list[int]:
 
 @torch.inference_mode()
 def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
-    """What a model in evaluation mode says to rows, none of them changed. [rows, labels], float32, on the CPU."""
-    model.eval()
-    device, collator = next(model.parameters()).device, collator.plain()
+    """What a model says to rows, none of them changed. [rows, labels], float32, on the CPU.
+
+    The model is left in evaluation mode, on the GPU where there is one.
+    """
+    device, collator = torch.device("cuda" if torch.cuda.is_available() else "cpu"), collator.plain()
+    model.eval().to(device)
     parts = []
     for start in range(0, len(rows), batch):
         inputs = collator(rows[start : start + batch])
@@ -213,7 +216,6 @@ def soft_labelled(
     teacher: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8
 ) -> list[dict[str, Any]]:
     """Rows with the teacher's logits for each: asked once, it need not run beside the student in every epoch."""
-    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     logits = logits_of(teacher, rows, collator, batch=batch).tolist()
     return [{**row, SOFT: soft} for row, soft in zip(rows, logits, strict=True)]
 

@@ -17,17 +17,11 @@ KERNELS = ["body", *(pytest.param(name, marks=BUILT) for name in ("", "amx-int8"
 
 @pytest.fixture(params=KERNELS)
 def library(request, monkeypatch):
-    """What runs the operator: its body, the kernel that this machine gets, and each kernel that it could get."""
+    """What runs the operator: its body, the kernel that this machine gets, and what it would get with less."""
     if request.param == "body":
         return None
     if request.param:
-        monkeypatch.setenv("CODA_INT8", request.param)
-        try:
-            node(drawn(0), native.LIBRARY)
-        except Exception as error:
-            if "this processor has no such kernel" not in str(error):
-                raise
-            pytest.skip(f"this processor has no {request.param}")
+        monkeypatch.setenv("CODA_ISA", request.param)
     return native.LIBRARY
 
 

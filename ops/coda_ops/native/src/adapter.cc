@@ -40,13 +40,13 @@ CODA_INLINE void swish(float* values, const float* bias, int64_t n) {
   }
 }
 
-template <int R, int P>
+template <int L, int R, int P>
 CODA_INLINE void add_inline(const AdapterWeights& w, Activation activation, const float* residual, const float* x,
                             int64_t rows, float* y, AdapterScratch& scratch) {
   float *hidden = scratch.hidden.data(), *raised = scratch.raised.data();
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = std::min(kRows, rows - first);
-    multiply<R, P>(x + first * w.width, w.width, count, w.down, w.hidden, w.width, hidden);
+    multiply<L, R, P>(x + first * w.width, w.width, count, w.down, w.hidden, w.width, hidden);
     for (int64_t r = 0; r < count; ++r) {
       if (activation == Activation::kRelu) {
         relu(hidden + r * w.hidden, w.down_bias, w.hidden);
@@ -54,7 +54,7 @@ CODA_INLINE void add_inline(const AdapterWeights& w, Activation activation, cons
         swish(hidden + r * w.hidden, w.down_bias, w.hidden);
       }
     }
-    multiply<R, P>(hidden, w.hidden, count, w.up, w.columns, w.hidden, raised);
+    multiply<L, R, P>(hidden, w.hidden, count, w.up, w.columns, w.hidden, raised);
     for (int64_t r = 0; r < count; ++r) {
       const float *added = residual + (first + r) * w.width, *from = raised + r * w.columns;
       float* to = y + (first + r) * w.width;
@@ -68,18 +68,18 @@ CODA_INLINE void add_inline(const AdapterWeights& w, Activation activation, cons
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void add_v4(
     const AdapterWeights& w, Activation activation, const float* residual, const float* x, int64_t rows, float* y,
     AdapterScratch& scratch) {
-  add_inline<8, 2>(w, activation, residual, x, rows, y, scratch);
+  add_inline<16, 8, 2>(w, activation, residual, x, rows, y, scratch);
 }
 __attribute__((target("arch=x86-64-v3"))) void add_v3(const AdapterWeights& w, Activation activation,
                                                       const float* residual, const float* x, int64_t rows, float* y,
                                                       AdapterScratch& scratch) {
-  add_inline<4, 1>(w, activation, residual, x, rows, y, scratch);
+  add_inline<8, 4, 2>(w, activation, residual, x, rows, y, scratch);
 }
 #endif
 
 void add_plain(const AdapterWeights& w, Activation activation, const float* residual, const float* x, int64_t rows,
                float* y, AdapterScratch& scratch) {
-  add_inline<2, 1>(w, activation, residual, x, rows, y, scratch);
+  add_inline<4, 4, 2>(w, activation, residual, x, rows, y, scratch);
 }
 
 using Add = void (*)(const AdapterWeights&, Activation, const float*, const float*, int64_t, float*, AdapterScratch&);

@@ -13,7 +13,7 @@
 
 namespace coda {
 
-constexpr int64_t kLanes = 16;  // rows are padded to a multiple of it
+constexpr int64_t kLanes = 16;  // rows are padded to a multiple of it, a multiple of every register's
 
 inline int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
@@ -40,17 +40,35 @@ CODA_INLINE float exp_nonpositive(float x) {
   return y * power;
 }
 
-// c = a · b for R rows and P times kLanes columns, whose sums stay in registers. a: [R, depth], b: [depth, …], c: [R, …].
-template <int R, int P>
+#if defined(__GNUC__)
+// As many floats as one register holds: wider ones would be added up in memory.
+template <int L>
+struct Register;
+template <>
+struct Register<16> {
+  using Floats = float __attribute__((vector_size(64), aligned(sizeof(float)), may_alias));
+};
+template <>
+struct Register<8> {
+  using Floats = float __attribute__((vector_size(32), aligned(sizeof(float)), may_alias));
+};
+template <>
+struct Register<4> {
+  using Floats = float __attribute__((vector_size(16), aligned(sizeof(float)), may_alias));
+};
+#endif
+
+// c = a · b for R rows and P times L columns, whose sums stay in registers. a: [R, depth], b: [depth, …], c: [R, …].
+template <int L, int R, int P>
 CODA_INLINE void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth,
                                 float* c, int64_t c_stride) {
 #if defined(__GNUC__)
-  using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
-  Lanes sum[R][P] = {};
+  using Floats = typename Register<L>::Floats;
+  Floats sum[R][P] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Lanes row[P];
+    Floats row[P];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) row[p] = *reinterpret_cast<const Lanes*>(b + k * b_stride + p * kLanes);
+    for (int p = 0; p < P; ++p) row[p] = *reinterpret_cast<const Floats*>(b + k * b_stride + p * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -58,10 +76,10 @@ CODA_INLINE void multiply_block(const float* a, int64_t a_stride, const float* b
     }
   }
 #else
-  float sum[R][P * kLanes] = {};
+  float sum[R][P * L] = {};
   for (int64_t k = 0; k < depth; ++k) {
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < P * kLanes; ++j) sum[r][j] += a[r * a_stride + k] * b[k * b_stride + j];
+      for (int j = 0; j < P * L; ++j) sum[r][j] += a[r * a_stride + k] * b[k * b_stride + j];
     }
   }
 #endif
@@ -69,22 +87,22 @@ CODA_INLINE void multiply_block(const float* a, int64_t a_stride, const float* b
 }
 
 // The same for all columns, a multiple of kLanes of them.
-template <int R, int P>
+template <int L, int R, int P>
 CODA_INLINE void multiply_rows(const float* a, int64_t a_stride, const float* b, int64_t columns, int64_t depth,
                                float* c) {
   int64_t j = 0;
-  for (; j + P * kLanes <= columns; j += P * kLanes) {
-    multiply_block<R, P>(a, a_stride, b + j, columns, depth, c + j, columns);
+  for (; j + P * L <= columns; j += P * L) {
+    multiply_block<L, R, P>(a, a_stride, b + j, columns, depth, c + j, columns);
   }
-  for (; j < columns; j += kLanes) multiply_block<R, 1>(a, a_stride, b + j, columns, depth, c + j, columns);
+  for (; j < columns; j += L) multiply_block<L, R, 1>(a, a_stride, b + j, columns, depth, c + j, columns);
 }
 
-template <int R, int P>
+template <int L, int R, int P>
 CODA_INLINE void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t columns, int64_t depth,
                           float* c) {
   int64_t r = 0;
-  for (; r + R <= rows; r += R) multiply_rows<R, P>(a + r * a_stride, a_stride, b, columns, depth, c + r * columns);
-  for (; r < rows; ++r) multiply_rows<1, P>(a + r * a_stride, a_stride, b, columns, depth, c + r * columns);
+  for (; r + R <= rows; r += R) multiply_rows<L, R, P>(a + r * a_stride, a_stride, b, columns, depth, c + r * columns);
+  for (; r < rows; ++r) multiply_rows<L, 1, P>(a + r * a_stride, a_stride, b, columns, depth, c + r * columns);
 }
 
 }  // namespace coda

@@ -29,8 +29,8 @@ CODA_INLINE float exponentials(float* scores, const float* bias, float scale, in
   return sum;
 }
 
-// R rows times P times kLanes columns: as many sums as registers hold.
-template <int R, int P>
+// R rows times P registers of L columns: as many sums as there are registers for.
+template <int L, int R, int P>
 CODA_INLINE void attend_inline(const AttentionHead& head, int64_t first, int64_t last, AttentionScratch& scratch) {
   const int64_t tokens = head.tokens, width = head.width, columns = padded(tokens), wide = padded(width);
   float *keys = scratch.keys.data(), *values = scratch.values.data(), *scores = scratch.scores.data();
@@ -46,10 +46,10 @@ CODA_INLINE void attend_inline(const AttentionHead& head, int64_t first, int64_t
   }
   for (int64_t q = first; q < last; q += kQueries) {
     const int64_t rows = std::min(kQueries, last - q);
-    multiply<R, P>(head.query + q * head.stride, head.stride, rows, keys, columns, width, scores);
+    multiply<L, R, P>(head.query + q * head.stride, head.stride, rows, keys, columns, width, scores);
     float sums[kQueries];
     for (int64_t r = 0; r < rows; ++r) sums[r] = exponentials(scores + r * columns, head.bias, head.scale, tokens);
-    multiply<R, P>(scores, columns, rows, values, wide, tokens, mixed);
+    multiply<L, R, P>(scores, columns, rows, values, wide, tokens, mixed);
     for (int64_t r = 0; r < rows; ++r) {
       const float share = 1.0f / sums[r];
       float* out = head.out + (q + r) * head.out_stride;
@@ -63,16 +63,16 @@ CODA_INLINE void attend_inline(const AttentionHead& head, int64_t first, int64_t
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void attend_v4(const AttentionHead& head,
                                                                                 int64_t first, int64_t last,
                                                                                 AttentionScratch& scratch) {
-  attend_inline<8, 2>(head, first, last, scratch);
+  attend_inline<16, 8, 2>(head, first, last, scratch);
 }
 __attribute__((target("arch=x86-64-v3"))) void attend_v3(const AttentionHead& head, int64_t first, int64_t last,
                                                       AttentionScratch& scratch) {
-  attend_inline<4, 1>(head, first, last, scratch);
+  attend_inline<8, 4, 2>(head, first, last, scratch);
 }
 #endif
 
 void attend_plain(const AttentionHead& head, int64_t first, int64_t last, AttentionScratch& scratch) {
-  attend_inline<2, 1>(head, first, last, scratch);
+  attend_inline<4, 4, 2>(head, first, last, scratch);
 }
 
 using Attend = void (*)(const AttentionHead&, int64_t, int64_t, AttentionScratch&);

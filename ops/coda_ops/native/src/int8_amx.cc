@@ -19,7 +19,7 @@ constexpr int64_t kBytes = 64;  // of a tile's row
 // Linux saves tiles for processes that have asked.
 bool here() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!allowed(kAmx.name) || !has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool tiles = (d >> 24 & 1) != 0, int8 = (d >> 25 & 1) != 0;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return tiles && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

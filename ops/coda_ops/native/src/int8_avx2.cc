@@ -22,22 +22,31 @@ AVX2 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void*
 template <int R>
 AVX2 void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row, int64_t output) {
   const auto* levels = static_cast<const int16_t*>(p.levels) + row * p.depth;
+  const int64_t depth = p.depth;
   __m256i sum[R][2];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < p.depth; k += 2) {
-    __m256i w[2];
-    for (int v = 0; v < 2; ++v) {
-      w[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel + k * kPanel + 16 * v)));
-    }
+  for (int64_t k = 0; k < depth; k += 2) {
+    const auto* at = reinterpret_cast<const __m128i*>(panel + k * kPanel);
+    const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(at)), w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1));
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t pair;
-      std::memcpy(&pair, levels + r * p.depth + k, sizeof pair);
+      std::memcpy(&pair, levels + r * depth + k, sizeof pair);
       const __m256i a = _mm256_set1_epi32(pair);
-      for (int v = 0; v < 2; ++v) sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(a, w[v]));
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, w0));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, w1));
     }
   }
-  for (int r = 0; r < R; ++r) write_panel(p, row + r, output, sum[r]);
+  int32_t sums[R * kPanel];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel);
+    _mm256_storeu_si256(to, sum[r][0]);
+    _mm256_storeu_si256(to + 1, sum[r][1]);
+  }
+  const __m256i nothing[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  write_panel(p, row, R, output, sums, nothing);
 }
 
 void multiply(const Int8Product& p) {

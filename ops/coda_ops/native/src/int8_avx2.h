@@ -33,17 +33,22 @@ AVX2 inline __m128i levels_of(const float* x, __m256 steps) {
   return _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
 }
 
-// Sixteen sums of one row into y.
-AVX2 inline void write_panel(const Int8Product& p, int64_t row, int64_t output, const __m256i sums[2]) {
-  alignas(32) float out[kPanel];
-  const __m256 step = _mm256_set1_ps(p.steps[row]);
-  for (int v = 0; v < 2; ++v) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[v]), step),
-                                        _mm256_loadu_ps(p.scale + output + 8 * v));
-    _mm256_store_ps(out + 8 * v, _mm256_add_ps(scaled, _mm256_loadu_ps(p.bias + output + 8 * v)));
-  }
+// The sums of a few rows of one panel, less what is to be taken from each, into y. sums: [rows, kPanel]; less: [kPanel].
+// Not inlined: what it needs would drive the sums out of the registers while they are added up.
+__attribute__((noinline)) AVX2 inline void write_panel(const Int8Product& p, int64_t row, int rows, int64_t output,
+                                                       const int32_t* sums, const __m256i less[2]) {
   const auto width = static_cast<size_t>(std::min(kPanel, p.outputs - output));
-  std::memcpy(p.y + row * p.stride + output, out, width * sizeof(float));
+  for (int r = 0; r < rows; ++r) {
+    alignas(32) float out[kPanel];
+    const __m256 step = _mm256_set1_ps(p.steps[row + r]);
+    for (int v = 0; v < 2; ++v) {
+      const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + r * kPanel + 8 * v));
+      const __m256 levels = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, less[v]));
+      const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(levels, step), _mm256_loadu_ps(p.scale + output + 8 * v));
+      _mm256_store_ps(out + 8 * v, _mm256_add_ps(scaled, _mm256_loadu_ps(p.bias + output + 8 * v)));
+    }
+    std::memcpy(p.y + (row + r) * p.stride + output, out, width * sizeof(float));
+  }
 }
 
 }  // namespace coda

@@ -13,7 +13,7 @@ constexpr int kRows = 6;  // by one panel: their twelve sums stay in registers
 
 bool here() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
+  return allowed(kAvxVnni.name) && has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }
 
 // Levels are raised by 128: the left side of the product is unsigned.
@@ -33,26 +33,33 @@ AVXVNNI float quantize(const float* x, int64_t n, int64_t depth, int64_t row, vo
 template <int R>
 AVXVNNI void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row, int64_t output) {
   const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
+  const int64_t depth = p.depth;
   __m256i sum[R][2];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-  for (int64_t k = 0; k < p.depth; k += 4) {
-    __m256i w[2];
-    for (int v = 0; v < 2; ++v) {
-      w[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + k * kPanel + 32 * v));
-    }
+  for (int64_t k = 0; k < depth; k += 4) {
+    const auto* at = reinterpret_cast<const __m256i*>(panel + k * kPanel);
+    const __m256i w0 = _mm256_loadu_si256(at), w1 = _mm256_loadu_si256(at + 1);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t four;
-      std::memcpy(&four, levels + r * p.depth + k, sizeof four);
+      std::memcpy(&four, levels + r * depth + k, sizeof four);
       const __m256i a = _mm256_set1_epi32(four);
-      for (int v = 0; v < 2; ++v) sum[r][v] = _mm256_dpbusd_avx_epi32(sum[r][v], a, w[v]);
+      sum[r][0] = _mm256_dpbusd_avx_epi32(sum[r][0], a, w0);
+      sum[r][1] = _mm256_dpbusd_avx_epi32(sum[r][1], a, w1);
     }
   }
-  for (int v = 0; v < 2; ++v) {
-    const auto* sums = reinterpret_cast<const __m256i*>(p.sums + output + 8 * v);
-    const __m256i raised = _mm256_slli_epi32(_mm256_loadu_si256(sums), 7);
-    for (int r = 0; r < R; ++r) sum[r][v] = _mm256_sub_epi32(sum[r][v], raised);
+  int32_t sums[R * kPanel];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel);
+    _mm256_storeu_si256(to, sum[r][0]);
+    _mm256_storeu_si256(to + 1, sum[r][1]);
   }
-  for (int r = 0; r < R; ++r) write_panel(p, row + r, output, sum[r]);
+  const auto* columns = reinterpret_cast<const __m256i*>(p.sums + output);
+  const __m256i raised[2] = {_mm256_slli_epi32(_mm256_loadu_si256(columns), 7),
+                             _mm256_slli_epi32(_mm256_loadu_si256(columns + 1), 7)};
+  write_panel(p, row, R, output, sums, raised);
 }
 
 void multiply(const Int8Product& p) {

@@ -1,8 +1,6 @@
 #include "int8_linear.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 
 #include "int8_kernel.h"
@@ -10,13 +8,11 @@
 namespace coda {
 namespace {
 
-// The best kernel that this processor has, or the one that the environment names: to measure or test what another
-// machine would get.
+// The best kernel that this processor has.
 const Int8Kernel* choose() {
 #if CODA_X86
-  const char* wanted = std::getenv("CODA_INT8");
   for (const Int8Kernel* kernel : {&kAmx, &kVnni, &kAvxVnni, &kAvx2}) {
-    if ((wanted == nullptr || std::strcmp(wanted, kernel->name) == 0) && kernel->here()) return kernel;
+    if (kernel->here()) return kernel;
   }
 #endif
   return nullptr;
@@ -24,7 +20,7 @@ const Int8Kernel* choose() {
 
 const Int8Kernel& chosen() {
   const Int8Kernel* kernel = choose();
-  if (kernel == nullptr) throw std::runtime_error("this processor has no such kernel of Int8Linear");
+  if (kernel == nullptr) throw std::runtime_error("this processor has no kernel of Int8Linear");
   return *kernel;
 }
 

@@ -11,45 +11,62 @@
 namespace coda {
 namespace {
 
-constexpr int kRows = 6, kTogether = 4;  // rows by panels whose sums stay in registers
+constexpr int kRows = 6, kTogether = 4;  // rows by panels whose sums stay in registers; loops over them are unrolled
 
-bool here() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool here() { return allowed(kVnni.name) && has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* levels) {
   return quantize_bytes(x, n, static_cast<char*>(levels) + row * depth, 64, '\x80');
 }
 
-// Sixteen sums of one row into y.
-AVX512 void write_panel(const Int8Product& p, int64_t row, int64_t output, __m512i sum) {
-  const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(p.steps[row])),
-                                      _mm512_loadu_ps(p.scale + output));
-  _mm512_mask_storeu_ps(p.y + row * p.stride + output, below(p.outputs - output),
-                        _mm512_add_ps(scaled, _mm512_loadu_ps(p.bias + output)));
+// The sums of a block into y. sums: [rows, panels, kPanel]. Not inlined: what it needs would drive the sums out of the
+// registers while they are added up, at half the speed.
+__attribute__((noinline)) AVX512 void write_block(const Int8Product& p, int64_t row, int rows, int64_t panel, int panels,
+                                                  const int32_t* sums) {
+  for (int n = 0; n < panels; ++n) {
+    const int64_t output = (panel + n) * kPanel;
+    const __m512i raised = _mm512_slli_epi32(_mm512_loadu_si512(p.sums + output), 7);
+    const __m512 scale = _mm512_loadu_ps(p.scale + output), bias = _mm512_loadu_ps(p.bias + output);
+    for (int r = 0; r < rows; ++r) {
+      const __m512i sum = _mm512_loadu_si512(sums + (r * panels + n) * kPanel);
+      const __m512 levels = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, raised));
+      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(levels, _mm512_set1_ps(p.steps[row + r])), scale);
+      _mm512_mask_storeu_ps(p.y + (row + r) * p.stride + output, below(p.outputs - output), _mm512_add_ps(scaled, bias));
+    }
+  }
 }
 
 template <int R, int P>
 VNNI void multiply_block(const Int8Product& p, int64_t row, int64_t panel) {
   const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
   const int8_t* weights = p.weights + panel * p.depth * kPanel;
+  const int64_t depth = p.depth;
   __m512i sum[R][P];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int n = 0; n < P; ++n) sum[r][n] = _mm512_setzero_si512();
   }
-  for (int64_t k = 0; k < p.depth; k += 4) {
+  for (int64_t k = 0; k < depth; k += 4) {
     __m512i w[P];
-    for (int n = 0; n < P; ++n) w[n] = _mm512_loadu_si512(weights + n * p.depth * kPanel + k * kPanel);
+#pragma GCC unroll 8
+    for (int n = 0; n < P; ++n) w[n] = _mm512_loadu_si512(weights + n * depth * kPanel + k * kPanel);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t four;
-      std::memcpy(&four, levels + r * p.depth + k, sizeof four);
+      std::memcpy(&four, levels + r * depth + k, sizeof four);
       const __m512i a = _mm512_set1_epi32(four);
+#pragma GCC unroll 8
       for (int n = 0; n < P; ++n) sum[r][n] = _mm512_dpbusd_epi32(sum[r][n], a, w[n]);
     }
   }
-  for (int n = 0; n < P; ++n) {
-    const int64_t output = (panel + n) * kPanel;
-    const __m512i raised = _mm512_slli_epi32(_mm512_loadu_si512(p.sums + output), 7);
-    for (int r = 0; r < R; ++r) write_panel(p, row + r, output, _mm512_sub_epi32(sum[r][n], raised));
+  int32_t sums[R * P * kPanel];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < P; ++n) _mm512_storeu_si512(sums + (r * P + n) * kPanel, sum[r][n]);
   }
+  write_block(p, row, R, panel, P, sums);
 }
 
 template <int P>

@@ -1,5 +1,8 @@
 // The library that onnxruntime loads.
+#include <string>
+
 #include "operators.h"
+#include "simd.h"
 
 #if defined(_WIN32)
 #define CODA_EXPORT extern "C" __declspec(dllexport)
@@ -13,6 +16,14 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   const OrtApi* api = base->GetApi(ORT_API_VERSION);
   if (api == nullptr) return nullptr;
   Ort::InitApi(api);
+#if CODA_X86
+  const char* isa = std::getenv("CODA_ISA");
+  if (isa != nullptr && coda::isa_rank(isa) == std::size(coda::kIsas)) {
+    std::string message = "CODA_ISA=" + std::string(isa) + " is unknown: use";
+    for (const char* known : coda::kIsas) message += std::string(" ") + known;
+    return api->CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
+  }
+#endif
   try {
     static const Ort::CustomOpDomain domain = [] {
       Ort::CustomOpDomain made("ai.coda");

@@ -4,12 +4,33 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define CODA_X86 1
 
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+
 namespace coda {
 
-inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// What the environment's CODA_ISA may name: this process makes do with that and what stands before it, to measure or test
+// what another machine would get.
+constexpr const char* kIsas[] = {"baseline", "avx2", "avx-vnni", "avx512", "avx512-vnni", "amx-int8"};
+
+inline int isa_rank(const char* name) {
+  int rank = 0;
+  while (rank < static_cast<int>(std::size(kIsas)) && std::strcmp(kIsas[rank], name) != 0) ++rank;
+  return rank;
+}
+
+inline bool allowed(const char* isa) {
+  const char* most = std::getenv("CODA_ISA");
+  return most == nullptr || isa_rank(isa) <= isa_rank(most);
+}
+
+inline bool has_avx2() {
+  return allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 inline bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  return allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
