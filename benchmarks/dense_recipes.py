@@ -3,7 +3,9 @@
 python benchmarks/dense_recipes.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
 
 Four folds; the texts that examples/train_reviews.py holds out take no part. Each run leaves NAME-foldN.json in --out
-and is not done again; --table prints the Markdown table of all that is there.
+and is not done again; --table prints the Markdown table of all that is there. With --seeds the dense adapters
+themselves are made, from all training texts and judged on the held-out ones, for benchmarks/recipe_rows.py to start
+from: --dense OUT/NAME there.
 """
 
 import json
@@ -11,10 +13,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import click
 from transformers import set_seed
 
+from coda_models import CodaModel, save
 from coda_models.recipe import DENSE, ROUTED, Recipe, fit
 from coda_models.train import TailCollator
 
@@ -54,10 +58,13 @@ def table(folder: Path) -> str:
 @click.option("--backbone", help="Folder or hub name of the pretrained encoder.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("dense"), help="Results.")
 @click.option("--rows", default=",".join(RECIPES), help="Names, separated by commas.  [default: all]")
+@click.option("--seeds", help="Make dense adapters of these seeds, separated by commas, instead of cross-validating.")
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 @click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
 @train_reviews.in_a_sentence()
-def main(data: Path | None, backbone: str | None, out: Path, rows: str, bf16: bool, only_table: bool) -> None:
+def main(
+    data: Path | None, backbone: str | None, out: Path, rows: str, seeds: str | None, bf16: bool, only_table: bool
+) -> None:
     if only_table:
         click.echo(table(out))
         return
@@ -69,32 +76,34 @@ def main(data: Path | None, backbone: str | None, out: Path, rows: str, bf16: bo
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
     collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
-    for fold in range(FOLDS):
-        train = [row for i, row in enumerate(prepared.train) if i % FOLDS != fold]
-        for name in rows.split(","):
-            result = out / f"{name}-fold{fold}.json"
-            if result.exists():
-                continue
-            set_seed(fold)
-            model, teacher = train_reviews.untrained(backbone, prepared.classes), None
-            for i, recipe in enumerate(RECIPES[name]):
-                epochs = out / f"{name}-fold{fold}-epochs{i}"
-                fit(
-                    model,
-                    recipe,
-                    train,
-                    collator,
-                    reduction=1,
-                    folder=epochs,
-                    teacher=teacher,
-                    seed=fold,
-                    bf16=bf16,
-                )
-                teacher = model  # its answers are asked for before the next recipe changes it
-            found = train_reviews.accuracy(model, prepared.train[fold::FOLDS], collator)
-            result.write_text(json.dumps({"accuracy": found}) + "\n")
-            click.echo(f"{name}, fold {fold}: {found:.1%}")
-    click.echo(table(out))
+
+    def trained(name: str, run: Path, rows: list[dict[str, Any]], seed: int) -> CodaModel:
+        set_seed(seed)
+        model, teacher = train_reviews.untrained(backbone, prepared.classes), None
+        for i, recipe in enumerate(RECIPES[name]):
+            folder = run.with_name(f"{run.name}-epochs{i}")
+            fit(model, recipe, rows, collator, reduction=1, folder=folder, teacher=teacher, seed=seed, bf16=bf16)
+            teacher = model  # its answers are asked for before the next recipe changes it
+        return model
+
+    for name in rows.split(","):
+        for seed in map(int, seeds.split(",") if seeds else ()):
+            run = out / name / f"seed{seed}-r1"
+            run.parent.mkdir(exist_ok=True)
+            if not run.with_suffix(".pt").exists():
+                model = trained(name, run, prepared.train, seed)
+                save(model, run.with_suffix(".pt"), tokenizer=prepared.tokenizer, delta=True)
+                click.echo(f"{name}, seed {seed}: {train_reviews.accuracy(model, prepared.test, collator):.1%}")
+        for fold in range(0 if seeds else FOLDS):
+            run = out / f"{name}-fold{fold}"
+            if not run.with_suffix(".json").exists():
+                train = [row for i, row in enumerate(prepared.train) if i % FOLDS != fold]
+                model = trained(name, run, train, fold)
+                found = train_reviews.accuracy(model, prepared.train[fold::FOLDS], collator)
+                run.with_suffix(".json").write_text(json.dumps({"accuracy": found}) + "\n")
+                click.echo(f"{name}, fold {fold}: {found:.1%}")
+    if not seeds:
+        click.echo(table(out))
 
 
 if __name__ == "__main__":
