@@ -19,7 +19,7 @@ from coda_models.model import CodaModel
 from coda_ops import int4_linear, int8_linear, int8_static_linear
 
 STATIC = "int8-static"  # the precision that takes texts
-_LARGE = 1 << 18  # numbers in a table from which rounding it is worth a difference
+_LARGE = 1 << 20  # numbers in a table from which rounding it is worth a difference: words, not positions
 
 
 class _Linear(nn.Module):
@@ -118,12 +118,13 @@ class Int8Embedding(nn.Module):
         levels, scale = int8_linear.quantize(embedding.weight.detach().T)
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", levels.T.contiguous())  # [rows, width] uint8
+        # Signed, unlike a product's weights: what is looked up needs no more than its scale.
+        self.register_buffer("weight", (levels.T.to(torch.int16) - 128).to(torch.int8))  # [rows, width]
         self.register_buffer("scale", scale.unsqueeze(1))  # [rows, 1]
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., width]."""
-        return (F.embedding(ids, self.weight).float() - 128) * F.embedding(ids, self.scale)
+        return F.embedding(ids, self.weight).float() * F.embedding(ids, self.scale)
 
 
 _LINEARS: dict[str, Callable[[nn.Linear], nn.Module]] = {
