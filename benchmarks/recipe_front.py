@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from picture import take
 
-_ROW = re.compile(r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+) %[^|]*\|[^|]*\| (?P<cost>[\d.]+) G \|")
+_ROW = re.compile(
+    r"^\| (?P<name>[^|]*)\| (?P<what>[^|]*)\| (?P<accuracy>[\d.]+) %[^|]*\|[^|(]*\| (?P<cost>[\d.]+) G \|"
+)
 _SIZE = (900, 560)
 
 
@@ -34,7 +36,7 @@ class Point(NamedTuple):
 
 
 def points(markdown: str) -> list[Point]:
-    """Every row with an accuracy and a cost."""
+    """Every row with an accuracy of all seeds and a cost."""
     found = (_ROW.match(line) for line in markdown.splitlines())
     return [Point(m["name"].strip(), m["what"].strip(" …"), float(m["accuracy"]), float(m["cost"])) for m in found if m]
 
@@ -67,7 +69,10 @@ def figure(every: list[Point]) -> go.Figure:
         y=[accuracy for _, accuracy in places],
         text=[label(place, every, best) for place in places],
         mode="markers+text",
-        textposition=["bottom left" if cost > dearest / 2 else "bottom right" for cost, _ in places],
+        textposition=[
+            "top left" if place in leading else "bottom left" if place[0] > dearest / 2 else "bottom right"
+            for place in places
+        ],
         marker={"size": 9, "color": ["#1f6feb" if place in leading else "#9aa5b1" for place in places]},
     )
     drawn.update_xaxes(title="multiply-adds for 512 tokens, G", range=[cheapest * 0.5, dearest * 1.12])
