@@ -107,7 +107,7 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(
 
     class Interrupt(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 5:  # of 10: two steps an epoch
+            if state.global_step == 5:  # of 24: two steps an epoch
                 raise KeyboardInterrupt
 
     trainer = recipe.CodaTrainer
@@ -152,3 +152,31 @@ def test_rows_of_the_recipe_start_from_the_dense_adapter(
     ]
     unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
     assert "row 'other' is unknown: use some of recipe" in unknown.output
+
+
+def test_ways_to_train_the_dense_adapter_are_cross_validated(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    benchmark, out = program("benchmarks/dense_recipes.py", monkeypatch), tmp_path / "dense"
+    command = ["--data", arguments[1], "--backbone", arguments[3], "--out", str(out)]
+    rows = ["--rows", "five-epochs,taught"]
+    done = CliRunner().invoke(benchmark.main, [*command, *rows])
+    assert done.exit_code == 0, done.output
+    names = {f"{name}-fold{fold}.json" for name in ("five-epochs", "taught") for fold in range(4)}
+    assert {path.name for path in out.iterdir()} == names
+    table = CliRunner().invoke(benchmark.main, ["--out", str(out), "--table"]).output
+    assert [line.split(" |")[:2] for line in table.splitlines()[2:]] == [
+        ["| five-epochs", " 5"],
+        ["| taught", " 5 + 8"],
+    ]
+
+    made = CliRunner().invoke(benchmark.main, [*command, "--rows", "five-epochs", "--seeds", "3"])
+    assert made.exit_code == 0, made.output
+    model = load(out / "five-epochs" / "seed3-r1.pt", backbone=arguments[3]).model
+    assert {layer.reduction for layer in model.coda_layers()} == {1}
+
+    monkeypatch.setattr(benchmark, "fit", None)  # nothing is done again
+    assert CliRunner().invoke(benchmark.main, [*command, *rows]).output.rstrip().endswith(table.rstrip())
+    assert CliRunner().invoke(benchmark.main, [*command, "--rows", "five-epochs", "--seeds", "3"]).exit_code == 0
+    unknown = CliRunner().invoke(benchmark.main, [*command, "--rows", "other"])
+    assert "row 'other' is unknown: use some of five-epochs" in unknown.output
