@@ -1,6 +1,7 @@
 """Native kernels are the function bodies, bit for bit in what they select; they can be built, and done without."""
 
 import math
+import platform
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.one_node import open_node, route_attributes, run_node
 
-from coda_ops import native, put_tokens, route, take_tokens
+from coda_ops import add_gelu, native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
@@ -217,6 +218,19 @@ def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CODA_KERNELS", "fast")
     with pytest.raises(KernelError, match=r"^CODA_KERNELS is 'fast': set it to auto or portable$"):
         native.library()
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names instruction sets of x86")
+def test_a_lesser_machine_is_one_that_is_known(monkeypatch):
+    inputs = {"x": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    monkeypatch.setenv("CODA_ISA", "baseline")
+    open_node(add_gelu.body(), inputs, library=native.LIBRARY)
+    monkeypatch.setenv("CODA_ISA", "avx3")
+    with pytest.raises(
+        Exception, match=r"CODA_ISA=avx3 is unknown: use baseline avx2 avx-vnni avx512 avx512-vnni amx-int8"
+    ):
+        open_node(add_gelu.body(), inputs, library=native.LIBRARY)
 
 
 def headers(folder: Path, text: str) -> Path:

@@ -14,9 +14,9 @@ namespace coda {
 // what another machine would get.
 constexpr const char* kIsas[] = {"baseline", "avx2", "avx-vnni", "avx512", "avx512-vnni", "amx-int8"};
 
-inline int isa_rank(const char* name) {
-  int rank = 0;
-  while (rank < static_cast<int>(std::size(kIsas)) && std::strcmp(kIsas[rank], name) != 0) ++rank;
+inline size_t isa_rank(const char* name) {
+  size_t rank = 0;
+  while (rank < std::size(kIsas) && std::strcmp(kIsas[rank], name) != 0) ++rank;
   return rank;
 }
 
