@@ -70,9 +70,7 @@ def main(
         return
     if data is None or backbone is None:
         raise click.UsageError("training needs --data and --backbone")
-    unknown = [name for name in rows.split(",") if name not in RECIPES]
-    if unknown:
-        raise click.ClickException(f"row {unknown[0]!r} is unknown: use some of {', '.join(RECIPES)}")
+    names = train_reviews.chosen(rows, RECIPES)
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
     collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
@@ -86,7 +84,7 @@ def main(
             teacher = model  # its answers are asked for before the next recipe changes it
         return model
 
-    for name in rows.split(","):
+    for name in names:
         for seed in map(int, seeds.split(",") if seeds else ()):
             run = out / name / f"seed{seed}-r1"
             run.parent.mkdir(exist_ok=True)

@@ -149,9 +149,7 @@ def main(
         return
     if data is None or backbone is None:
         raise click.UsageError("training needs --data and --backbone")
-    unknown = [name for name in rows.split(",") if name not in ROWS]
-    if unknown:
-        raise click.ClickException(f"row {unknown[0]!r} is unknown: use some of {', '.join(ROWS)}")
+    names = train_reviews.chosen(rows, ROWS)
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
     collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
@@ -162,7 +160,7 @@ def main(
             for i, losses in enumerate(sensitivity(teacher, sensed, collator, CHOICES)):
                 click.echo(f"seed {seed}, layer {i}: " + ", ".join(f"r = {r} {loss:.3f}" for r, loss in losses.items()))
             continue
-        for name in rows.split(","):
+        for name in names:
             row, result, epochs = ROWS[name], out / f"{name}-seed{seed}.json", out / f"{name}-seed{seed}-epochs"
             if result.exists():
                 continue

@@ -11,7 +11,7 @@ is at it: a study that was interrupted goes on from there, and calls with differ
 import csv
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +134,15 @@ def untrained(backbone: str, classes: list[str], backbone_name: str = MINILM) ->
     )
     # This encoder was pretrained for the mean of its tokens; its first one never learned to sum up.
     return convert(pretrained, CodaConfig(reduction=1, pooling="mean", backbone=backbone_name))
+
+
+def chosen(rows: str, known: Collection[str]) -> list[str]:
+    """Names separated by commas, each one known."""
+    names = rows.split(",")
+    for name in names:
+        if name not in known:
+            raise click.ClickException(f"row {name!r} is unknown: use some of {', '.join(known)}")
+    return names
 
 
 def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:

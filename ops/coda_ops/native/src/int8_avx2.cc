@@ -38,15 +38,8 @@ AVX2 void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row,
       sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, w1));
     }
   }
-  int32_t sums[R * kPanel];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel);
-    _mm256_storeu_si256(to, sum[r][0]);
-    _mm256_storeu_si256(to + 1, sum[r][1]);
-  }
   const __m256i nothing[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  write_panel(p, row, R, output, sums, nothing);
+  write_sums(p, row, output, sum, nothing);
 }
 
 void multiply(const Int8Product& p) {

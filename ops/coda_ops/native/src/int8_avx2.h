@@ -1,6 +1,7 @@
 // What the kernels of 256-bit machines share: finding a row's step, rounding eight numbers, and turning sums into floats.
 #pragma once
 
+#include "arithmetic.h"
 #include "int8_kernel.h"
 
 #if CODA_X86
@@ -49,6 +50,20 @@ __attribute__((noinline)) AVX2 inline void write_panel(const Int8Product& p, int
     }
     std::memcpy(p.y + (row + r) * p.stride + output, out, width * sizeof(float));
   }
+}
+
+// The same from registers.
+template <int R>
+AVX2 CODA_INLINE void write_sums(const Int8Product& p, int64_t row, int64_t output, const __m256i (&sum)[R][2],
+                                 const __m256i less[2]) {
+  int32_t sums[R * kPanel];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel);
+    _mm256_storeu_si256(to, sum[r][0]);
+    _mm256_storeu_si256(to + 1, sum[r][1]);
+  }
+  write_panel(p, row, R, output, sums, less);
 }
 
 }  // namespace coda

@@ -49,17 +49,10 @@ AVXVNNI void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t r
       sum[r][1] = _mm256_dpbusd_avx_epi32(sum[r][1], a, w1);
     }
   }
-  int32_t sums[R * kPanel];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel);
-    _mm256_storeu_si256(to, sum[r][0]);
-    _mm256_storeu_si256(to + 1, sum[r][1]);
-  }
   const auto* columns = reinterpret_cast<const __m256i*>(p.sums + output);
   const __m256i raised[2] = {_mm256_slli_epi32(_mm256_loadu_si256(columns), 7),
                              _mm256_slli_epi32(_mm256_loadu_si256(columns + 1), 7)};
-  write_panel(p, row, R, output, sums, raised);
+  write_sums(p, row, output, sum, raised);
 }
 
 void multiply(const Int8Product& p) {
