@@ -41,9 +41,12 @@ def device(target: Target) -> Any:
     except ModuleNotFoundError:
         raise TargetError(f"{cannot}: {provider} is not installed: {target.install}") from None
     try:
-        if not _devices(provider):  # an app may have registered it
+        mine = not _devices(provider)  # an app may have registered it
+        if mine:
             ort.register_execution_provider_library(provider, package.get_library_path())
         found = [one for one in _devices(provider) if one.device.type == ort.OrtHardwareDeviceType.CPU]
+        if mine and not found:  # or the next call would be told that it is registered already
+            ort.unregister_execution_provider_library(provider)
     except AttributeError:  # before 1.23
         raise TargetError(
             f"{cannot}: onnxruntime {ort.__version__} takes no plugins: pip install -U onnxruntime"
