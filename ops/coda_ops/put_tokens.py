@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
+from coda_ops.take_tokens import listed
 
 
 @torch.library.custom_op("coda::put_tokens", mutates_args=())
@@ -67,24 +68,29 @@ SCHEMA = schema(
 )
 
 
-def body() -> onnx.FunctionProto:
-    """The function body: gather, add, scatter without a reduction, exact because the indices are distinct."""
-    return function(
-        "PutTokens (base, indices, gates, update) => (out)",
-        """
-        last = Constant <value_ints: ints = [-1]> ()
-        zero = Constant <value_int: int = 0> ()
-        one = Constant <value_int: int = 1> ()
+_NEW = """
         none = Constant <value_float: float = 0.0> ()
-        positions = Unsqueeze(indices, last)
         gate = Unsqueeze(gates, last)
         open = Greater(gate, none)
         typed = CastLike(gate, update)
         weighted = Mul(typed, update)
-        old = GatherND <batch_dims: int = 1> (base, positions)
         sum = Add(old, weighted)
-        new = Where(open, sum, old)
+        new = Where(open, sum, old)"""
+_SIGNATURE = "PutTokens (base, indices, gates, update) => (out)"
 
+
+def body() -> onnx.FunctionProto:
+    """The function body: gather, add, scatter without a reduction, exact because the indices are distinct."""
+    return function(
+        _SIGNATURE,
+        f"""
+        last = Constant <value_ints: ints = [-1]> ()
+        positions = Unsqueeze(indices, last)
+        old = GatherND <batch_dims: int = 1> (base, positions)
+        {_NEW}
+
+        zero = Constant <value_int: int = 0> ()
+        one = Constant <value_int: int = 1> ()
         batch = Shape <start: int = 0, end: int = 1> (indices)
         rows_end = Squeeze(batch)
         rows = Range(zero, rows_end, one)
@@ -94,4 +100,19 @@ def body() -> onnx.FunctionProto:
         rows_all = Expand(rows_column, shape)
         where = Concat <axis: int = -1> (rows_all, positions)
         out = ScatterND(base, where, new)""",
+    )
+
+
+def openvino_body() -> onnx.FunctionProto:
+    """The same for OpenVINO, which copies all of base before it gathers example by example."""
+    return function(
+        _SIGNATURE,
+        f"""{listed("base")}
+        last = Constant <value_ints: ints = [-1]> ()
+        old = Gather <axis: int = 0> (list, rows)
+        {_NEW}
+        where = Unsqueeze(rows, last)
+        changed = ScatterND(list, where, new)
+        shape = Shape(base)
+        out = Reshape <allowzero: int = 1> (changed, shape)""",
     )

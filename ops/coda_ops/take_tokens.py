@@ -68,3 +68,31 @@ def body() -> onnx.FunctionProto:
         positions = Unsqueeze(indices, last)
         taken = GatherND <batch_dims: int = 1> (x, positions)""",
     )
+
+
+def listed(tokens: str) -> str:
+    """Statements of a body: ``list``, [batch * tokens, width], of a [batch, tokens, width], and ``rows``, the indices
+    in it."""
+    return f"""
+        zero = Constant <value_int: int = 0> ()
+        one = Constant <value_int: int = 1> ()
+        whole = Constant <value_ints: ints = [-1]> ()
+        width = Shape <start: int = 2, end: int = 3> ({tokens})
+        list_shape = Concat <axis: int = 0> (whole, width)
+        list = Reshape({tokens}, list_shape)
+        length = Shape <start: int = 1, end: int = 2> ({tokens})
+        batch = Shape <start: int = 0, end: int = 1> ({tokens})
+        examples = Squeeze(batch)
+        example = Range(zero, examples, one)
+        column = Unsqueeze(example, one)
+        first = Mul(column, length)
+        rows = Add(indices, first)"""
+
+
+def openvino_body() -> onnx.FunctionProto:
+    """The same for OpenVINO, which copies all of x before it gathers example by example."""
+    return function(
+        "TakeTokens (x, indices) => (taken)",
+        f"""{listed("x")}
+        taken = Gather <axis: int = 0> (list, rows)""",
+    )

@@ -30,11 +30,12 @@ TARGET = Target(
         "merge_low_rank",
         "dequantize_weights",
         "lower_static_products",
+        "shield_sums",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",
         "strip_export_metadata",  # after the passes that write notes of their own
-        "attach_functions",
+        "attach_openvino_functions",
     ),
     wide_floats=False,
     # Whatever OpenVINO does not take would run on onnxruntime's own CPU provider without a word.

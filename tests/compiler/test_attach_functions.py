@@ -35,6 +35,21 @@ def test_operators_that_are_not_used_get_no_body():
     assert names(model) == ["TakeTokens"]
 
 
+def test_openvino_gets_bodies_of_its_own_for_routing(raw: ir.Model):
+    other = ir.from_proto(ir.to_proto(raw))
+    AttachFunctions()(raw)
+    assert AttachFunctions(openvino=True)(other).modified
+    assert names(other) == names(raw)
+    written = {
+        model: {name: ir.to_proto(one) for (_, name, _), one in model.functions.items()} for model in (raw, other)
+    }
+    assert {name for name in names(raw) if written[raw][name] != written[other][name]} == {
+        "PutTokens",
+        "Route",
+        "TakeTokens",
+    }
+
+
 def test_a_second_run_changes_nothing(raw: ir.Model):
     AttachFunctions()(raw)
     before = {name: ir.to_proto(body).SerializeToString() for name, body in raw.functions.items()}

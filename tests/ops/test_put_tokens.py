@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.ops.one_node import run_node
 
 from coda_ops import DOMAIN
-from coda_ops.put_tokens import body, put_tokens
+from coda_ops.put_tokens import body, openvino_body, put_tokens
 
 
 def oracle(base, indices, gates, update):
@@ -26,7 +26,7 @@ def oracle(base, indices, gates, update):
 def drawn(seed, batch=3, tokens=8, slots=4, width=5, dtype=np.float32):
     """base, indices, gates, update; every other gate 0."""
     rng = np.random.default_rng(seed)
-    indices = np.stack([rng.permutation(tokens)[:slots] for _ in range(batch)])
+    indices = np.stack([rng.permutation(tokens)[:slots].astype(np.int64) for _ in range(batch)])
     gates = rng.random((batch, slots)).astype(dtype)
     gates[:, ::2] = 0
     base = rng.normal(size=(batch, tokens, width)).astype(dtype)
@@ -35,6 +35,10 @@ def drawn(seed, batch=3, tokens=8, slots=4, width=5, dtype=np.float32):
 
 def put(*arrays):
     return put_tokens(*map(torch.tensor, arrays)).numpy()
+
+
+def in_onnx(make, arrays):
+    return run_node(make(), dict(zip(make().input, arrays, strict=True)))[0]
 
 
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 9), st.data())
@@ -46,7 +50,7 @@ def test_gated_updates_are_added(seed, batch, tokens, data):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("run", [put, lambda *a: run_node(body(), dict(zip(body().input, a, strict=True)))[0]])
+@pytest.mark.parametrize("run", [put, lambda *a: in_onnx(body, a), lambda *a: in_onnx(openvino_body, a)])
 def test_gate_zero_writes_nothing_and_untouched_tokens_keep_every_bit(run, poison):
     base, indices, gates, update = drawn(0)
     base[:, 0, 0] = -0.0
@@ -104,10 +108,11 @@ def test_the_schema_is_registered():
     assert onnx.defs.has("PutTokens", DOMAIN)
 
 
-@pytest.mark.parametrize(("batch", "tokens", "slots"), [(1, 1, 1), (3, 8, 4), (2, 5, 5)])
-def test_the_onnx_body_is_the_torch_operator(batch, tokens, slots):
+@pytest.mark.parametrize("make", [body, openvino_body])
+@pytest.mark.parametrize(("batch", "tokens", "slots"), [(1, 1, 1), (3, 8, 4), (2, 5, 5), (2, 3, 0), (2, 0, 0)])
+def test_the_onnx_body_is_the_torch_operator(batch, tokens, slots, make):
     arrays = drawn(6, batch, tokens, slots)
     arrays[2][:] = np.random.default_rng(7).random(arrays[2].shape)
-    (out,) = run_node(body(), dict(zip(body().input, arrays, strict=True)))
+    out = in_onnx(make, arrays)
     np.testing.assert_allclose(out, put(*arrays), rtol=0, atol=1e-6)
     np.testing.assert_allclose(out, oracle(*arrays), rtol=0, atol=1e-6)

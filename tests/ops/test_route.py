@@ -14,7 +14,7 @@ from tests.ops.route_oracle import gates_oracle, selection_oracle
 
 from coda_ops import DOMAIN
 from coda_ops.capacity import slot_count
-from coda_ops.route import Schedule, body, route, soft_top_k
+from coda_ops.route import Schedule, body, openvino_body, route, soft_top_k
 
 REDUCTIONS = [Fraction(1), Fraction(2), Fraction(3), Fraction(4), Fraction(7, 2), Fraction(9, 8), Fraction(100)]
 EPSILONS = [0.03, 1.0]
@@ -272,18 +272,14 @@ def test_the_schema_is_registered():
     assert onnx.defs.has("Route", DOMAIN)
 
 
-def run_body(scores, mask, reduction, final):
-    schedule = Schedule(final=final)
-    return run_node(
-        body(schedule),
-        {"scores": scores.astype(np.float32), "mask": mask},
-        route_attributes(reduction, schedule),
+bodies = pytest.mark.parametrize("make", [body, openvino_body])
+
+
+def check_body(make, scores, mask, reduction, final):
+    scores, schedule = scores.astype(np.float32), Schedule(final=final)
+    indices, gates, used = run_node(
+        make(schedule), {"scores": scores, "mask": mask}, route_attributes(reduction, schedule)
     )
-
-
-def check_body(scores, mask, reduction, final):
-    scores = scores.astype(np.float32)
-    indices, gates, used = run_body(scores, mask, reduction, final)
     wanted_indices, wanted_gates, wanted_used = routed(scores, mask, reduction, final)
     np.testing.assert_array_equal(indices, wanted_indices)
     np.testing.assert_array_equal(used, wanted_used)
@@ -293,20 +289,22 @@ def check_body(scores, mask, reduction, final):
 @pytest.mark.parametrize("final", EPSILONS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("tokens", [1, 8, 37])
-def test_the_onnx_body_is_the_torch_operator(tokens, reduction, final):
+@bodies
+def test_the_onnx_body_is_the_torch_operator(make, tokens, reduction, final):
     rng = np.random.default_rng(tokens)
     scores = rng.normal(size=(6, tokens))
     scores[1] = 0.0
     scores[2] = scores[2].round()  # ties
     mask = rng.random((6, tokens)) < 0.7
     mask[3], mask[4] = True, False
-    check_body(scores, mask, reduction, final)
+    check_body(make, scores, mask, reduction, final)
 
 
 @pytest.mark.parametrize("final", EPSILONS)
 @pytest.mark.parametrize("values", [(1e30, -1e30, 1e29), (math.inf, -math.inf, 0.0), (3e38, 1e10, -3e38, math.inf)])
-def test_the_onnx_body_is_the_torch_operator_at_large_magnitudes(values, final):
+@bodies
+def test_the_onnx_body_is_the_torch_operator_at_large_magnitudes(make, values, final):
     rng = np.random.default_rng(0)
     scores = rng.choice(np.array(values, np.float32), size=(8, 21))
     mask = rng.random((8, 21)) < 0.8
-    check_body(scores, mask, Fraction(7, 2), final)
+    check_body(make, scores, mask, Fraction(7, 2), final)

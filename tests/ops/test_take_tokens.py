@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.ops.one_node import run_node
 
 from coda_ops import DOMAIN
-from coda_ops.take_tokens import body, take_tokens
+from coda_ops.take_tokens import body, openvino_body, take_tokens
 
 
 def oracle(x, indices):
@@ -47,10 +47,11 @@ def test_the_schema_is_registered():
     assert onnx.defs.has("TakeTokens", DOMAIN)
 
 
-@pytest.mark.parametrize(("tokens", "slots"), [(1, 1), (7, 3), (5, 5)])
-def test_the_onnx_body_is_the_torch_operator(tokens, slots):
+@pytest.mark.parametrize("make", [body, openvino_body])
+@pytest.mark.parametrize(("tokens", "slots"), [(1, 1), (7, 3), (5, 5), (4, 0), (0, 0)])
+def test_the_onnx_body_is_the_torch_operator(tokens, slots, make):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, tokens, 4)).astype(np.float32)
-    indices = np.stack([rng.permutation(tokens)[:slots] for _ in range(3)])
-    (taken,) = run_node(body(), {"x": x, "indices": indices})
+    indices = np.stack([rng.permutation(tokens)[:slots].astype(np.int64) for _ in range(3)])
+    (taken,) = run_node(make(), {"x": x, "indices": indices})
     np.testing.assert_array_equal(taken, oracle(x, indices))

@@ -26,6 +26,7 @@ from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.prune_heads import PruneHeads
+from coda_compile.passes.shield_sums import ShieldSums
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
@@ -41,6 +42,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "merge_low_rank": MergeLowRank,
     "dequantize_weights": DequantizeWeights,
     "lower_static_products": LowerStaticProducts,
+    "shield_sums": ShieldSums,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "prune_heads": PruneHeads,
@@ -54,6 +56,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     "attach_functions": AttachFunctions,
+    "attach_openvino_functions": lambda: AttachFunctions(openvino=True),
 }
 
 

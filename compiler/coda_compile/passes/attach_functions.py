@@ -29,7 +29,15 @@ _SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
 
 
 class AttachFunctions(ir.passes.InPlacePass):
-    """Attach function bodies, so that the model runs where no native kernel is loaded."""
+    """Attach function bodies, so that the model runs where no native kernel is loaded.
+
+    Args:
+        openvino: those that OpenVINO runs fastest, where there is another one for it.
+    """
+
+    def __init__(self, *, openvino: bool = False) -> None:
+        super().__init__()
+        self.openvino = openvino
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Attach what is used and not there yet.
@@ -56,6 +64,9 @@ class AttachFunctions(ir.passes.InPlacePass):
             "PackTokens": pack_tokens.body,
             "UnpackTokens": unpack_tokens.body,
         }
+        if self.openvino:
+            bodies["Route"] = lambda: route.openvino_body(_schedule(model))
+            bodies |= {"TakeTokens": take_tokens.openvino_body, "PutTokens": put_tokens.openvino_body}
         modified = False
         for name in sorted(used):
             identifier = (DOMAIN, name, "")
