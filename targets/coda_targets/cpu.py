@@ -24,6 +24,7 @@ TARGET = Target(
         "fuse_routers",
         "fuse_gelus",
         "fuse_norms",
+        "share_slots",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",

@@ -31,6 +31,7 @@ TARGET = Target(
         "dequantize_weights",
         "lower_static_products",
         "shield_sums",
+        "share_slots",
         "eliminate_common_subexpressions",
         "remove_unused",
         "lift_constants",

@@ -26,6 +26,7 @@ from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.prune_heads import PruneHeads
+from coda_compile.passes.share_slots import ShareSlots
 from coda_compile.passes.shield_sums import ShieldSums
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
@@ -43,6 +44,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "dequantize_weights": DequantizeWeights,
     "lower_static_products": LowerStaticProducts,
     "shield_sums": ShieldSums,
+    "share_slots": ShareSlots,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "prune_heads": PruneHeads,
