@@ -1,4 +1,7 @@
-"""``ai.coda::PutTokens``: add gated updates back at the positions they were taken from."""
+"""``ai.coda::PutTokens``: add gated updates back at the positions they were taken from.
+
+``PutDifference`` does so with the difference of two sets of tokens; the compiler alone puts it into models.
+"""
 
 from typing import Any
 
@@ -68,6 +71,19 @@ SCHEMA = schema(
 )
 
 
+DIFFERENCE_SCHEMA = schema(
+    "PutDifference",
+    "PutTokens whose update is now - before.",
+    [
+        formal("base", "T", "[batch, tokens, width]"),
+        formal("indices", "tensor(int64)", "[batch, slots]"),
+        formal("gates", "tensor(float)", "[batch, slots]"),
+        formal("now", "T", "[batch, slots, width]"),
+        formal("before", "T", "[batch, slots, width]"),
+    ],
+    [formal("out", "T", "[batch, tokens, width]")],
+)
+
 _NEW = """
         none = Constant <value_float: float = 0.0> ()
         gate = Unsqueeze(gates, last)
@@ -77,13 +93,7 @@ _NEW = """
         sum = Add(old, weighted)
         new = Where(open, sum, old)"""
 _SIGNATURE = "PutTokens (base, indices, gates, update) => (out)"
-
-
-def body() -> onnx.FunctionProto:
-    """The function body: gather, add, scatter without a reduction, exact because the indices are distinct."""
-    return function(
-        _SIGNATURE,
-        f"""
+_BODY = f"""
         last = Constant <value_ints: ints = [-1]> ()
         positions = Unsqueeze(indices, last)
         old = GatherND <batch_dims: int = 1> (base, positions)
@@ -99,7 +109,21 @@ def body() -> onnx.FunctionProto:
         shape = Shape(positions)
         rows_all = Expand(rows_column, shape)
         where = Concat <axis: int = -1> (rows_all, positions)
-        out = ScatterND(base, where, new)""",
+        out = ScatterND(base, where, new)"""
+
+
+def body() -> onnx.FunctionProto:
+    """The function body: gather, add, scatter without a reduction, exact because the indices are distinct."""
+    return function(_SIGNATURE, _BODY)
+
+
+def difference_body() -> onnx.FunctionProto:
+    """PutDifference's."""
+    return function(
+        "PutDifference (base, indices, gates, now, before) => (out)",
+        f"""
+        update = Sub(now, before)
+        {_BODY}""",
     )
 
 

@@ -171,7 +171,7 @@ def writes(bundle: Bundle) -> dict[int, tuple[str, str]]:
     return {
         int(next(p.value for p in node.metadata_props if p.key == "coda.layer")): (node.input[0], node.output[0])
         for node in onnx.load(str(bundle.model_path)).graph.node
-        if node.op_type == "PutTokens"
+        if node.op_type in ("PutTokens", "PutDifference")
     }
 
 
@@ -275,7 +275,7 @@ def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, 
 
 def test_dense_needs_no_routing_operators(untrained: Bundle):
     own = {name for name in untrained.manifest.operators if name.startswith("ai.coda")}
-    assert own == {"ai.coda::AddAdapter", "ai.coda::AddGelu", "ai.coda::AddNorm"}
+    assert own == {f"ai.coda::{name}" for name in ("AddAdapter", "AddGelu", "AddNorm", "EmbedNorm")}
 
 
 def test_a_single_token_runs_dense(compiled: Bundle, tmp_path: Path):
@@ -297,7 +297,7 @@ def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenize
     bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
     assert bundle.manifest.task == task
     own = {name for name in bundle.manifest.operators if "::" in name}
-    ours = {"ai.coda::SelfAttention", "ai.coda::AddNorm", "ai.coda::AddGelu"}
+    ours = {f"ai.coda::{name}" for name in ("SelfAttention", "AddNorm", "AddGelu", "EmbedNorm")}
     assert own <= {"com.microsoft::MultiHeadAttention", *ours}
     assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
     assert (bundle.folder / "tokenizer.json").is_file()

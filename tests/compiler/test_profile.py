@@ -38,7 +38,7 @@ def test_kernels_of_inlined_functions_know_which(profile: Profile):
         assert counts[layer, "Route"] > 50
         assert counts[layer, "AddAdapter"] == 6
         assert counts[layer, "TakeTokens"] == 1
-        assert counts[layer, "PutTokens"] > 5
+        assert counts[layer, "PutDifference"] > 5
     first, second = (
         next(k.operator for k in profile.kernels if k.place == Place(layer, "adapter", "AddAdapter"))
         for layer in (0, 1)

@@ -7,7 +7,13 @@ from onnx import helper, numpy_helper
 from coda_ops import DOMAIN, VERSION
 from coda_ops.domain import BODY_OPSET
 
-_RANKS = {"Route": 2, "PackTokens": 2, "UnpackTokens": 3}  # of outputs that are not of the first input's rank
+_RANKS = {
+    "Route": 2,
+    "PackTokens": 2,
+    "UnpackTokens": 3,
+    "EmbedNorm": 3,
+    "Int8EmbedNorm": 3,
+}  # of outputs that are not of the first input's rank
 
 
 def run_node(body, inputs, attributes=None, library=None, threads=1):

@@ -144,6 +144,11 @@ def test_take_and_put_are_their_bodies(seed, batch, tokens, width, data):
     untouched = np.ones(base.shape[:2], bool)
     np.put_along_axis(untouched, indices, gates == 0, axis=1)
     assert out[untouched].tobytes() == base[untouched].tobytes()
+    before = np.random.default_rng(seed).normal(size=update.shape).astype(np.float32)
+    inputs = {"base": base, "indices": indices, "gates": gates, "now": update, "before": before}
+    (out,), (wanted,) = (run_node(put_tokens.difference_body(), inputs, library=x) for x in (native.LIBRARY, None))
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)
+    assert out[untouched].tobytes() == base[untouched].tobytes()
 
 
 @needs_kernels
@@ -151,9 +156,12 @@ def test_a_closed_gate_writes_nothing_and_large_texts_are_shared_among_threads()
     base, indices, gates, update = slots(0, 2, 500, 125, 384)
     update[gates == 0] = math.nan
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
-    (one,), (four,) = (run_node(put_tokens.body(), inputs, library=native.LIBRARY, threads=n) for n in (1, 4))
-    assert np.isfinite(one).all()
-    assert one.tobytes() == four.tobytes()
+    given_ = inputs | {"now": update, "before": np.ones_like(update)}
+    del given_["update"]
+    for made, arrays in ((put_tokens.body(), inputs), (put_tokens.difference_body(), given_)):
+        (one,), (four,) = (run_node(made, arrays, library=native.LIBRARY, threads=n) for n in (1, 4))
+        assert np.isfinite(one).all()
+        assert one.tobytes() == four.tobytes()
 
 
 @needs_kernels
@@ -203,6 +211,10 @@ def test_shapes_that_do_not_fit_are_refused():
         inputs = {"base": base, "indices": indices, "gates": gates, "update": update, **wrong}
         with pytest.raises(fails, match="PutTokens: base must be"):
             run_node(put_tokens.body(), inputs, library=native.LIBRARY)
+    for wrong in ({"now": update[:, :4]}, {"before": update[..., :7]}):
+        inputs = {"base": base, "indices": indices, "gates": gates, "now": update, "before": update, **wrong}
+        with pytest.raises(fails, match="PutDifference: base must be"):
+            run_node(put_tokens.difference_body(), inputs, library=native.LIBRARY)
     with pytest.raises(fails, match="scores and mask must both be"):
         run_node(
             route.body(route.Schedule()),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.ops.one_node import run_node
 
 from coda_ops import DOMAIN
-from coda_ops.put_tokens import body, openvino_body, put_tokens
+from coda_ops.put_tokens import body, difference_body, openvino_body, put_tokens
 
 
 def oracle(base, indices, gates, update):
@@ -104,8 +104,9 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.coda.put_tokens.default, leaves)
 
 
-def test_the_schema_is_registered():
+def test_the_schemas_are_registered():
     assert onnx.defs.has("PutTokens", DOMAIN)
+    assert onnx.defs.has("PutDifference", DOMAIN)
 
 
 @pytest.mark.parametrize("make", [body, openvino_body])
@@ -116,3 +117,11 @@ def test_the_onnx_body_is_the_torch_operator(batch, tokens, slots, make):
     out = in_onnx(make, arrays)
     np.testing.assert_allclose(out, put(*arrays), rtol=0, atol=1e-6)
     np.testing.assert_allclose(out, oracle(*arrays), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "slots"), [(1, 1, 1), (3, 8, 4), (2, 3, 0)])
+def test_a_difference_is_put_as_an_update(batch, tokens, slots):
+    base, indices, gates, update = drawn(8, batch, tokens, slots)
+    before = np.random.default_rng(9).normal(size=update.shape).astype(np.float32)
+    out = in_onnx(difference_body, (base, indices, gates, update, before))
+    np.testing.assert_array_equal(out, in_onnx(body, (base, indices, gates, update - before)))

@@ -18,9 +18,11 @@ from coda_compile.passes.declining import Declining
 from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.fuse_puts import FusePuts
 from coda_compile.passes.fuse_routers import FuseRouters
 from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
@@ -53,7 +55,9 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "fuse_adapters": FuseAdapters,
     "fuse_routers": FuseRouters,
     "fuse_gelus": FuseGelus,
+    "fuse_embeddings": FuseEmbeddings,
     "fuse_norms": FuseNorms,
+    "fuse_puts": FusePuts,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

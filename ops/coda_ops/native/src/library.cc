@@ -27,7 +27,8 @@ CODA_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
   try {
     static const Ort::CustomOpDomain domain = [] {
       Ort::CustomOpDomain made("ai.coda");
-      for (const auto& operators : {coda::routing_operators(), coda::layer_operators(), coda::int8_operators()}) {
+      for (const auto& operators : {coda::routing_operators(), coda::embedding_operators(), coda::layer_operators(),
+                                    coda::int8_operators()}) {
         for (const OrtCustomOp* one : operators) made.Add(one);
       }
       return made;

@@ -1,4 +1,4 @@
-// AddNorm on rows of float32. No onnxruntime here.
+// Sums and the layer norm of them, on rows of float32. No onnxruntime here.
 #pragma once
 
 #include <cstdint>
@@ -8,5 +8,11 @@ namespace coda {
 // out = norm(x + y + shift) * scale + bias. Everything [width]; out is none of the others.
 void add_norm(const float* x, const float* y, const float* shift, const float* scale, const float* bias, float epsilon,
               int64_t width, float* out);
+
+// out = norm(word * step + type + position) * scale + bias. Everything [width]; out is none of the others.
+void embed_norm(const float* word, float step, const float* type, const float* position, const float* scale,
+                const float* bias, float epsilon, int64_t width, float* out);
+void embed_norm(const int8_t* word, float step, const float* type, const float* position, const float* scale,
+                const float* bias, float epsilon, int64_t width, float* out);
 
 }  // namespace coda

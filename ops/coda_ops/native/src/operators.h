@@ -15,6 +15,7 @@ namespace coda {
 
 // What each file of operators offers; they live as long as the library.
 std::vector<const OrtCustomOp*> routing_operators();
+std::vector<const OrtCustomOp*> embedding_operators();
 std::vector<const OrtCustomOp*> layer_operators();
 std::vector<const OrtCustomOp*> int8_operators();
 

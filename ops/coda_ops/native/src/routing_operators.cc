@@ -124,28 +124,35 @@ struct TakeOp : CodaOp<TakeOp, TakeKernel> {
   }
 };
 
+// What is put back: updates, or what tokens have become and were.
+template <bool kDifference>
 struct PutKernel {
   explicit PutKernel(const OrtKernelInfo*) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("PutTokens", [&]() -> OrtStatusPtr {
+    constexpr const char* kName = kDifference ? "PutDifference" : "PutTokens";
+    return guarded(kName, [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
       const auto base = context.GetInput(0), indices = context.GetInput(1);
       const auto gates = context.GetInput(2), update = context.GetInput(3);
       const auto bs = shape_of(base), is = shape_of(indices);
       const std::vector<int64_t> us{is.empty() ? 0 : is[0], is.size() < 2 ? 0 : is[1], bs.size() < 3 ? 0 : bs[2]};
-      if (bs.size() != 3 || is.size() != 2 || is[0] != bs[0] ||
-          shape_of(gates) != is || shape_of(update) != us) {
-        return invalid("PutTokens: base must be [batch, tokens, width], indices and gates [batch, slots] and update "
-                       "[batch, slots, width]");
+      if (bs.size() != 3 || is.size() != 2 || is[0] != bs[0] || shape_of(gates) != is || shape_of(update) != us ||
+          (kDifference && shape_of(context.GetInput(4)) != us)) {
+        return invalid(std::string(kName) + ": base must be [batch, tokens, width], indices and gates [batch, slots] and " +
+                       (kDifference ? "what is put back" : "update") + " [batch, slots, width]");
       }
       const int64_t tokens = bs[1], slots = is[1], width = bs[2];
       const auto* at = indices.GetTensorData<int64_t>();
-      if (!inside(at, is[0] * slots, tokens)) return invalid("PutTokens: an index lies outside of the text");
+      if (!inside(at, is[0] * slots, tokens)) {
+        return invalid(std::string(kName) + ": an index lies outside of the text");
+      }
       const auto* old = base.GetTensorData<float>();
       auto* out = context.GetOutput(0, bs.data(), bs.size()).GetTensorMutableData<float>();
       const auto* gate = gates.GetTensorData<float>();
       const auto* add = update.GetTensorData<float>();
+      const float* less = nullptr;
+      if constexpr (kDifference) less = context.GetInput(4).GetTensorData<float>();
       const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
       if (out != old) {  // onnxruntime hands over base itself where nobody else reads it
         parallel(raw, bs[0] * tokens, bytes, [&](int64_t row) {
@@ -153,19 +160,27 @@ struct PutKernel {
         });
       }
       parallel(raw, is[0] * slots, 2 * bytes, [&](int64_t slot) {  // indices of a row are distinct: no two collide
-        add_gated(out + (slot / slots * tokens + at[slot]) * width, add + slot * width, gate[slot], width);
+        float* row = out + (slot / slots * tokens + at[slot]) * width;
+        if constexpr (kDifference) {
+          add_gated_difference(row, add + slot * width, less + slot * width, gate[slot], width);
+        } else {
+          add_gated(row, add + slot * width, gate[slot], width);
+        }
       });
       return nullptr;
     });
   }
 };
 
-struct PutOp : CodaOp<PutOp, PutKernel> {
-  static constexpr const char* kName = "PutTokens";
+template <bool kDifference>
+struct PutOp : CodaOp<PutOp<kDifference>, PutKernel<kDifference>> {
+  static constexpr const char* kName = kDifference ? "PutDifference" : "PutTokens";
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
   static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+
+  size_t GetInputTypeCount() const { return kDifference ? 5 : 4; }
 
   PutOp() {
     OrtCustomOp::GetMayInplace = [](int** inputs, int** outputs) -> size_t {
@@ -276,10 +291,11 @@ struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
 std::vector<const OrtCustomOp*> routing_operators() {
   static const RouteOp route;
   static const TakeOp take;
-  static const PutOp put;
+  static const PutOp<false> put;
+  static const PutOp<true> put_difference;
   static const PackOp pack;
   static const UnpackOp unpack;
-  return {&route, &take, &put, &pack, &unpack};
+  return {&route, &take, &put, &put_difference, &pack, &unpack};
 }
 
 }  // namespace coda

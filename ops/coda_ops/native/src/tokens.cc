@@ -10,6 +10,12 @@ CODA_SIMD void add_gated(float* row, const float* update, float gate, int64_t wi
   for (int64_t i = 0; i < width; ++i) row[i] += gate * update[i];
 }
 
+CODA_SIMD void add_gated_difference(float* row, const float* now, const float* before, float gate, int64_t width) {
+  if (!(gate > 0.0f)) return;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) row[i] += gate * (now[i] - before[i]);
+}
+
 CODA_SIMD float score(const float* row, const float* weight, int64_t width) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)

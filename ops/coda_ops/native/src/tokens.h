@@ -8,6 +8,9 @@ namespace coda {
 // row += gate * update, nothing where the gate is 0. [width]
 void add_gated(float* row, const float* update, float gate, int64_t width);
 
+// row += gate * (now - before), nothing where the gate is 0. [width] each
+void add_gated_difference(float* row, const float* now, const float* before, float gate, int64_t width);
+
 // row · weight. [width] each
 float score(const float* row, const float* weight, int64_t width);
 
