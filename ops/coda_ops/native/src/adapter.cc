@@ -13,7 +13,7 @@ constexpr int64_t kRows = 16;  // whose sums stay in the first cache
 
 // rows x columns numbers in rows of `wide`, what is new 0; the same pointer where nothing is new.
 const float* widened(const float* from, int64_t rows, int64_t columns, int64_t tall, int64_t wide,
-                     std::vector<float>& room) {
+                     AlignedVector<float>& room) {
   if (rows == tall && columns == wide) return from;
   room.assign(static_cast<size_t>(tall * wide), 0.0f);
   for (int64_t row = 0; row < rows; ++row) {

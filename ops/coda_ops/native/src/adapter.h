@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "aligned.h"
 
 namespace coda {
 
@@ -12,7 +13,7 @@ enum class Activation { kRelu, kSwish };
 struct AdapterWeights {
   const float *down, *down_bias, *up, *up_bias;  // [width, hidden], [hidden], [hidden, columns], [columns]
   int64_t width, hidden, columns;
-  std::vector<float> room[4];
+  AlignedVector<float> room[4];
 
   // down: [width, bottleneck], up: [bottleneck, width].
   void set(const float* down, const float* down_bias, const float* up, const float* up_bias, int64_t width,
@@ -20,7 +21,7 @@ struct AdapterWeights {
 };
 
 struct AdapterScratch {
-  std::vector<float> hidden, raised;
+  AlignedVector<float> hidden, raised;
 };
 
 // y for so many rows, all [rows, width]; y may be residual itself.

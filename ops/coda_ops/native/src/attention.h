@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "aligned.h"
 
 namespace coda {
 
@@ -18,10 +19,10 @@ struct AttentionHead {
 
 // Working memory that a thread keeps from call to call.
 struct AttentionScratch {
-  std::vector<float> keys;    // [width, padded tokens], transposed
-  std::vector<float> values;  // [tokens, padded width]
-  std::vector<float> scores;  // of a few queries, [queries, padded tokens]
-  std::vector<float> mixed;   // [queries, padded width]
+  AlignedVector<float> keys;    // [width, padded tokens], transposed
+  AlignedVector<float> values;  // [tokens, padded width]
+  AlignedVector<float> scores;  // of a few queries, [queries, padded tokens]
+  AlignedVector<float> mixed;   // [queries, padded width]
 };
 
 // out = softmax(query · keyᵀ * scale + bias) · value for the queries from first to last (exclusive).

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "aligned.h"
 
 namespace coda {
 
@@ -12,8 +13,8 @@ struct Int8Kernel;
 
 // Rows of x in whole numbers, and what one of them is worth. A thread keeps it from call to call.
 struct Int8Rows {
-  std::vector<char> levels;  // of padded rows x padded inputs, as the kernel lays them out
-  std::vector<float> steps;  // [padded rows]
+  AlignedVector<char> levels;  // of padded rows x padded inputs, as the kernel lays them out
+  AlignedVector<float> steps;  // [padded rows]
 };
 
 // Weights of one layer, packed for the best kernel that this processor has.
@@ -43,9 +44,9 @@ class Int8Weights {
  private:
   const Int8Kernel& kernel_;
   int64_t inputs_, outputs_, depth_, panels_;
-  std::vector<int8_t> packed_;       // [panels, depth / group, kPanel, group]
-  std::vector<int32_t> sums_;        // [panels * kPanel], of each output's weights
-  std::vector<float> scale_, bias_;  // [panels * kPanel]
+  AlignedVector<int8_t> packed_;       // [panels, depth / group, kPanel, group]
+  AlignedVector<int32_t> sums_;        // [panels * kPanel], of each output's weights
+  AlignedVector<float> scale_, bias_;  // [panels * kPanel]
 };
 
 }  // namespace coda

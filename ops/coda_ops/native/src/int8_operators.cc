@@ -157,7 +157,7 @@ struct Int8AdapterKernel {
 
  private:
   std::unique_ptr<Int8Weights> down_, up_;
-  std::vector<float> router_;  // [width]
+  AlignedVector<float> router_;  // [width]
 };
 
 // The last input and the last output are the router's.
