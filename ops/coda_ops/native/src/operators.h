@@ -26,10 +26,10 @@ inline OrtStatusPtr invalid(const std::string& message) {
   return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
 }
 
-// Run one function for every index below count on onnxruntime's threads, in blocks that each hold about 64 KiB of work.
+// Run one function for every index below count on onnxruntime's threads, in blocks that each hold about 16 KiB of work.
 template <typename Function>
 void parallel(OrtKernelContext* context, int64_t count, int64_t bytes_each, const Function& function) {
-  const int64_t block = std::max<int64_t>(1, (64 << 10) / std::max<int64_t>(1, bytes_each));
+  const int64_t block = std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, bytes_each));
   const int64_t blocks = (count + block - 1) / block;
   const auto run = [&](int64_t b) {
     for (int64_t i = b * block; i < std::min(count, (b + 1) * block); ++i) function(i);
