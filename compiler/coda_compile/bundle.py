@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from coda_compile.errors import CompileError, OutputError
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
+from coda_compile.pruning import REPORT, Pruning
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
@@ -146,18 +147,24 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
 
 
 def write_report(
-    folder: Path, passes: list[PassReport], parity: Mapping[str, list[CaseParity]], tolerances: Tolerances
+    folder: Path,
+    passes: list[PassReport],
+    parity: Mapping[str, list[CaseParity]],
+    tolerances: Tolerances,
+    pruning: Pruning | None = None,
 ) -> None:
-    """report.json: what every pass did, and how every verified input compared, by task where there are several."""
+    """report.json: what was pruned, what every pass did, and how every verified input compared, by task where there are
+    several."""
     cases = [
         {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
     ]
     plain = {
         "schema_version": 1,
+        "pruning": None if pruning is None else asdict(pruning),
         "passes": [asdict(report) for report in passes],
         "parity": {"tolerances": asdict(tolerances), "cases": cases},
     }
-    _write_json(folder / "report.json", plain)
+    _write_json(folder / REPORT, plain)
 
 
 def _plain_parity(case: CaseParity) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Texts that the ranges of activations are measured on, where one step serves all of a product's."""
+"""Texts that the ranges of activations are measured on, where one step serves all of a product's, and gates."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,16 +20,21 @@ Calibration = Path | str | Sequence[Arrays]
 _MOST = 128  # texts, spread over a longer file
 
 
-def check(calibration: Calibration | None, precision: str, *, several: bool) -> None:
-    """Refuse a precision without the texts that it needs, and texts that nothing needs, before anything else is done.
+def check(calibration: Calibration | None, precision: str, *, several: bool, pruned: bool) -> None:
+    """Refuse what needs texts without them, and texts that nothing needs, before anything else is done.
 
     Raises:
-        CompileError: one of the two, or several models, whose activations differ.
+        CompileError: one of the two, or several models, whose activations and gates differ.
     """
-    if (calibration is None) == (precision == STATIC):
+    if pruned and calibration is None:
+        raise CompileError("--prune-gates looks at gates in texts like those to come: give them with --calibrate FILE")
+    if not pruned and (calibration is None) == (precision == STATIC):
         raise CompileError(f"--precision {STATIC} and --calibrate FILE go together: texts like those to come")
     if calibration is not None and several:
-        raise CompileError(f"several tasks cannot share {STATIC}: use --precision int8, or compile each by itself")
+        what = (
+            f"share {STATIC}: use --precision int8" if precision == STATIC else "be pruned together: leave them whole"
+        )
+        raise CompileError(f"several tasks cannot {what}, or compile each by itself")
 
 
 def inputs(

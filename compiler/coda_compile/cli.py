@@ -76,7 +76,12 @@ def cli() -> None:
     "--calibrate",
     "calibration",
     type=click.Path(path_type=Path),
-    help="CSV file with the column text, for int8-static; auto then tries that too.",
+    help="CSV file with the column text, for int8-static and --prune-gates; auto then tries int8-static too.",
+)
+@click.option(
+    "--prune-gates",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Take away slots whose gates stay under this in all texts of --calibrate.",
 )
 @click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
 @click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
@@ -104,6 +109,7 @@ def compile(
     tokenizer: str | None,
     precision: str,
     calibration: Path | None,
+    prune_gates: float | None,
     reduction: str | None,
     pack: bool,
     ood: str | None,
@@ -126,6 +132,7 @@ def compile(
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
     coda-compile reviews.pt --precision int8-static --calibrate train.csv
     coda-compile reviews.pt --precision int4             the smallest file
+    coda-compile reviews.pt --prune-gates 0.1 --calibrate train.csv
     coda-compile reviews.pt --ood energy --ood-data train.csv
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
 
@@ -139,6 +146,8 @@ def compile(
         raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
     if precision != "auto" and (data is not None or budget is not None):
         raise click.UsageError("--data and --accuracy-budget are for --precision auto")
+    if precision == "auto" and prune_gates is not None:
+        raise click.UsageError("--precision auto tries other r itself: leave --prune-gates out")
     names = [_stem(path) for path in models]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -169,6 +178,7 @@ def compile(
             reduction=_reduction(reduction),
             precision=precision,
             calibration=calibration,
+            prune_gates=prune_gates,
             pack=pack,
             ood=ood,
             ood_data=texts,

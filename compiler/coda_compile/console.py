@@ -14,6 +14,7 @@ from rich.text import Text
 from coda_compile.cost import dense_multiply_adds, fewer, layer_multiply_adds, multiply_adds
 from coda_compile.parity import CaseParity
 from coda_compile.predict import RoutedWords
+from coda_compile.pruning import read_pruning
 from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import load_kernels
@@ -64,6 +65,8 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
+    if (pruning := read_pruning(folder)) is not None:
+        out.print(f"  {pruning}", soft_wrap=True)
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()

@@ -29,6 +29,7 @@ from coda_compile.ood import files as ood_files
 from coda_compile.ood import fit as fit_ood
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
+from coda_compile.prune_slots import prune_slots
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.verify import expected, verify
@@ -52,6 +53,7 @@ def compile(
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
     calibration: calibrating.Calibration | None = None,
+    prune_gates: float | None = None,
     pack: bool = False,
     ood: str | None = None,
     ood_data: Path | str | Mapping[str, Path | str] | None = None,
@@ -69,8 +71,9 @@ def compile(
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
         precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
             steps that ``calibration`` asks for, or ``int4`` weights.
-        calibration: for ``int8-static`` texts like those to come: a CSV file with the column ``text``, or the model's
-            inputs by name, [batch, tokens] each, batch by batch without padding.
+        calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
+            ``text``, or the model's inputs by name, [batch, tokens] each, batch by batch without padding.
+        prune_gates: take away slots whose gates stay under this in all of those texts.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
         ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for; of several, one
@@ -90,22 +93,23 @@ def compile(
         known = ", ".join(lowered_for.precisions)
         raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
     graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
-    calibrating.check(calibration, precision, several=isinstance(model, Mapping))
+    several = isinstance(model, Mapping)
+    calibrating.check(calibration, precision, several=several, pruned=prune_gates is not None)
     if graph is not None:
-        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack)
+        pruned = {"prune-gates": prune_gates is not None}
+        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack, **pruned)
         check_output(output)
         data = ood_files(ood_data, [""]).get("")
         return compile_graph(
             graph, lowered_for, output=output, tokenizer=tokenizer, ood=ood, ood_data=data, stage=stage
         )
-    if isinstance(model, Mapping) and lowered_for.plugin:
+    if several and lowered_for.plugin:
         raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
     if pack:
         lowered_for = packing(lowered_for)
     check_output(output)
     with stage("load"):
         sources = _sources(model, backbone)
-        several = "" not in sources
         for each in sources.values():
             if reduction is not None:
                 _run_at(each.model, reduction)
@@ -115,6 +119,11 @@ def compile(
             tasks.check({name: each.model for name, each in sources.items()})
     source = next(iter(sources.values()))
     words = tokenizer or source.tokenizer
+    pruning = None
+    if prune_gates is not None:
+        with stage("prune"):
+            texts = calibrating.inputs(calibration, words, Inputs.of(source.model))
+            pruning = prune_slots(source.model, prune_gates, texts)
     if precision != "fp32":
         with stage("quantise"):
             for each in sources.values():
@@ -150,7 +159,7 @@ def compile(
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens)
-            write_report(folder, passes, parity, tolerances)
+            write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
             write_manifest(folder, described, compiled, lowered_for, precision, infos)
     return Bundle(output)

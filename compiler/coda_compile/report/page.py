@@ -20,6 +20,7 @@ from coda_compile.errors import CodaError, as_sentences
 from coda_compile.explain import Explanation, explain, layer_ranges
 from coda_compile.parity import Tolerances
 from coda_compile.profile import profile_bundle
+from coda_compile.pruning import REPORT, Pruning, read_pruning
 from coda_compile.report import charts, inside_charts
 from coda_compile.report.formats import Table, percent, size
 from coda_compile.report.plots import Plot
@@ -35,6 +36,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 class _Proof:
     """What the compiler wrote into report.json."""
 
+    pruning: Pruning | None
     passes: list[dict[str, Any]]
     cases: list[dict[str, Any]]
     tolerances: Tolerances
@@ -96,7 +98,7 @@ def _write(path: Path, page: str) -> None:
 
 
 def _read_proof(folder: Path) -> _Proof:
-    path = folder / "report.json"
+    path = folder / REPORT
     try:
         plain = json.loads(path.read_text("utf-8"))
         passes = [
@@ -105,7 +107,7 @@ def _read_proof(folder: Path) -> _Proof:
         ]
         keys = ("case", "scores", "gates", "outputs", "narrowest", "ties", "skipped")
         cases = [{key: item[key] for key in keys} for item in plain["parity"]["cases"]]
-        return _Proof(passes, cases, Tolerances(**plain["parity"]["tolerances"]))
+        return _Proof(read_pruning(folder), passes, cases, Tolerances(**plain["parity"]["tolerances"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"{path} is missing or damaged: compile the model again") from None
 
@@ -146,6 +148,7 @@ def _render(
         profile=profile,
         kernel_share=percent(profile.kernel_seconds / profile.run_seconds),
         time=[inside_charts.time_by_layer(profile), inside_charts.time_by_operator(profile)],
+        pruning=proof.pruning,
         passes=_passes(proof.passes),
         fusions=_fusions(explanation),
         parity=inside_charts.parity(proof.cases, proof.tolerances),
