@@ -29,10 +29,13 @@ import train_reviews
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
 @click.option("--reviews", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--queries", type=click.Path(exists=True, path_type=Path), required=True, help="CLINC150's JSON file.")
+@click.option("--precision", default="fp32", show_default=True)
 @click.option("--batch", default=32, show_default=True)
 @click.option("--rounds", default=10, show_default=True)
 @click.option("--threads", default=0, show_default=True, help="0: all cores.")
-def main(model: Path, backbone: str, reviews: Path, queries: Path, batch: int, rounds: int, threads: int) -> None:
+def main(
+    model: Path, backbone: str, reviews: Path, queries: Path, precision: str, batch: int, rounds: int, threads: int
+) -> None:
     texts = {
         "film reviews": train_reviews.split(*train_reviews.read_texts(reviews))[1],
         "CLINC150 queries": [text for text, _ in json.loads(queries.read_text("utf-8"))["test"]],
@@ -44,7 +47,12 @@ def main(model: Path, backbone: str, reviews: Path, queries: Path, batch: int, r
             try:
                 bundles = [
                     compile(
-                        model, output=Path(folder) / str(pack), backbone=backbone, reduction=reduction, pack=bool(pack)
+                        model,
+                        output=Path(folder) / str(pack),
+                        backbone=backbone,
+                        reduction=reduction,
+                        precision=precision,
+                        pack=bool(pack),
                     )
                     for pack in (0, 1)
                 ]
@@ -60,7 +68,7 @@ def main(model: Path, backbone: str, reviews: Path, queries: Path, batch: int, r
                 gain = ratio_interval(plain.rounds(i), packed.rounds(i))
                 lengths = feed["attention_mask"].sum(1)
                 click.echo(
-                    f"r = {bundles[0].manifest.layers[0].reduction}, {name}: {len(lengths)} of {lengths.mean():.0f} "
+                    f"{precision}, r = {bundles[0].manifest.layers[0].reduction}, {name}: {len(lengths)} of {lengths.mean():.0f} "
                     f"tokens, the longest of {lengths.max()}: packed {gain.middle:.2f}x "
                     f"[{gain.low:.2f}, {gain.high:.2f}] as fast"
                 )

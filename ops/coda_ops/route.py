@@ -217,7 +217,7 @@ def body(schedule: Schedule) -> onnx.FunctionProto:
 
 
 def openvino_body(schedule: Schedule) -> onnx.FunctionProto:
-    """The same for OpenVINO, which makes fewer operators of it this way and, in float32, is ten times as exact."""
+    """The same for OpenVINO, which makes fewer operators of it this way and, in float32, rounds less."""
     start = """less_log_k = Neg(log_k)
         m0 = Identity(none_wide)"""
     return _body(schedule, start, _by_row)
