@@ -21,15 +21,15 @@ def complete(target: Target | str) -> Target:
 
 
 def packing(target: Target) -> Target:
-    """With packed rows, made where projections are still products of their own.
+    """With packed rows, made once projections are one product and before the rest is fused.
 
     Raises:
         TargetError: it has no such place.
     """
     if "fuse_projections" not in target.lowering:
         raise TargetError(f"target {target.name!r} packs no rows: leave out --pack")
-    before = target.lowering.index("fuse_projections")
-    return replace(target, lowering=(*target.lowering[:before], "pack_rows", *target.lowering[before:]))
+    after = target.lowering.index("fuse_projections") + 1
+    return replace(target, lowering=(*target.lowering[:after], "pack_rows", *target.lowering[after:]))
 
 
 def verified_on(target: Target) -> Target:

@@ -27,8 +27,8 @@ def test_targets_are_found_by_name_or_refused():
         complete(replace(CPU, name="half", lacks="a heart"))
 
 
-def test_rows_are_packed_before_projections_are_fused():
+def test_rows_are_packed_once_projections_are_one_product():
     names = packing(CPU).lowering
-    assert names.index("pack_rows") + 1 == names.index("fuse_projections")
+    assert names.index("pack_rows") - 1 == names.index("fuse_projections")
     with pytest.raises(TargetError, match=r"packs no rows: leave out --pack"):
         packing(replace(CPU, lowering=()))

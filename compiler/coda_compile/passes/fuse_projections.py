@@ -96,12 +96,18 @@ def _of_keys(graph: ir.Graph, node: ir.Node, query: _Projection, packed: list[ir
 
 
 def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    """All three projections in one, [batch, tokens, 3 * width]."""
     if query.rounded:
         operator = "Int8StaticLinear" if query.rounding else "Int8Linear"
-        return [ir.node(operator, [query.x, *packed, *query.rounding], domain=DOMAIN)]
-    weight, bias = packed
-    product = ir.node("MatMul", [query.x, weight])
-    return [product, ir.node("Add", [product.outputs[0], bias])]
+        nodes = [ir.node(operator, [query.x, *packed, *query.rounding], domain=DOMAIN)]
+    else:
+        weight, bias = packed
+        product = ir.node("MatMul", [query.x, weight])
+        nodes = [product, ir.node("Add", [product.outputs[0], bias])]
+    for (value,) in (node.outputs for node in nodes):
+        value.type = query.x.type
+        value.shape = None if query.x.shape is None else ir.Shape([*query.x.shape[:-1], array_of(packed[-1]).size])
+    return nodes
 
 
 def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:

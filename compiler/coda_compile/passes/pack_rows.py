@@ -13,6 +13,8 @@ from coda_targets.routing import LAYER_TAG
 _BOOL = int(ir.DataType.BOOL)
 _PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int8StaticLinear"), (DOMAIN, "Int4Linear")}
 
+_ATTENTION = {(RUNTIME_DOMAIN, "MultiHeadAttention"), (RUNTIME_DOMAIN, "Attention"), (DOMAIN, "SelfAttention")}
+
 
 class PackRows(Declining):
     """Between attention, which is of one text at a time, products run over Σ k_i rows instead of batch · max k.
@@ -115,7 +117,7 @@ def _pack(graph: ir.Graph, nodes: list[ir.Node], sources: dict[ir.Value, ir.Valu
 
 
 def _is_attention(node: ir.Node) -> bool:
-    return (node.domain, node.op_type) == (RUNTIME_DOMAIN, "MultiHeadAttention")
+    return (node.domain, node.op_type) in _ATTENTION
 
 
 def _insert(

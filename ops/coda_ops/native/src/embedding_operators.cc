@@ -106,7 +106,7 @@ struct EmbedOp : CodaOp<EmbedOp<Word>, EmbedKernel<Word>> {
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape &words = context.GetInputShape(0), &ids = context.GetInputShape(kRounded ? 2 : 1);
     if (words.size() != 2 || ids.size() != 2) return Ort::Status(nullptr);
-    return context.SetOutputShape(0, Shape{ids[0], ids[1], words[1]});
+    return set_shape(context, 0, Shape{ids[0], ids[1], words[1]});
   }
 };
 

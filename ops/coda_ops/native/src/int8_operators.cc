@@ -89,7 +89,7 @@ struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
     const Shape& weight = context.GetInputShape(1);
     if (out.empty() || weight.size() != 2) return Ort::Status(nullptr);
     out.back() = weight[1];
-    return context.SetOutputShape(0, out);
+    return set_shape(context, 0, out);
   }
 };
 
@@ -179,12 +179,12 @@ struct Int8AdapterOp : CodaOp<Int8AdapterOp<kRouter>, Int8AdapterKernel<kRouter>
     if (x.empty() || down.size() != 2) return Ort::Status(nullptr);
     if constexpr (kRouter) {
       const Shape each(x.begin(), x.end() - 1);
-      if (auto status = context.SetOutputShape(2, each); !status.IsOK()) return status;
+      if (auto status = set_shape(context, 2, each); !status.IsOK()) return status;
     }
     Shape narrow = x;
     narrow.back() = down[1];
-    if (auto status = context.SetOutputShape(1, narrow); !status.IsOK()) return status;
-    return context.SetOutputShape(0, x);
+    if (auto status = set_shape(context, 1, narrow); !status.IsOK()) return status;
+    return set_shape(context, 0, x);
   }
 };
 

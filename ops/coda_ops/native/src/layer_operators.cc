@@ -14,7 +14,7 @@ namespace {
 // Shapes of an operator whose first output is as its first input.
 Ort::Status as_the_first(Ort::ShapeInferContext& context) {
   const Shape& x = context.GetInputShape(0);
-  return x.empty() ? Ort::Status(nullptr) : context.SetOutputShape(0, x);
+  return x.empty() ? Ort::Status(nullptr) : set_shape(context, 0, x);
 }
 
 struct GeluKernel {
@@ -193,9 +193,9 @@ struct AttentionOp : CodaOp<AttentionOp, AttentionKernel> {
 
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     Shape out = context.GetInputShape(0);
-    if (out.size() != 3 || !out[2].IsInt()) return Ort::Status(nullptr);
+    if (out.size() != 3 || !out[2].IsInt() || out[2].AsInt() < 0) return Ort::Status(nullptr);
     out[2] = Dim(out[2].AsInt() / 3);
-    return context.SetOutputShape(0, out);
+    return set_shape(context, 0, out);
   }
 };
 

@@ -22,6 +22,14 @@ std::vector<const OrtCustomOp*> int8_operators();
 using Dim = Ort::ShapeInferContext::SymbolicInteger;
 using Shape = Ort::ShapeInferContext::Shape;
 
+// Tell an output's shape, unless the length of an axis has neither a number nor a name, which reads as -1: onnxruntime would
+// take any two of those for equal, and one buffer for both.
+inline Ort::Status set_shape(Ort::ShapeInferContext& context, size_t output, const Shape& shape,
+                             ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+  const bool known = std::none_of(shape.begin(), shape.end(), [](const Dim& d) { return d.IsInt() && d.AsInt() < 0; });
+  return known ? context.SetOutputShape(output, shape, type) : Ort::Status(nullptr);
+}
+
 inline OrtStatusPtr invalid(const std::string& message) {
   return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
 }

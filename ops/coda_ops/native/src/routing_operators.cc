@@ -64,7 +64,8 @@ struct RouteOp : CodaOp<RouteOp, RouteKernel> {
     const int64_t p = context.GetAttrInt("numerator"), q = context.GetAttrInt("denominator");
     Shape out{scores[0], scores[1]};
     if (scores[1].IsInt()) {
-      out[1] = Dim(slot_count(scores[1].AsInt(), p, q));
+      const int64_t tokens = scores[1].AsInt();
+      out[1] = Dim(tokens < 0 ? tokens : slot_count(tokens, p, q));
     } else if (p != q) {
       // Layers of one r share one name, so that fusions see equal shapes; onnxruntime keeps pointers to names.
       static std::mutex mutex;
@@ -74,7 +75,7 @@ struct RouteOp : CodaOp<RouteOp, RouteKernel> {
       out[1] = Dim(names.insert(name).first->c_str());
     }
     for (size_t i = 0; i < std::size(kOutputs); ++i) {
-      if (auto status = context.SetOutputShape(i, out, kOutputs[i]); !status.IsOK()) return status;
+      if (auto status = set_shape(context, i, out, kOutputs[i]); !status.IsOK()) return status;
     }
     return Ort::Status(nullptr);
   }
@@ -120,7 +121,7 @@ struct TakeOp : CodaOp<TakeOp, TakeKernel> {
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape &x = context.GetInputShape(0), &indices = context.GetInputShape(1);
     if (x.size() != 3 || indices.size() != 2) return Ort::Status(nullptr);
-    return context.SetOutputShape(0, Shape{indices[0], indices[1], x[2]});
+    return set_shape(context, 0, Shape{indices[0], indices[1], x[2]});
   }
 };
 
@@ -196,7 +197,7 @@ struct PutOp : CodaOp<PutOp<kDifference>, PutKernel<kDifference>> {
 
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape& base = context.GetInputShape(0);
-    return base.size() == 3 ? context.SetOutputShape(0, base) : Ort::Status(nullptr);  // empty: not known
+    return base.size() == 3 ? set_shape(context, 0, base) : Ort::Status(nullptr);  // empty: not known
   }
 };
 
@@ -282,7 +283,7 @@ struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape &rows = context.GetInputShape(0), &used = context.GetInputShape(1);
     if (rows.size() != 2 || used.size() != 2) return Ort::Status(nullptr);
-    return context.SetOutputShape(0, Shape{used[0], used[1], rows[1]});
+    return set_shape(context, 0, Shape{used[0], used[1], rows[1]});
   }
 };
 
