@@ -68,8 +68,8 @@ def main(
                 gain = ratio_interval(plain.rounds(i), packed.rounds(i))
                 lengths = feed["attention_mask"].sum(1)
                 click.echo(
-                    f"{precision}, r = {bundles[0].manifest.layers[0].reduction}, {name}: {len(lengths)} of {lengths.mean():.0f} "
-                    f"tokens, the longest of {lengths.max()}: packed {gain.middle:.2f}x "
+                    f"{precision}, r = {bundles[0].manifest.layers[0].reduction}, {name}: {len(lengths)} of "
+                    f"{lengths.mean():.0f} tokens, the longest of {lengths.max()}: packed {gain.middle:.2f}x "
                     f"[{gain.low:.2f}, {gain.high:.2f}] as fast"
                 )
 
