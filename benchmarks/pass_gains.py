@@ -20,35 +20,25 @@ from coda_targets import get_target
 
 VOCABULARY = 20_000  # of the random ids; every encoder here has more
 FUSIONS = ("fuse_attention", "fuse_projections")
+ALONE = (
+    "fuse_adapters",
+    "fuse_routers",
+    "fuse_gelus",
+    "fuse_embeddings",
+    "fuse_norms",
+    "fuse_puts",
+    "share_slots",
+    "trim_to_readout",
+)
 WHOLE = "as compiled"
 # Name in the table → passes left out, whether without native kernels.
 VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     WHOLE: ((), False),
     "without fuse_projections": (FUSIONS[1:], False),
     "without fuse_attention, and so fuse_projections": (FUSIONS, False),
-    "without fuse_adapters": (("fuse_adapters",), False),
-    "without fuse_routers": (("fuse_routers",), False),
-    "without fuse_gelus": (("fuse_gelus",), False),
-    "without fuse_embeddings": (("fuse_embeddings",), False),
-    "without fuse_norms": (("fuse_norms",), False),
-    "without fuse_puts": (("fuse_puts",), False),
-    "without share_slots": (("share_slots",), False),
-    "without trim_to_readout": (("trim_to_readout",), False),
+    **{f"without {name}": ((name,), False) for name in ALONE},
     "without native kernels": ((), True),
-    "without any of them": (
-        (
-            *FUSIONS,
-            "fuse_adapters",
-            "fuse_routers",
-            "fuse_gelus",
-            "fuse_embeddings",
-            "fuse_norms",
-            "fuse_puts",
-            "share_slots",
-            "trim_to_readout",
-        ),
-        True,
-    ),
+    "without any of them": ((*FUSIONS, *ALONE), True),
 }
 
 

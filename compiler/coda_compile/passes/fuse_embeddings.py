@@ -101,13 +101,7 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> str | None:
     if words is None or rounded not in ([], [words]):
         return "the lookup by an input of the model is not the first, or others are rounded"
     scale, bias = (*norm.inputs, None, None)[1:3]
-    width = words.table.shape[1] if words.table.shape is not None else None
-    if (
-        scale is None
-        or bias is None
-        or norm.attributes.get_int("axis", -1) not in (-1, 2)
-        or not isinstance(width, int)
-    ):
+    if scale is None or bias is None or norm.attributes.get_int("axis", -1) not in (-1, 2):
         return "it has no bias, or norms more than the last axis"
     *types, positions = [one for one in found if one is not words]
     if types:
