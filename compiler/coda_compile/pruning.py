@@ -16,7 +16,7 @@ class PrunedLayer:
         layer: its number.
         before, after: r.
         dropped: the highest gate that lost its slot in any of the texts, so that no token lost more than that share of
-            its update.
+            its update. In k-to-k others lost it as a key, too, which only the comparison of answers tells.
     """
 
     layer: int
