@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from coda_models.errors import BackboneError
-from coda_ops.errors import first_line
+from coda_models.plain_json import json_object
+from coda_models.standard_names import strange_names
+from coda_models.untrusted import check_shards, check_tokenizer, settled
+from coda_ops.errors import CodaError, first_line
 
 AUTO_CLASSES: dict[str, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -29,10 +33,15 @@ AUTO_CLASSES: dict[str, Any] = {
 }
 
 
+_ADAPTER = "adapter_config.json"
+# One of them is there wherever AutoTokenizer finds a tokenizer of a supported family, or one that says its class.
+_VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+
+
 def build(config: PretrainedConfig, task: str) -> PreTrainedModel:
     """An untrained encoder of a known shape, to be filled with a checkpoint's tensors."""
     with torch.random.fork_rng():
-        model: PreTrainedModel = AUTO_CLASSES[task].from_config(config)
+        model: PreTrainedModel = AUTO_CLASSES[task].from_config(settled(config, "the checkpoint"))
     return model.float().eval()
 
 
@@ -55,11 +64,18 @@ def load_backbone(
         supplied: names of tensors that the caller will bring, so that they may be lacking.
 
     Raises:
-        BackboneError: not found, unreadable, or incomplete.
+        BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
+        UnsupportedModelError: a configuration that no standard class is all there is to.
     """
-    config = hf_config or _attempt(source, AutoConfig.from_pretrained, **options)
+    config = settled(hf_config or _attempt(source, AutoConfig.from_pretrained, **options), source)
     with quiet():
-        model, info = _attempt(source, AUTO_CLASSES[task].from_pretrained, config=config, output_loading_info=True)
+        model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), config=config)
+    if strange := strange_names(info["unexpected_keys"], config):
+        raise BackboneError(
+            f"the weights in {source} hold {strange[0]!r}, for which {type(model).__name__} as config.json "
+            "describes it has no place, so it would be left out: merge what was added, or give what the library that "
+            "added it saves (save_adapter, PEFT's save_pretrained)"
+        )
     # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler.") and name not in supplied)
     if trained and lacking:
@@ -86,24 +102,52 @@ def quiet() -> Iterator[None]:
 
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside an encoder, or ``None`` where there is none."""
-    if Path(source).is_dir() and not any(
-        (Path(source) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-    ):
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _VOCABULARIES):
         return None
-    tokenizer: PreTrainedTokenizerBase = _attempt(source, AutoTokenizer.from_pretrained)
+    tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer)
     return tokenizer
+
+
+def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: Any) -> Any:
+    """A model, and what transformers says of its tensors."""
+    read = cache(partial(_json, source, local_files_only))
+    if read(_ADAPTER) is not None:  # transformers would load another model, the one that this file names
+        raise BackboneError(f"{source} is an adapter, and a backbone is a whole model: merge it first")
+    check_shards(read, source)
+    return auto.from_pretrained(source, local_files_only=local_files_only, output_loading_info=True, **options)
+
+
+def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
+    check_tokenizer(cache(partial(_json, source, local_files_only)), source)
+    return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **options)
+
+
+def _json(source: str, local_files_only: bool, name: str) -> dict[str, Any] | None:
+    """What a JSON file of a folder, or of a hub name, holds; ``None`` where there is none or it holds no object."""
+    path = cached_file(
+        source,
+        name,
+        local_files_only=local_files_only,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else json_object(Path(path))
 
 
 def _attempt(source: Path | str, load: Any, **options: Any) -> Any:
     """Load offline, then online where the source may be a hub name; never run code that comes with it."""
     try:
         return load(str(source), local_files_only=True, trust_remote_code=False, **options)
+    except CodaError:
+        raise
     except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
         if Path(source).exists():
             raise BackboneError(f"the backbone in {source} cannot be read: {first_line(error)}") from error
     _ask_hub(str(source))
     try:
         return load(str(source), trust_remote_code=False, **options)
+    except CodaError:
+        raise
     except Exception as error:
         raise BackboneError(f"the backbone {source!r} cannot be read from the hub: {first_line(error)}") from error
 

@@ -1,11 +1,11 @@
 """What can be compiled, recognised by what lies on disk."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coda_compile.errors import CompileError
+from coda_models.plain_json import json_object as json_object
 from coda_targets.bundle import MODEL
 
 if TYPE_CHECKING:
@@ -68,15 +68,6 @@ def find_onnx(path: Path) -> Path | None:
         other = (path / "manifest.json").is_file() or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
         return path / MODEL if (path / MODEL).is_file() and not other else None
     return path if path.suffix == ".onnx" and path.is_file() else None
-
-
-def json_object(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; ``None`` where it cannot be read or holds no object."""
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return plain if isinstance(plain, dict) else None
 
 
 def _read_adapter(folder: Path, backbone: str | None) -> Source:

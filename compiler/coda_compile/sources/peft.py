@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources import Source, huggingface
-from coda_compile.sources.reference import answers, check_same, few_tokens
+from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.tensors import read_tensors
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
@@ -59,8 +59,6 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
         supplied=[name.removeprefix("base_model.").removeprefix("model.") for name in tensors],
         **({} if labels is None else {"num_labels": labels}),
     )
-    if getattr(pretrained.config, "quantization_config", None):
-        raise UnsupportedModelError(f"the base model {base} is quantised: pass the one in float32 with --backbone PATH")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it warns of is checked here
         try:
@@ -109,14 +107,11 @@ def _converted(
     adapted: Any, pretrained: Any, plain: dict[str, Any], task: str, tensors: dict[str, Tensor], base: str
 ) -> CodaModel:
     """The adapted model as one of ours, compared with PEFT's own on a few tokens."""
-    inputs = few_tokens(pretrained.config)
-    try:
-        wanted = answers(adapted, inputs)  # before it is merged in place
-    except Exception as error:  # whatever its own code runs into
-        raise UnsupportedModelError(
-            f"PEFT itself cannot run {plain['peft_type']} on this {pretrained.config.model_type}, "
-            f"so there is nothing to compare with: {first_line(error)}"
-        ) from error
+    method = plain["peft_type"]
+    untyped = method not in MERGED and task == "feature-extraction"  # PEFT drops token types here
+    inputs = few_tokens(pretrained.config, types=not untyped)
+    what = f"{method} on this {pretrained.config.model_type}"
+    wanted = wanted_answers(adapted, inputs, "PEFT", what)  # before it is merged in place
     pooling = huggingface.read_pooling(Path(base)) if task == "feature-extraction" else None
     config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
     prompt = tensors.get(_PROMPT)
@@ -125,12 +120,14 @@ def _converted(
     else:
         _unwrap(pretrained)
         model = convert(pretrained, config)
-        if plain["peft_type"] in PROMPTS:
+        if method in PROMPTS:
             add_prompt(model, prompt)
         else:
             heads = int(pretrained.config.num_attention_heads)
             by_layer = prompt.view(len(prompt), len(model.layers), 2, heads, -1)
             add_prefix(model, by_layer.permute(1, 2, 3, 0, 4).contiguous())
+    if untyped:
+        model.input_names = tuple(name for name in model.input_names if name != "token_type_ids")
     check_same(model, inputs, wanted, "PEFT")
     return model
 

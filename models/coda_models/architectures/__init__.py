@@ -66,8 +66,22 @@ def choose_head(model: Any, task: str, sequence: Callable[[], nn.Module]) -> nn.
     return nn.Sequential(model.dropout, model.classifier) if task == "token-classification" else None
 
 
+def input_names(config: Any) -> tuple[str, ...]:
+    """What a family with token types takes; a table of one row tells none apart."""
+    types = ("token_type_ids",) if config.type_vocab_size > 1 else ()
+    return ("input_ids", "attention_mask", *types)
+
+
 def after_padding(config: Any) -> int:
-    """Longest input of the families whose positions start behind the padding id."""
+    """Longest input of the families whose positions start behind the padding id.
+
+    Raises:
+        UnsupportedModelError: there is no such id.
+    """
+    if config.pad_token_id is None:
+        raise UnsupportedModelError(
+            f"this {config.model_type} model has no pad_token_id in config.json, behind which its positions begin"
+        )
     return int(config.max_position_embeddings - config.pad_token_id - 1)
 
 

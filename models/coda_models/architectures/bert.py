@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from coda_models.architectures import Parts, choose_head
+from coda_models.architectures import Parts, choose_head, input_names
 from coda_models.attention import Attention
 from coda_models.errors import UnsupportedModelError
 from coda_models.layer import FeedForward, PostNormBlock
@@ -54,6 +54,6 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
         head=choose_head(model, task, lambda: nn.Sequential(model.bert.pooler, model.dropout, model.classifier)),
-        input_names=("input_ids", "attention_mask", "token_type_ids"),
+        input_names=input_names(model.config),
         max_tokens=model.config.max_position_embeddings,
     )

@@ -29,8 +29,6 @@ def parts(model: Any, task: str) -> Parts:
     """Take an MPNet model apart."""
     base = model.base_model
     encoder = base.encoder
-    bucket = type(encoder).relative_position_bucket
-    buckets = model.config.relative_attention_num_buckets
     return Parts(
         embeddings=base.embeddings,
         blocks=[_block(layer, model.config) for layer in encoder.layer],
@@ -40,6 +38,7 @@ def parts(model: Any, task: str) -> Parts:
         max_tokens=int(model.config.max_position_embeddings - base.embeddings.padding_idx - 1),
         relative_bias=RelativeBias(
             encoder.relative_attention_bias,
-            lambda distance: bucket(distance, num_buckets=buckets),
+            # 32 of them whatever relative_attention_num_buckets says, which sizes the table alone.
+            type(encoder).relative_position_bucket,
         ),
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, after_padding, choose_head
+from coda_models.architectures import Parts, after_padding, choose_head, input_names
 from coda_models.architectures.bert import block, refuse_variants
 
 
@@ -14,6 +14,6 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
         head=choose_head(model, task, lambda: model.classifier),
-        input_names=("input_ids", "attention_mask"),
+        input_names=input_names(model.config),
         max_tokens=after_padding(model.config),
     )

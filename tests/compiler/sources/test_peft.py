@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone
-from transformers import PreTrainedModel
 
 from coda_compile import compile
 from coda_compile.errors import CompileError
@@ -239,14 +238,10 @@ def test_configurations_that_cannot_be_compiled(lora: Path, changes: dict[str, A
         read_source(lora)
 
 
-def test_quantised_base(lora: Path, monkeypatch: pytest.MonkeyPatch):
-    def quantised(*args: Any, **options: Any) -> PreTrainedModel:
-        model = load_backbone(*args, **options)
-        model.config.quantization_config = {"load_in_4bit": True}
-        return model
-
-    monkeypatch.setattr("coda_compile.sources.peft.load_backbone", quantised)
-    with pytest.raises(UnsupportedModelError, match="is quantised: pass the one in float32 with --backbone PATH"):
+def test_quantised_base(lora: Path, tmp_path: Path):
+    config = tmp_path / "peft-base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(UnsupportedModelError, match="is quantised: pass the one in float32, of an adapter with --back"):
         read_source(lora)
 
 

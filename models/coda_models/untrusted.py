@@ -1,0 +1,114 @@
+"""What a stranger's folder may say: nothing that makes transformers fetch code, read outside of the folder, or compute
+what no standard class does."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import PureWindowsPath
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from coda_models.architectures import FAMILIES
+from coda_models.errors import BackboneError, UnsupportedModelError
+
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER = "tokenizer.json"
+# transformers writes it and reads the file of that name in the folder alone.
+_UNREAD = "special_tokens_map_file"
+
+ReadJson = Callable[[str], dict[str, Any] | None]
+"""What a file of the folder holds, by its name; ``None`` where there is none."""
+
+
+def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
+    """A copy of a configuration that asks for nothing but a standard class's own modules.
+
+    How attention is computed is this compiler's affair, so whatever the configuration names for it, which may be code
+    on the hub, is forgotten.
+
+    Args:
+        source: whose configuration it is, for messages.
+
+    Raises:
+        UnsupportedModelError: another architecture, code of its own, quantised weights or pruned heads.
+        BackboneError: weights in a file outside of the folder.
+    """
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r} is not supported: use one of {', '.join(FAMILIES)}"
+        )
+    if own := getattr(config, "auto_map", None):
+        raise UnsupportedModelError(
+            f"the configuration in {source} names code of its own, {own!r}, which is not run: "
+            "only transformers' own classes are supported"
+        )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(
+            f"the model {source} is quantised: pass the one in float32, of an adapter with --backbone PATH"
+        )
+    if config.pruned_heads:
+        raise UnsupportedModelError(
+            f"the configuration in {source} has pruned_heads, so its layers differ in width: use the model as it was "
+            "before prune_heads"
+        )
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and not _plain(weights):
+        raise BackboneError(f"the configuration in {source} names weights outside of its folder: {weights!r}")
+    config = deepcopy(config)
+    config._attn_implementation = None
+    return config
+
+
+def check_shards(read: ReadJson, source: object) -> None:
+    """Refuse an index whose weights lie outside of the folder.
+
+    Raises:
+        BackboneError: names the first such file.
+    """
+    for name in INDICES:
+        listed = (read(name) or {}).get("weight_map")
+        for shard in listed.values() if isinstance(listed, dict) else ():
+            if not _plain(shard):
+                raise BackboneError(f"{name} in {source} names weights outside of its folder: {shard!r}")
+
+
+def check_tokenizer(read: ReadJson, source: object) -> None:
+    """Refuse settings that name files to read or code to run: a tokenizer's files are found by their own names.
+
+    Raises:
+        BackboneError: names the first such setting.
+    """
+    for name in TOKENIZER_SETTINGS:
+        for key, value in _settings(read(name) or {}):
+            if key == "auto_map" and value:
+                raise BackboneError(
+                    f"{name} in {source} names code of its own, {value!r}, which is not run: save one of transformers' "
+                    "own tokenizers there"
+                )
+            if _names_files(key, value) and (key != "tokenizer_file" or read(_TOKENIZER) is not None):
+                raise BackboneError(
+                    f"{name} in {source} names files to read, {key}: {value!r}: remove it, a tokenizer's files are "
+                    "found by their own names"
+                )
+
+
+def _names_files(key: str, value: Any) -> bool:
+    if not value or key == _UNREAD:
+        return False
+    if key == "fast_tokenizer_files":  # looked up in the folder
+        return not (isinstance(value, list) and all(_plain(one) for one in value))
+    return key.endswith("_file") or key == "init_inputs"
+
+
+def _settings(plain: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON value with what it holds, at any depth."""
+    if isinstance(plain, dict):
+        yield from plain.items()
+    for value in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+        yield from _settings(value)
+
+
+def _plain(name: Any) -> bool:
+    """Whether it is a file's name without a way to it, on any system."""
+    return isinstance(name, str) and name not in ("", "..") and PureWindowsPath(name).name == name
