@@ -66,6 +66,12 @@ def cli() -> None:
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
 @click.option(
+    "--problem-type",
+    type=click.Choice(("single_label_classification", "multi_label_classification", "regression")),
+    help="What the logits stand for, where the model does not say so.",
+)
+@click.option("--labels", help="Names of the classes in order of the logits, as no,yes.  [default: the model's]")
+@click.option(
     "--precision",
     "-p",
     default="fp32",
@@ -107,6 +113,8 @@ def compile(
     add_to: Path | None,
     backbone: str | None,
     tokenizer: str | None,
+    problem_type: str | None,
+    labels: str | None,
     precision: str,
     calibration: Path | None,
     prune_gates: float | None,
@@ -127,6 +135,7 @@ def compile(
     coda-compile intents.pt topics.pt -o both            two tasks, one backbone
     coda-compile moods.pt --add-to both                  a third one, later
     coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
+    coda-compile toxicity-lora --problem-type multi_label_classification --labels toxic,spam,rude
     coda-compile lora.onnx                               the same, from what another exporter wrote
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
     coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
@@ -152,6 +161,8 @@ def compile(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise click.UsageError(f"two tasks would be named {twice!r}: rename one of the checkpoints")
+    if (problem_type or labels) and (len(models) > 1 or add_to is not None):
+        raise click.UsageError("--problem-type and --labels are one model's: set them in each model before it is saved")
     if len(models) > 1 and data is not None:
         raise click.UsageError("--precision auto chooses for one model: compile each by itself")
     if len(known) not in (0, len(models)):
@@ -168,6 +179,7 @@ def compile(
         from coda_compile.pipeline import compile as compile_model
         from coda_compile.sources import read_tokenizer
     words = None if tokenizer is None else read_tokenizer(tokenizer)
+    classes = None if labels is None else [name.strip() for name in labels.split(",")]
     if data is None:
         bundle = compile_model(
             model if len(models) == 1 else dict(zip(names, models, strict=True)),
@@ -175,6 +187,8 @@ def compile(
             output=folder,
             backbone=backbone,
             tokenizer=words,
+            problem_type=problem_type,
+            labels=classes,
             reduction=_reduction(reduction),
             precision=precision,
             calibration=calibration,
@@ -188,9 +202,11 @@ def compile(
         from coda_compile import choice_table
         from coda_compile.choice import choose
         from coda_compile.sources import read_source
+        from coda_compile.sources.classes import set_classes
 
         with progress.stage("load"):
             source = read_source(model, backbone=backbone)
+            set_classes(source.model, problem_type, classes)
         choice = choose(
             source.model,
             lowered_for,

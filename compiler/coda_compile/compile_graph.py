@@ -1,7 +1,8 @@
 """compile() for an ONNX file of another exporter: the same passes, verified against the file itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from coda_compile.lowering import verified_on
 from coda_compile.ood import check, fit
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
+from coda_compile.sources.classes import check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
@@ -47,13 +49,15 @@ def compile_graph(
     *,
     output: Path,
     tokenizer: "PreTrainedTokenizerBase | None",
+    problem_type: str | None,
+    labels: Sequence[str] | None,
     ood: str | None,
     ood_data: Path | None,
     stage: Callable[[str], AbstractContextManager[object]],
 ) -> Bundle:
     """As ``compile``, for the file that ``find_onnx`` found."""
     with stage("load"):
-        graph = read(path)
+        graph = _named(read(path), problem_type, labels)
         check(ood, ood_data, graph.task)
         _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
@@ -81,6 +85,19 @@ def compile_graph(
             write_report(folder, passes, {"": parity}, Tolerances())
             write_manifest(folder, described, compiled, target, "fp32")
     return Bundle(output)
+
+
+def _named(graph: Graph, problem_type: str | None, labels: Sequence[str] | None) -> Graph:
+    """A graph whose logits stand for what its user says."""
+    check_asked(graph.task, len(graph.labels), problem_type, labels)
+    config = graph.config if problem_type is None else {**graph.config, "problem_type": problem_type}
+    if labels is None:
+        return replace(graph, config=config)
+    names = {
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+    return replace(graph, config={**config, **names}, labels=tuple(labels))
 
 
 def _upgrade(model: ir.Model, opset: int, path: Path) -> None:

@@ -32,6 +32,7 @@ from coda_compile.passes import run_passes
 from coda_compile.prune_slots import prune_slots
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, find_onnx, read_source
+from coda_compile.sources.classes import set_classes
 from coda_compile.verify import expected, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
@@ -50,6 +51,8 @@ def compile(
     output: Path | str,
     backbone: Path | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    problem_type: str | None = None,
+    labels: Sequence[str] | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
     precision: str = "fp32",
     calibration: calibrating.Calibration | None = None,
@@ -68,6 +71,9 @@ def compile(
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own.
+        problem_type: what a text classifier's logits stand for, one of ``sources.classes.PROBLEM_TYPES``, where its
+            source does not say so, as adapters of PEFT do not.
+        labels: names of a classifier's classes in order of the logits, by default the source's.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
         precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
             steps that ``calibration`` asks for, or ``int4`` weights.
@@ -101,8 +107,18 @@ def compile(
         check_output(output)
         data = ood_files(ood_data, [""]).get("")
         return compile_graph(
-            graph, lowered_for, output=output, tokenizer=tokenizer, ood=ood, ood_data=data, stage=stage
+            graph,
+            lowered_for,
+            output=output,
+            tokenizer=tokenizer,
+            problem_type=problem_type,
+            labels=labels,
+            ood=ood,
+            ood_data=data,
+            stage=stage,
         )
+    if several and (problem_type is not None or labels is not None):
+        raise CompileError("problem_type and labels are one model's: set them in each model before it is saved")
     if several and lowered_for.plugin:
         raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
     if pack:
@@ -111,6 +127,7 @@ def compile(
     with stage("load"):
         sources = _sources(model, backbone)
         for each in sources.values():
+            set_classes(each.model, problem_type, labels)
             if reduction is not None:
                 _run_at(each.model, reduction)
             check_ood(ood, ood_data, each.model.coda_config.task)

@@ -67,7 +67,7 @@ def load_backbone(
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
         UnsupportedModelError: a configuration that no standard class is all there is to.
     """
-    config = settled(hf_config or _attempt(source, AutoConfig.from_pretrained, **options), source)
+    config = settled(hf_config or _changed(_attempt(source, AutoConfig.from_pretrained), options), source)
     with quiet():
         model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), config=config)
     if strange := strange_names(info["unexpected_keys"], config):
@@ -106,6 +106,15 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
         return None
     tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer)
     return tokenizer
+
+
+def _changed(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with other values; for another number of labels, without what the former head's stood for."""
+    if options.get("num_labels", config.num_labels) != config.num_labels:
+        config.problem_type = None
+    for name, value in options.items():
+        setattr(config, name, value)
+    return config
 
 
 def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: Any) -> Any:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
-from coda_compile.sources import ADAPTER_CONFIG, Source, json_object
+from coda_compile.sources import ADAPTER_CONFIG, Source
 from coda_compile.sources import ADAPTER_SETUP as SETUP
+from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_json
 from coda_compile.sources.huggingface import read_pooling
-from coda_compile.sources.reference import answers, check_same, few_tokens
-from coda_models.architectures import FirstToken
+from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_models.backbone import load_backbone, load_tokenizer, quiet
 from coda_models.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
 from coda_models.checkpoint import check_finite
@@ -29,11 +29,6 @@ from coda_models.model import CodaModel
 from coda_ops.errors import first_line
 
 _METHODS = {None: "bottlenecks", "lora": "LoRA", "prefix_tuning": "prefix-tuning"}
-_HEADS = {
-    "classification": "sequence-classification",
-    "multilabel_classification": "sequence-classification",
-    "tagging": "token-classification",
-}
 _WAYS_OUT = {
     "Fuse": "AdapterFusion's attention has no compiled form: train a Stack, or one adapter for the task",
     "Parallel": "several answers to one text are several bundles: compile each adapter by itself",
@@ -54,8 +49,8 @@ def read(folder: Path, backbone: str | None) -> Source:
     """
     names, parts = _parts(folder)
     for part in parts:
-        _check(part, _json(part / ADAPTER_CONFIG))
-    about = _json(parts[-1] / ADAPTER_CONFIG)
+        _check(part, read_json(part / ADAPTER_CONFIG))
+    about = read_json(parts[-1] / ADAPTER_CONFIG)
     base = backbone or about.get("model_name")
     if not isinstance(base, str) or not base:
         raise CompileError(f"{folder} names no base model: pass its folder with --backbone PATH")
@@ -70,12 +65,13 @@ def read(folder: Path, backbone: str | None) -> Source:
         for name, part in zip(names, parts, strict=True):
             _load(library, name, part)
         library.active_adapters = Stack(*names)
-        library.eval()
+        place = activate_head(library, folder, parts[-1])
+        library.float().eval()  # an adapter may have been trained in another precision than its base
         head = dict(library.heads.items()).get(library.active_head)
         _check_ready(library, names, head)
         inputs = few_tokens(plain.config)
-        wanted = answers(library, inputs)
-        model = _converted(library, plain, names, head, base)
+        wanted = wanted_answers(library, inputs, "the adapters library")
+        model = _converted(library, plain, names, head, place, base)
     check_finite(model.state_dict(), folder)
     check_same(model, inputs, wanted, "the adapters library")
     return Source("AdapterHub adapter", model, load_tokenizer(folder) or load_tokenizer(base))
@@ -95,18 +91,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    plain = json_object(path)
-    if plain is None:
-        raise CheckpointError(f"{path} is damaged or missing: save the adapter again")
-    return plain
-
-
 def _parts(folder: Path) -> tuple[list[str], list[Path]]:
     """Names and folders of the adapters that run behind each other."""
     if not (folder / SETUP).is_file():
         return ["adapter"], [folder]
-    setup = _json(folder / SETUP).get("adapter_setup")
+    setup = read_json(folder / SETUP).get("adapter_setup")
     children = setup.get("children") if isinstance(setup, dict) else None
     if not isinstance(setup, dict) or not isinstance(children, list) or not all(isinstance(c, dict) for c in children):
         raise CheckpointError(f"{folder / SETUP} is damaged: it should say how adapters are composed")
@@ -144,7 +133,7 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _check_base(folder: Path, config: Any, base: str) -> None:
-    about = _json(folder / ADAPTER_CONFIG)
+    about = read_json(folder / ADAPTER_CONFIG)
     for key in ("model_type", "hidden_size"):
         if about.get(key) not in (None, getattr(config, key, None)):
             raise CheckpointError(
@@ -162,7 +151,7 @@ def _library_model(auto: Any, plain: Any) -> Any:
             f"the adapters library has no model of type {plain.config.model_type!r}: use one of its own"
         ) from None
     library.base_model.load_state_dict(plain.state_dict(), strict=False)
-    return library.float()
+    return library
 
 
 def _load(library: Any, name: str, folder: Path) -> None:
@@ -190,21 +179,21 @@ def _check_ready(library: Any, names: list[str], head: Any) -> None:
     if len(loras) > 1:
         raise UnsupportedModelError(f"of the stacked adapters {', '.join(loras)} are LoRA: merge all but one first")
     kind = None if head is None else head.config.get("head_type")
-    if head is not None and kind not in _HEADS:
-        raise UnsupportedModelError(f"a head of type {kind!r} is not supported: use one of {', '.join(_HEADS)}")
+    if head is not None and kind not in HEADS:
+        raise UnsupportedModelError(f"a head of type {kind!r} is not supported: use one of {', '.join(HEADS)}")
 
 
-def _converted(library: Any, plain: Any, names: list[str], head: Any, base: str) -> CodaModel:
+def _converted(library: Any, plain: Any, names: list[str], head: Any, place: Path, base: str) -> CodaModel:
     """The library's model as one of ours."""
     for name in _loras(library, names):
-        library.merge_adapter(name)
+        _merge(library, name)
     own = library.base_model.state_dict()
     plain.load_state_dict({name: own[name] for name in plain.state_dict()})
     model = convert(plain, CodaConfig(reduction=1, bottleneck=0, task="feature-extraction", pooling="first"))
     if head is None:
         model.coda_config = replace(model.coda_config, pooling=read_pooling(Path(base)))
     else:
-        _add_head(model, plain, head)
+        add_head(model, plain, head, place)
     for (i, theirs), layer in zip(library.base_model.iter_layers(), model.coda_layers(), strict=True):
         _add_bottlenecks(theirs, layer.block, names)
         _add_prefix(library.base_model, i, theirs, layer.block, names)
@@ -228,18 +217,29 @@ class _Transformed(nn.Module):
         return embedded
 
 
-def _add_head(model: CodaModel, plain: Any, head: Any) -> None:
-    """A prediction head of the library's in the place of ours."""
-    kind = head.config["head_type"]
-    first: list[nn.Module] = []
-    if _HEADS[kind] == "sequence-classification":
-        first = [plain.pooler if head.config.get("use_pooler") else FirstToken()]
-    model.head = nn.Sequential(*first, *head.children())
-    model.coda_config = replace(model.coda_config, task=_HEADS[kind])
-    labels = head.config.get("label2id")
-    names = {i: f"LABEL_{i}" for i in range(head.config["num_labels"])}
-    model.hf_config.id2label = {i: name for name, i in labels.items()} if labels else names
-    model.hf_config.label2id = {name: i for i, name in model.hf_config.id2label.items()}
+def _merge(library: Any, name: str) -> None:
+    """Fold a LoRA into weights and biases as the library's forward applies it; its own ``merge_adapter`` leaves biases
+    alone, which IA3 and DoRA scale, and DoRA's alpha."""
+    from adapters import ForwardContext
+    from adapters.methods.lora import LoRALayer
+
+    with torch.no_grad(), ForwardContext(library, torch.empty(0, 1)):
+        ForwardContext.get_context().shared_parameters = library.base_model.shared_parameters
+        for layer in library.modules():
+            if not isinstance(layer, LoRALayer) or name not in layer.loras:
+                continue
+            lora, weight = layer.loras[name], layer.weight
+            delta = lora.delta_w  # [out, in], or [out, 1] where it scales
+            if lora.composition_mode == "scale":
+                factor, added = (delta * lora.scaling).flatten(), torch.zeros_like(weight)
+            elif lora.use_dora:
+                factor = lora.m.weight.flatten() / torch.linalg.norm(weight + delta, dim=1)
+                added = delta * lora.scaling
+            else:
+                factor, added = torch.ones(len(weight)), delta * lora.scaling
+            weight.copy_((weight + added) * factor.unsqueeze(1))
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
 
 
 def _add_bottlenecks(theirs: nn.Module, block: Any, names: list[str]) -> None:

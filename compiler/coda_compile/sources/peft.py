@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources import Source, huggingface
+from coda_compile.sources.classes import take_beside
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.tensors import read_tensors
 from coda_models.backbone import load_backbone, load_tokenizer
@@ -35,6 +36,8 @@ _PROMPT = "prompt_embeddings"
 def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
     """Load a folder that ``PeftModel.save_pretrained`` wrote, with its base model.
 
+    What its classes are is said by the model's own config.json beside it, or by the base's where that has as many.
+
     Args:
         plain: its ``adapter_config.json``.
         backbone: the base model; by default what the folder names.
@@ -59,6 +62,8 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
         supplied=[name.removeprefix("base_model.").removeprefix("model.") for name in tensors],
         **({} if labels is None else {"num_labels": labels}),
     )
+    if task.endswith("classification"):
+        take_beside(pretrained.config, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it warns of is checked here
         try:

@@ -1,0 +1,93 @@
+"""What a classifier's logits stand for: the names of its classes, and whether one of them holds, several, or none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coda_compile.errors import CompileError
+from coda_models.plain_json import json_object
+
+if TYPE_CHECKING:
+    from coda_models.model import CodaModel
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
+
+
+def check_problem_type(problem_type: object, where: str) -> str | None:
+    """One of ``PROBLEM_TYPES``, or ``None`` where nothing is said.
+
+    Raises:
+        CompileError: anything else.
+    """
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise CompileError(
+            f"problem_type {problem_type!r} of {where} is unknown: use one of {', '.join(PROBLEM_TYPES)}"
+        )
+    return None if problem_type is None else str(problem_type)
+
+
+def name_classes(config: Any, names: Sequence[str]) -> None:
+    """Give a configuration its labels, in order of the logits, in place."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+
+
+def take_beside(config: Any, folder: Path) -> None:
+    """Give a configuration what the whole model's config.json beside an adapter says of the classes, in place.
+
+    Raises:
+        CompileError: it is damaged, or speaks of another number of them.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    plain = json_object(path)
+    if plain is None:
+        raise CompileError(f"{path} is not a Hugging Face configuration")
+    if (problem_type := check_problem_type(plain.get("problem_type"), str(path))) is not None:
+        config.problem_type = problem_type
+    if (named := plain.get("id2label")) is not None:
+        try:
+            names = [str(name) for _, name in sorted((int(i), name) for i, name in named.items())]
+        except (AttributeError, TypeError, ValueError):
+            raise CompileError(f"{path} is damaged: its id2label should name classes by their numbers") from None
+        if len(names) != config.num_labels:
+            raise CompileError(
+                f"{path} names {len(names)} labels but the adapter beside it tells {config.num_labels} apart: put the "
+                "configuration of its own model there"
+            )
+        name_classes(config, names)
+
+
+def set_classes(model: "CodaModel", problem_type: str | None, labels: Sequence[str] | None) -> None:
+    """Give a model the meaning of its logits that its user names, in place.
+
+    Raises:
+        CompileError: the model is no such classifier, or has another number of labels.
+    """
+    check_asked(model.coda_config.task, int(model.hf_config.num_labels), problem_type, labels)
+    if problem_type is not None:
+        model.hf_config.problem_type = problem_type
+    if labels is not None:
+        name_classes(model.hf_config, labels)
+
+
+def check_asked(task: str, number: int, problem_type: str | None, labels: Sequence[str] | None) -> None:
+    """Refuse a meaning that a classifier of so many labels cannot have.
+
+    Raises:
+        CompileError: says why.
+    """
+    check_problem_type(problem_type, "--problem-type")
+    if problem_type is not None and task != "sequence-classification":
+        raise CompileError(f"--problem-type is for sequence-classification, and this model does {task}")
+    if labels is None:
+        return
+    if not task.endswith("classification"):
+        raise CompileError(f"--labels name the classes of a classifier, and this model does {task}")
+    if len(labels) != number:
+        raise CompileError(
+            f"--labels names {len(labels)} classes but this model tells {number} apart: name each of them"
+        )
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise CompileError("--labels needs a name of its own for each class")
