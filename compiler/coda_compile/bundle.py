@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
-from coda_compile.errors import CompileError, OutputError
+from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
 from coda_compile.pruning import REPORT, Pruning
@@ -22,6 +23,7 @@ from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
+from coda_models.provenance import public_name, without_places
 from coda_ops import RUNTIME_DOMAIN
 from coda_targets import Target
 from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TaskInfo, TensorInfo, list_files
@@ -104,7 +106,7 @@ def describe(model: CodaModel) -> Described:
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
         layers=layer_infos(model, model.max_tokens),
-        coda_config=coda.to_dict(),
+        coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
         ood=ood_info(model.ood),
     )
 
@@ -119,18 +121,36 @@ def transformers_config(model: CodaModel) -> dict[str, Any]:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.json."""
-    _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", without_places(config))
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
     """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
 
+    One that has no tokenizer.json form is left out, and tokens that the model cannot look up are named, each with a
+    ``CompileWarning``.
+
+    Args:
+        vocabulary: how many tokens the model knows.
+
     Raises:
-        CompileError: a tokenizer without a tokenizer.json form, or without a padding token.
+        CompileError: a tokenizer without a padding token.
     """
     if not tokenizer.is_fast:
-        raise CompileError(
-            f"{type(tokenizer).__name__} has no tokenizer.json form: save the model with a fast tokenizer"
+        warnings.warn(
+            f"the bundle goes without a tokenizer, since {type(tokenizer).__name__} has no tokenizer.json form: feed "
+            "token ids, or pass a fast one with --tokenizer PATH",
+            CompileWarning,
+            stacklevel=2,
+        )
+        return
+    if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary]:
+        warnings.warn(
+            f"the tokenizer has {len(beyond)} more tokens than the {vocabulary} that the model knows, {min(beyond)!r} "
+            "among them, and texts that hold one cannot be run: train the model with resize_token_embeddings, or leave "
+            "them out",
+            CompileWarning,
+            stacklevel=2,
         )
     if tokenizer.pad_token_id is None:
         raise CompileError(
@@ -144,6 +164,8 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
         pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
     )
     tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
 
 
 def write_report(

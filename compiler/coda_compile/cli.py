@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -13,8 +14,9 @@ import click
 from coda_compile import __version__, console
 from coda_compile.cli_kernels import kernels
 from coda_compile.cli_measure import measure
-from coda_compile.errors import CodaError, as_sentences
+from coda_compile.errors import CodaError, CompileWarning, as_sentences
 
+_show_warning = warnings.showwarning
 _BUDGET = 0.5  # points
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -331,6 +333,7 @@ for _command in (*measure.commands.values(), kernels):
 def main() -> None:
     """Entry point: a mistake of the user's ends in one sentence and a non-zero status."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _tell
     try:
         with as_sentences():
             cli.main(standalone_mode=False)
@@ -345,6 +348,14 @@ def main() -> None:
         if isinstance(error.__cause__, EOFError):  # to click that is an interrupt, too; here nobody is asked anything
             raise error.__cause__ from None
         _end("interrupted, nothing was kept", 130)
+
+
+def _tell(message: Warning | str, category: type[Warning], *where: Any, **also: Any) -> None:
+    """Show a warning of the compiler's as a sentence, and others as Python does."""
+    if issubclass(category, CompileWarning):
+        click.echo(f"coda-compile: {message}", err=True)
+    else:
+        _show_warning(message, category, *where, **also)
 
 
 def _end(message: str, status: int) -> None:

@@ -81,7 +81,7 @@ def compile_graph(
             described = _describe(graph, detector)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, graph.inputs.max_tokens)
+                write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
             write_report(folder, passes, {"": parity}, Tolerances())
             write_manifest(folder, described, compiled, target, "fp32")
     return Bundle(output)

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 from coda_ops.errors import CodaError
 
-__all__ = ["CodaError", "CompileError", "MissingDependencyError", "OutputError", "VerificationError", "as_sentences"]
+__all__ = [
+    "CodaError",
+    "CompileError",
+    "CompileWarning",
+    "MissingDependencyError",
+    "OutputError",
+    "VerificationError",
+    "as_sentences",
+]
 
 # Optional libraries, by the extra that brings them.
 _EXTRAS = {
@@ -21,6 +29,10 @@ _EXTRAS = {
 
 class CompileError(CodaError):
     """A model that cannot be compiled as asked."""
+
+
+class CompileWarning(UserWarning):
+    """Something of the user's that a bundle goes without."""
 
 
 class OutputError(CodaError):

@@ -175,7 +175,7 @@ def compile(
                 test_vectors.write(folder, case.inputs, outputs, decisions, allowed, task=named)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, source.model.max_tokens)
+                write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
             write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
             write_manifest(folder, described, compiled, lowered_for, precision, infos)

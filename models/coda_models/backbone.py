@@ -78,6 +78,11 @@ def load_backbone(
         )
     # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
     lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler.") and name not in supplied)
+    absent = [name for name, tensor in model.named_parameters() if tensor.is_meta]  # an index lists more than is there
+    if absent:
+        raise BackboneError(
+            f"the weights in {source} lack {absent[0]!r}, which their index lists: save the model again"
+        )
     if trained and lacking:
         raise BackboneError(
             f"the weights in {source} lack {lacking[0]!r}: train the model for {task} and save it again"

@@ -1,6 +1,7 @@
 """Which tensors transformers' own classes have a place for."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -31,6 +32,8 @@ def strange_names(names: Iterable[str], config: PretrainedConfig) -> list[str]:
 def _standard(config: PretrainedConfig) -> set[str]:
     """With and without the prefix that an encoder has inside a class with a head."""
     known: set[str] = set()
+    config = deepcopy(config)
+    config.num_labels = 2  # as DistilBERT's head for questions insists; names are the same
     for mapping in _MAPPINGS:
         if type(config) in mapping:
             with torch.device("meta"), torch.random.fork_rng():

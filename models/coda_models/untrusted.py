@@ -25,7 +25,7 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
     """A copy of a configuration that asks for nothing but a standard class's own modules.
 
     How attention is computed is this compiler's affair, so whatever the configuration names for it, which may be code
-    on the hub, is forgotten.
+    on the hub, is forgotten; so is in how many pieces a layer runs, and what else it should give.
 
     Args:
         source: whose configuration it is, for messages.
@@ -52,11 +52,14 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
             f"the configuration in {source} has pruned_heads, so its layers differ in width: use the model as it was "
             "before prune_heads"
         )
+    if config.add_cross_attention:
+        raise UnsupportedModelError(f"the configuration in {source} has add_cross_attention: use an encoder by itself")
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not _plain(weights):
         raise BackboneError(f"the configuration in {source} names weights outside of its folder: {weights!r}")
     config = deepcopy(config)
     config._attn_implementation = None
+    config.chunk_size_feed_forward, config.output_attentions = 0, False
     return config
 
 

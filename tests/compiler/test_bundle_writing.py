@@ -6,20 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import tiny_coda
+from tests.conftest import tiny_backbone, tiny_coda
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import coda_compile.bundle
 import coda_compile.pipeline
 from coda_compile import compile
 from coda_compile.bundle import check_output, replacing, write_tokenizer
-from coda_compile.errors import CompileError, OutputError
-from coda_models import CodaConfig, save
+from coda_compile.errors import CompileError, CompileWarning, OutputError
+from coda_models import CodaConfig, convert, save
 from coda_targets import Bundle, get_target
 
 
@@ -116,15 +117,42 @@ def test_tokenizer_alone_truncates_and_pads(compiled: Bundle):
     assert set(short.ids[3:]) == {0}
 
 
-def test_slow_tokenizer_is_refused(tmp_path: Path):
-    class Slow(PreTrainedTokenizer):
-        vocab_size = 0
+class Slow(PreTrainedTokenizer):
+    vocab_size = 0
 
-        def get_vocab(self) -> dict[str, int]:
-            return {}
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
-    with pytest.raises(CompileError, match=r"Slow has no tokenizer\.json form: save the model with a fast tokenizer"):
-        write_tokenizer(tmp_path, Slow(), 8)
+
+def test_slow_tokenizer_is_left_out_with_a_word(tmp_path: Path):
+    """BERTweet's, for one, has no fast form at all."""
+    with pytest.warns(CompileWarning, match=r"goes without a tokenizer, since Slow has no tokenizer\.json form: feed"):
+        write_tokenizer(tmp_path, Slow(), 8, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_that_the_model_does_not_know_are_told(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    more = deepcopy(tokenizer)
+    more.add_tokens(["<user>", "<url>"], special_tokens=True)
+    with pytest.warns(CompileWarning, match="has 2 more tokens than the 100 that the model knows, '<url>' among them"):
+        write_tokenizer(tmp_path, more, 8, 100)
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_no_file_of_a_bundle_says_where_a_model_lay(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """Names stay, and the digest of the backbone."""
+    tiny_backbone("bert").save_pretrained(tmp_path / "encoder")
+    named = CodaConfig(reduction=2, backbone=str(tmp_path / "encoder"))
+    model = convert(AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder"), named)
+    model.hf_config.teacher_name_or_path = str(tmp_path / "teacher")
+    local = deepcopy(tokenizer)
+    local.init_kwargs |= {"special_tokens_map_file": str(tmp_path / "map.json"), "cache_dir": str(tmp_path)}
+    bundle = compile(model, output=tmp_path / "bundle", tokenizer=local)
+    for path in bundle.folder.glob("*.json"):
+        assert str(tmp_path) not in path.read_text("utf-8"), path.name
+    assert bundle.manifest.coda_config["backbone"] == "encoder"
+    assert bundle.manifest.coda_config["backbone_sha256"] == model.coda_config.backbone_sha256
+    assert json.loads((bundle.folder / "config.json").read_text())["teacher_name_or_path"] == "teacher"
 
 
 def test_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
@@ -132,7 +160,7 @@ def test_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: PreTrai
     core.no_padding()  # which an earlier batch may have left
     bare = PreTrainedTokenizerFast(tokenizer_object=core)
     with pytest.raises(CompileError, match=r"has no padding token: set tokenizer\.pad_token and save it again"):
-        write_tokenizer(tmp_path, bare, 8)
+        write_tokenizer(tmp_path, bare, 8, 100)
     assert list(tmp_path.iterdir()) == []
 
 
