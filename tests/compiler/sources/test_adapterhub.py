@@ -43,12 +43,16 @@ CONFIGS: dict[str, Any] = {
     "layers left out": adapters.DoubleSeqBnConfig(leave_out=[0], reduction_factor=8),
     "LoRA": adapters.LoRAConfig(r=4, alpha=8, intermediate_lora=True, output_lora=True),
     "IA3": adapters.IA3Config(),
+    "a LoRA that scales": adapters.LoRAConfig(r=1, composition_mode="scale", alpha=2, init_weights="ia3"),
+    "DoRA": adapters.DoRAConfig(r=4, alpha=8, intermediate_lora=True),
+    "VeRA": adapters.VeraConfig(r=4),
     "prefix": adapters.PrefixTuningConfig(prefix_length=5, bottleneck_size=16),
     "flat prefix": adapters.PrefixTuningConfig(prefix_length=5, flat=True),
     "prefix and parallel": adapters.MAMConfig(
         adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=16), adapters.ParBnConfig(reduction_factor=4)
     ),
 }
+SEVERAL = "multi_label_classification"
 FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert")
 
 
@@ -64,7 +68,11 @@ def _quiet() -> Iterator[None]:
 
 def library_model(base: Path, family: str = "bert") -> Any:
     if not base.exists():
-        tiny_backbone("roberta" if family == "xlm-roberta" else family, "feature-extraction").save_pretrained(base)
+        model = tiny_backbone("roberta" if family == "xlm-roberta" else family, "feature-extraction")
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") and "norm" not in name.lower():  # as every trained one has
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(base)
         if family == "xlm-roberta":
             edit(base / "config.json", model_type="xlm-roberta")
     return adapters.AutoAdapterModel.from_pretrained(base)
@@ -123,6 +131,33 @@ def test_heads(tmp_path: Path, head: str):
     assert read_source(tmp_path / "task").model.coda_config.task == task
 
 
+@pytest.mark.parametrize(
+    ("add", "problem_type"),
+    [
+        (lambda m: m.add_classification_head("task", num_labels=3), "single_label_classification"),
+        (lambda m: m.add_classification_head("task", num_labels=3, multilabel=True), "multi_label_classification"),
+        (lambda m: m.add_classification_head("task", num_labels=1), "regression"),
+        (lambda m: m.add_tagging_head("task", num_labels=4), None),
+    ],
+)
+def test_what_a_head_is_for(tmp_path: Path, add: Callable[[Any], None], problem_type: str | None):
+    """As the library's own loss has it; what the base's configuration says of another head is no answer."""
+    saved(tmp_path / "task", CONFIGS["Pfeiffer"], head=add)
+    edit(tmp_path / "task-base" / "config.json", problem_type="regression" if problem_type is None else SEVERAL)
+    found = read_source(tmp_path / "task").model.hf_config
+    assert found.problem_type == problem_type
+    assert list(found.id2label.values()) == [f"LABEL_{i}" for i in range(found.num_labels)]
+
+
+def test_a_head_that_does_not_name_its_classes(tmp_path: Path):
+    saved(tmp_path / "task", CONFIGS["Pfeiffer"])
+    path = tmp_path / "task" / "head_config.json"
+    head = json.loads(path.read_text())
+    edit(path, config={**head["config"], "label2id": {"bad": 0, "good": 1}})
+    with pytest.raises(CheckpointError, match="does not name each of its 3 classes once"):
+        read_source(tmp_path / "task")
+
+
 def test_labels(tmp_path: Path):
     names = {0: "bad", 1: "good"}
     saved(tmp_path / "task", CONFIGS["Pfeiffer"], head=lambda m: m.add_classification_head("task", id2label=names))
@@ -142,6 +177,12 @@ def test_static_heads(tmp_path: Path):
     (tmp_path / "task").mkdir()
     model.eval().save_adapter(str(tmp_path / "task"), "task", with_head=True)
     same(tmp_path / "task", model)
+    assert read_source(tmp_path / "task").model.hf_config.problem_type is None
+    edit(tmp_path / "base" / "config.json", problem_type=SEVERAL)
+    assert read_source(tmp_path / "task").model.hf_config.problem_type == SEVERAL
+    model.config.problem_type = "single_label_classification"
+    model.config.save_pretrained(tmp_path / "task")
+    assert read_source(tmp_path / "task").model.hf_config.problem_type == "single_label_classification"
 
 
 def stacked(folder: Path, composition: Any = None) -> Any:
@@ -161,6 +202,82 @@ def stacked(folder: Path, composition: Any = None) -> Any:
 
 def test_a_stack_of_adapters(tmp_path: Path):
     same(tmp_path / "stack", stacked(tmp_path / "stack"))
+
+
+def two_heads(folder: Path, head_setup: Any) -> Any:
+    """A stack whose lower adapter alone has a head, and one more head that belongs to none; saved with a head setup."""
+    folder.mkdir()
+    model = library_model(folder.with_name(f"{folder.name}-base"))
+    for name in ("lower", "upper"):
+        model.add_adapter(name, config=CONFIGS["Pfeiffer"])
+    model.add_classification_head("lower", num_labels=3)
+    model.add_tagging_head("other", num_labels=4)
+    model.active_adapters = Stack("lower", "upper")
+    randomise(model)
+    model.eval().save_adapter_setup(str(folder), model.active_adapters, head_setup=head_setup)
+    return model
+
+
+@pytest.mark.parametrize("setup", ["lower", "other", ["other"]])
+def test_the_head_that_a_setup_asks_for(tmp_path: Path, setup: Any):
+    """As load_adapter_setup of the library activates it."""
+    eager = two_heads(tmp_path / "stack", setup)
+    eager.active_head = setup
+    same(tmp_path / "stack", eager)
+    task = "sequence-classification" if setup == "lower" else "token-classification"
+    assert read_source(tmp_path / "stack").model.coda_config.task == task
+
+
+def test_a_setup_that_asks_for_no_head_gives_states(tmp_path: Path):
+    two_heads(tmp_path / "stack", None)
+    assert read_source(tmp_path / "stack").model.coda_config.task == "feature-extraction"
+
+
+def test_the_head_of_a_class_that_brings_it(tmp_path: Path):
+    tiny_backbone("bert").save_pretrained(tmp_path / "base")
+    from transformers import AutoModelForSequenceClassification
+
+    eager = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    adapters.init(eager)
+    eager.add_adapter("task", config=CONFIGS["Pfeiffer"])
+    eager.active_adapters = Stack("task")
+    randomise(eager)
+    (tmp_path / "stack").mkdir()
+    eager.eval().save_adapter_setup(str(tmp_path / "stack"), Stack("task"), head_setup=True)
+    same(tmp_path / "stack", eager)
+
+
+@pytest.mark.parametrize("setup", [["lower", "other"], Stack("lower", "other")])
+def test_several_heads_are_refused(tmp_path: Path, setup: Any):
+    two_heads(tmp_path / "stack", setup)
+    with pytest.raises(UnsupportedModelError, match="the head_setup .* cannot be compiled: a bundle has one head"):
+        read_source(tmp_path / "stack")
+
+
+def test_a_head_that_is_not_there_or_not_whole(tmp_path: Path):
+    two_heads(tmp_path / "stack", "other")
+    path = tmp_path / "stack" / "other" / "pytorch_model_head.bin"
+    whole = torch.load(path, weights_only=True)
+    torch.save({name: tensor for name, tensor in whole.items() if not name.endswith("bias")}, path)
+    with pytest.raises(CheckpointError, match=r"the weights in .*other lack 'heads\.other.*bias', or have it beyond"):
+        read_source(tmp_path / "stack")
+    for setup in ("../stack-base", "absent"):
+        edit(tmp_path / "stack" / "adapter_setup.json", head_setup=setup)
+        with pytest.raises((CheckpointError, UnsupportedModelError), match="cannot be (read|compiled)"):
+            read_source(tmp_path / "stack")
+
+
+def test_a_lora_in_another_precision_than_its_base(tmp_path: Path):
+    """The library runs it where both are half, or both float."""
+    eager = saved(tmp_path / "task", adapters.LoRAConfig(r=4, dtype="float16"))
+    same(tmp_path / "task", eager.float())
+
+
+def test_what_the_library_itself_cannot_run(tmp_path: Path):
+    glow = adapters.SeqBnConfig(reduction_factor=8, inv_adapter="glow", inv_adapter_reduction_factor=2)
+    saved(tmp_path / "task", glow)
+    with pytest.raises(UnsupportedModelError, match="^the adapters library itself cannot run this model, so there is"):
+        read_source(tmp_path / "task")
 
 
 @pytest.mark.parametrize(
