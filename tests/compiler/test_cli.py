@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: str) -> Ended:
@@ -170,6 +173,31 @@ def test_output_is_named_after_model_and_target(call: Call, checkpoint: Path):
     assert out.startswith("model-null: ")
     assert "fewer multiply-adds" not in out
     assert Bundle("model-null").manifest.coda_config["reduction"] == "1"
+
+
+def test_classes_and_warnings(call: Call, tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """The user names the classes; a token beyond the model's table is told, and compiled all the same."""
+    tiny_backbone("bert").save_pretrained(tmp_path / "model")
+    more = deepcopy(tokenizer)
+    more.add_tokens(["<user>"])
+    more.save_pretrained(tmp_path / "model")
+    named = ["--problem-type", "multi_label_classification", "--labels", "toxic, spam,rude"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as outside of tests
+        result = call(str(tmp_path / "model"), "-o", "named", *named)
+    assert result.status == 0
+    assert (
+        "coda-compile: the tokenizer has 1 more tokens than the 100 that the model knows, '<user>' among" in result.err
+    )
+    assert "CompileWarning" not in result.err
+    assert Bundle("named").manifest.labels == ("toxic", "spam", "rude")
+    config = json.loads((Path("named") / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_classes_are_one_models(call: Call, checkpoint: Path):
+    for options in (["--add-to", "x", "--labels", "a,b"], ["other.pt", "--problem-type", "regression"]):
+        assert "are one model's: set them in each model" in call(str(checkpoint), *options).refused(2)
 
 
 def test_one_reduction_a_layer_and_another_tokenizer(

@@ -39,6 +39,15 @@ def test_a_folder_comes_back_in_float32_and_evaluation_mode(folder):
         assert torch.equal(tensor, wanted.state_dict()[name].float())
 
 
+def test_another_number_of_labels_is_another_question(tmp_path):
+    model = tiny_backbone("bert", "feature-extraction")
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(tmp_path)
+    task = "sequence-classification"
+    assert load_backbone(tmp_path, task, num_labels=3).config.problem_type == "multi_label_classification"
+    assert load_backbone(tmp_path, task, num_labels=2).config.problem_type is None
+
+
 def test_options_change_the_configuration(folder):
     model = load_backbone(folder, "feature-extraction", attention_probs_dropout_prob=0.5)
     assert model.config.attention_probs_dropout_prob == 0.5
@@ -125,6 +134,22 @@ def test_a_folder_without_a_tokenizer_has_none(folder):
 def test_a_tokenizer_beside_the_encoder_is_found(folder, tokenizer):
     tokenizer.save_pretrained(folder)
     assert load_tokenizer(folder)("w1 good")["input_ids"] == tokenizer("w1 good")["input_ids"]
+
+
+def test_whatever_tokenizer_autotokenizer_reads_is_found(tmp_path):
+    """Of byte-level BPE there are folders with nothing but these two files."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoTokenizer
+
+    tiny_backbone("roberta").save_pretrained(tmp_path)
+    words = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words.train_from_iterator(["a film with a plot"], vocab_size=300, show_progress=False, special_tokens=special)
+    words.save_model(str(tmp_path))
+    assert (
+        load_tokenizer(tmp_path)("a plot")["input_ids"]
+        == AutoTokenizer.from_pretrained(tmp_path)("a plot")["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"model": 3}'])

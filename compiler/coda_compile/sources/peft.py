@@ -90,6 +90,8 @@ def _check(folder: Path, plain: dict[str, Any]) -> str:
         raise UnsupportedModelError(f"task_type {task!r} of {folder} is not supported: use one of {', '.join(_TASKS)}")
     if plain.get("alora_invocation_tokens"):
         raise UnsupportedModelError(f"{folder} is an activated LoRA, which no weight can hold: train a plain one")
+    if plain.get("megatron_config"):  # PEFT imports whatever module stands beside it
+        raise UnsupportedModelError(f"{folder} is an adapter of Megatron's layers: train one of transformers' own")
     return _TASKS[task]
 
 

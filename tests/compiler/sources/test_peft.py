@@ -142,6 +142,36 @@ def test_other_tasks(tmp_path: Path, method: str, task: str):
     same(tmp_path / "peft", eager)
 
 
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        ("LoRA", "sequence-classification"),
+        ("LoRA", "feature-extraction"),
+        ("prefix", "token-classification"),
+        ("P-tuning", "sequence-classification"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_two_kinds_of_tokens(tmp_path: Path, family: str, method: str, task: str):
+    eager = adapted(tmp_path / "peft", METHODS[method](TASKS[task]), family, task)
+    ids, mask = texts(2, 17)
+    inputs = {"input_ids": ids[:1], "attention_mask": mask[:1], "token_type_ids": (torch.arange(17) > 5).long()[None]}
+    with torch.inference_mode():
+        seen, wanted = read_source(tmp_path / "peft").model(**inputs), eager(**inputs)
+    key = "logits" if "logits" in wanted else "last_hidden_state"
+    torch.testing.assert_close(seen[key], wanted[key], atol=1e-5, rtol=1e-5)
+
+
+def test_kinds_of_tokens_that_peft_leaves_out(tmp_path: Path):
+    """With a prefix for states it ignores them, with a warning, so a bundle does not ask for them."""
+    eager = adapted(tmp_path / "peft", METHODS["prefix"]("FEATURE_EXTRACTION"), task="feature-extraction")
+    assert "token_type_ids" not in read_source(tmp_path / "peft").model.input_names
+    ids, mask = texts(2, 17)
+    with pytest.warns(UserWarning, match="Ignoring token type ids"), torch.inference_mode():
+        typed = eager(input_ids=ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)).last_hidden_state
+    torch.testing.assert_close(typed, answers(eager, ids, mask))
+
+
 @pytest.mark.parametrize("method", ["DoRA", "prefix through an MLP", "P-tuning"])
 def test_what_is_compiled_computes_what_peft_does(tmp_path: Path, method: str):
     """On shapes that the export never saw; nothing of the method's own is left to compute."""
@@ -230,6 +260,10 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"task_type": "CAUSAL_LM"}, "task_type 'CAUSAL_LM' of .* is not supported: use one of SEQ_CLS, TOKEN_CLS"),
         ({"task_type": None}, "task_type None of"),
         ({"alora_invocation_tokens": [1, 2]}, "is an activated LoRA, which no weight can hold"),
+        (
+            {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+            "is an adapter of Megatron's layers: train one",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_compiled(lora: Path, changes: dict[str, Any], message: str):
