@@ -32,6 +32,9 @@ def replace_product(
 ) -> None:
     """Put ``x · DequantizeLinear(weight) + bias`` in the place of a product with int8 weights.
 
+    Between a product of packed rows and its bias stands a ``Flatten`` that changes nothing: onnxruntime would make a
+    ``Gemm`` of the two, in floats, before it looks for bytes to multiply.
+
     Args:
         constants: weight, scale and bias.
         middle: the level of an unsigned weight that stands for 0; a signed one's is 0 itself.
@@ -46,11 +49,14 @@ def replace_product(
         name = f"coda.middle.{outputs}"
         levels.append(graph.initializers.get(name) or add_constant(graph, name, np.full(outputs, middle, np.uint8)))
     wide = ir.node("DequantizeLinear", levels, {"axis": 1})
-    product = ir.node("MatMul", [x, wide.outputs[0]])
-    added = ir.node("Add", [product.outputs[0], bias])
     wide.outputs[0].shape, wide.outputs[0].type = weight.shape, ir.TensorType(ir.DataType.FLOAT)
-    product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    nodes = [wide, product, added]
+    nodes = [wide, ir.node("MatMul", [x, wide.outputs[0]])]
+    if node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2:
+        nodes.append(ir.node("Flatten", nodes[-1].outputs, {"axis": 1}))
+    for product in nodes[1:]:
+        product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    added = ir.node("Add", [nodes[-1].outputs[0], bias])
+    nodes.append(added)
     for new in nodes:
         new.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, added.outputs)

@@ -35,6 +35,8 @@ OPERATORS = (
     "Int8RouterAdapter",
 )
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
+LESSER = "CODA_ISA"  # environment: the most that this process makes do with, one of ISAS
+ISAS = ("baseline", "avx2", "avx-vnni", "avx512", "avx512-vnni", "amx-int8")  # as in src/simd.h
 _HEADER = "onnxruntime_cxx_api.h"
 _USUAL = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
 _WITHIN = (".", "onnxruntime", "onnxruntime/core/session", "include", "include/onnxruntime")
@@ -54,6 +56,18 @@ def switched_off() -> bool:
     if value not in ("auto", "portable"):
         raise KernelError(f"{SWITCH} is {value!r}: set it to auto or portable")
     return value == "portable"
+
+
+def allowed(isa: str) -> bool:
+    """Whether the environment lets this process use one of ``ISAS``; whether the processor has it is another question.
+
+    Raises:
+        KernelError: it names something unknown.
+    """
+    most = os.environ.get(LESSER, ISAS[-1])
+    if most not in ISAS:
+        raise KernelError(f"{LESSER}={most} is unknown: use {' '.join(ISAS)}")
+    return ISAS.index(isa) <= ISAS.index(most)
 
 
 def library() -> Path | None:
