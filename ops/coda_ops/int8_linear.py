@@ -42,9 +42,9 @@ def quantize(weight: Tensor) -> Int8Weights:
 
 @torch.library.custom_op("coda::int8_linear", mutates_args=())
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    highest = x.abs().amax(-1, keepdim=True)  # [..., 1]
-    step = torch.where(highest > 0, highest / LEVELS, 1.0)
-    levels = (x / step).round()
+    share = x.abs().amax(-1, keepdim=True) / LEVELS  # [..., 1]
+    step = torch.where(share > 0, share, 1.0)
+    levels = (x / step).round()  # NaN where x is not finite
     product = levels.double() @ (weight.double() - 128)  # whole numbers below 2^53: exact
     return product.to(x.dtype) * step * scale + bias
 
@@ -56,6 +56,8 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """``(round(x / step) · (weight - 128)) * step * scale + bias``, step = max|x| / 127 of each token; no gradient.
+
+    A token of which one number is not finite gives NaN alone.
 
     Args:
         x: [..., inputs] float32.
@@ -84,7 +86,7 @@ _OUTPUTS = [formal("y", "tensor(float)", "[..., outputs]")]
 SCHEMA = schema(
     "Int8Linear",
     "y = (round(x / step) · (weight - 128)) * step * scale + bias, where step is max|x| / 127 over the last axis, 1 "
-    "where all of it is 0. Rounds half to even; the product is exact.",
+    "where all of it is 0. Rounds half to even; the product is exact. Rows with a number that is not finite give NaN.",
     _INPUTS,
     _OUTPUTS,
     floats=False,
@@ -109,6 +111,8 @@ def gelu_body() -> onnx.FunctionProto:
 def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str, str]:
     """The constants that a product's statements share with another's, and those statements, in ONNX's text syntax.
 
+    Bytes know no NaN and onnxruntime's ReduceMax loses it; the sum of a row's ratios keeps it, and is finite otherwise.
+
     Args:
         x, weight, scale, bias, y: names of its inputs and its output; what lies between is named after y.
     """
@@ -122,8 +126,8 @@ def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str,
     product = f"""
         {y}_size = Abs({x})
         {y}_highest = ReduceMax <keepdims: int = 1> ({y}_size, last)
-        {y}_some = Greater({y}_highest, none)
         {y}_share = Div({y}_highest, most)
+        {y}_some = Greater({y}_share, none)
         {y}_step = Where({y}_some, {y}_share, one)
         {y}_ratio = Div({x}, {y}_step)
         {y}_level = Round({y}_ratio)
@@ -131,7 +135,10 @@ def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str,
         {y}_bytes = Cast <to: int = 2> ({y}_shifted)
         {y}_product = MatMulInteger({y}_bytes, {weight}, zero, zero)
         {y}_wide = Cast <to: int = 1> ({y}_product)
-        {y}_stepped = Mul({y}_wide, {y}_step)
+        {y}_total = ReduceSum <keepdims: int = 1> ({y}_ratio, last)
+        {y}_doubt = Mul({y}_total, none)
+        {y}_worth = Add({y}_step, {y}_doubt)
+        {y}_stepped = Mul({y}_wide, {y}_worth)
         {y}_scaled = Mul({y}_stepped, {scale})
         {y} = Add({y}_scaled, {bias})"""
     return constants, product

@@ -127,6 +127,30 @@ def test_in_eight_bits_it_is_two_products(library: Any, lead: tuple[int, ...], w
     np.testing.assert_allclose(y, wanted.numpy(), rtol=0, atol=0.05 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("library", libraries)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("operator", [*OPERATORS, "Int8AddAdapter"])
+def test_what_is_no_number_stays_in_its_row(operator: str, value: float, library: Any):
+    given_ = (rounded if operator == "Int8AddAdapter" else drawn)(10, (2, 19), 40, 24)
+    clean = given_["x"].copy()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if operator == "Int8AddAdapter":
+            return run_rounded({**given_, "x": x}, library)[0]
+        found: np.ndarray = run_node(add_adapter.body(operator), {**given_, "x": x}, None, library)[0]
+        return found
+
+    hurt = clean.copy()
+    hurt[1, 3, 7] = value
+    wanted, found = run(clean), run(hurt)
+    if np.isnan(value) or operator == "Int8AddAdapter":
+        assert np.isnan(found[1, 3]).all()
+    else:  # in floats an infinity may be one, or none any more
+        assert not np.isfinite(found[1, 3]).any()
+    wanted[1, 3] = found[1, 3]
+    np.testing.assert_array_equal(found, wanted)
+
+
 @needs_kernels
 def test_in_eight_bits_company_and_threads_change_nothing():
     given_ = rounded(8, (3, 71), 64, 24)

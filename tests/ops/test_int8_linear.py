@@ -159,3 +159,30 @@ def test_the_kernel_refuses_what_does_not_fit():
     inputs = dict(zip(("x", "weight", "scale", "bias"), (x, weight, scale, bias), strict=True))
     with pytest.raises(Exception, match="must be constants"):
         open_node(body(), inputs, library=native.LIBRARY)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("inputs", [1, 5, 8, 64, 70, 384])
+def test_what_is_not_finite_stays_so_and_in_its_row(library, inputs, value):
+    """Wherever it stands in a row: in a register or behind the last whole one, before or after the largest number."""
+    places = sorted({i for i in (*range(min(inputs, 17)), 31, 63, 64, inputs // 2, inputs - 1) if i < inputs})
+    arrays = drawn(1, (2 * len(places) + 1,), inputs, 33)
+    arrays[1][:, 0] = 128  # 0: a product with it would hide an infinity
+    arrays[0][0] = 0
+    finite = int8_linear(*map(torch.tensor, arrays)).numpy()
+    hurt = np.arange(len(places)) * 2 + 1
+    arrays[0][hurt, places] = value
+    wanted = int8_linear(*map(torch.tensor, arrays)).numpy()
+    assert np.isnan(wanted[hurt]).all()
+    got = node(arrays, library)
+    assert np.isnan(got[hurt]).all()
+    kept = np.setdiff1d(np.arange(len(got)), hurt)
+    np.testing.assert_allclose(got[kept], finite[kept], rtol=0, atol=2e-6 * np.abs(finite).max())
+
+
+def test_numbers_too_small_for_a_step_are_nothing(library):
+    arrays = drawn(2, (2,), 9, 5)
+    arrays[0][0] = 1e-45
+    got = node(arrays, library)
+    np.testing.assert_array_equal(got[0], arrays[3])
+    np.testing.assert_allclose(int8_linear(*map(torch.tensor, arrays)).numpy()[0], arrays[3])

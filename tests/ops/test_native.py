@@ -1,8 +1,12 @@
 """Native kernels are the function bodies, bit for bit in what they select; they can be built, and done without."""
 
+import json
 import math
+import os
 import platform
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,10 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.one_node import open_node, route_attributes, run_node
 
-from coda_ops import add_gelu, native, put_tokens, route, take_tokens
+from coda_ops import add_gelu, add_norm, embed_norm, native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+ROOT = Path(__file__).parents[2]
+_CPUS = Path("/proc/cpuinfo")
+AVX2 = _CPUS.is_file() and {"avx2", "fma", "bmi2"} <= set(_CPUS.read_text("utf-8").split())
 examples = settings(max_examples=150, deadline=None, derandomize=True)
 REDUCTIONS = ["1", "2", "4", "7/2", "9/8", "8", "100", "1001/1000"]
 
@@ -243,6 +250,50 @@ def test_a_lesser_machine_is_one_that_is_known(monkeypatch):
         Exception, match=r"CODA_ISA=avx3 is unknown: use baseline avx2 avx-vnni avx512 avx512-vnni amx-int8"
     ):
         open_node(add_gelu.body(), inputs, library=native.LIBRARY)
+
+
+def bytes_of_loops() -> dict[str, str]:
+    """What the loops that are compiled for each level give, which sum in different orders or round once less."""
+    rng = np.random.default_rng(0)
+    names = ("words", "types", "positions", "x", "y", "shift", "scale", "bias")
+    rows = {name: rng.normal(size=(3, 384)).astype(np.float32) for name in names}
+    row = {name: rows[name][0] for name in ("shift", "scale", "bias")}
+    ids = {name: np.arange(3).reshape(1, 3) for name in ("ids", "type_ids", "position_ids")}
+    looked_up = {
+        "ids": ids["ids"],
+        "types": rows["types"],
+        "type_ids": ids["type_ids"],
+        "positions": rows["positions"],
+        "position_ids": ids["position_ids"],
+        "scale": row["scale"],
+        "bias": row["bias"],
+    }
+    bytes_ = {"words": (rows["words"] * 30).astype(np.int8), "steps": rows["x"][:, :1]}
+    base, indices, gates, update = slots(4, 2, 12, 5, 384)
+    put = {"base": base, "indices": indices, "gates": gates}
+    nodes = {
+        "AddNorm": (add_norm.body(), {"x": rows["x"], "y": rows["y"], **row}, {"epsilon": 1e-5}),
+        "AddGelu": (add_gelu.body(), {"x": rows["x"], "bias": row["bias"]}, None),
+        "EmbedNorm": (embed_norm.body(), {"words": rows["words"], **looked_up}, {"epsilon": 1e-5}),
+        "Int8EmbedNorm": (embed_norm.int8_body(), {**bytes_, **looked_up}, {"epsilon": 1e-5}),
+        "PutTokens": (put_tokens.body(), {**put, "update": update}, None),
+        "PutDifference": (put_tokens.difference_body(), {**put, "now": update, "before": -update}, None),
+    }
+    return {name: run_node(*node, native.LIBRARY)[0].tobytes().hex() for name, node in nodes.items()}
+
+
+@needs_kernels
+@pytest.mark.skipif(not AVX2, reason="needs AVX2")
+def test_every_loop_is_what_a_lesser_machine_would_run():
+    made = {}
+    for isa in ("baseline", "avx2"):
+        command = "import json; from tests.ops.test_native import bytes_of_loops; print(json.dumps(bytes_of_loops()))"
+        environment = {**os.environ, "CODA_ISA": isa}
+        done = subprocess.run(
+            [sys.executable, "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        made[isa] = json.loads(done.stdout)
+    assert [name for name, given in made["baseline"].items() if given == made["avx2"][name]] == []
 
 
 def headers(folder: Path, text: str) -> Path:

@@ -26,7 +26,7 @@ CODA_INLINE void relu(float* values, const float* bias, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const float value = values[i] + bias[i];
-    values[i] = value > 0.0f ? value : 0.0f;
+    values[i] = value < 0.0f ? 0.0f : value;  // NaN stays
   }
 }
 

@@ -33,18 +33,21 @@ CODA_INLINE float gelu_of(float x) {
   return half * erf + half;
 }
 
-}  // namespace
-
-CODA_SIMD void add_gelu(const float* x, const float* bias, int64_t n, float* out) {
+CODA_INLINE void add_gelu_inline(const float* x, const float* bias, int64_t n, float* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = gelu_of(x[i] + bias[i]);
 }
 
-CODA_SIMD void gelu(float* values, int64_t rows, int64_t n, int64_t stride) {
+CODA_INLINE void gelu_inline(float* values, int64_t rows, int64_t n, int64_t stride) {
   for (int64_t row = 0; row < rows; ++row, values += stride) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) values[i] = gelu_of(values[i]);
   }
 }
+
+}  // namespace
+
+CODA_SIMD(void, add_gelu, (const float* x, const float* bias, int64_t n, float* out), (x, bias, n, out))
+CODA_SIMD(void, gelu, (float* values, int64_t rows, int64_t n, int64_t stride), (values, rows, n, stride))
 
 }  // namespace coda

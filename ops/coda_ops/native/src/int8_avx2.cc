@@ -14,7 +14,7 @@ AVX2 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void*
   const __m256 steps = _mm256_set1_ps(step);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + i), levels_of(x + i, steps));
-  for (; i < n; ++i) levels[i] = static_cast<int16_t>(std::nearbyint(x[i] / step));
+  for (; i < n; ++i) levels[i] = static_cast<int16_t>(level_of(x[i], step));
   return step;
 }
 

@@ -15,18 +15,27 @@
 
 namespace coda {
 
-// What a level of a row is worth.
+// What a level of a row is worth. Sizes are compared as integers, which order floats alike, NaN above all.
 AVX2 inline float step_of(const float* x, int64_t n) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 highest = _mm256_setzero_ps();
+  __m256i highest = _mm256_setzero_si256();
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) highest = _mm256_max_ps(highest, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, highest);
-  float top = *std::max_element(lanes, lanes + 8);
-  for (; i < n; ++i) top = std::max(top, std::fabs(x[i]));
-  return top > 0 ? top / 127.0f : 1.0f;
+  for (; i + 8 <= n; i += 8) {
+    highest = _mm256_max_epi32(highest, _mm256_castps_si256(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i))));
+  }
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), highest);
+  int32_t top = *std::max_element(lanes, lanes + 8);
+  for (; i < n; ++i) {
+    int32_t size;
+    std::memcpy(&size, x + i, sizeof size);
+    top = std::max(top, size & 0x7fffffff);
+  }
+  return step_for(top);
 }
+
+// The level of a number that fills no register; what is no number becomes the lowest integer, as in registers.
+AVX2 inline int level_of(float x, float step) { return _mm_cvtss_si32(_mm_set_ss(x / step)); }
 
 // Eight levels of 16 bits.
 AVX2 inline __m128i levels_of(const float* x, __m256 steps) {

@@ -25,10 +25,12 @@ AVX512 inline void load(const float* x, int64_t left, __m512* values) {
 }
 
 template <bool kWhole>
-AVX512 inline void raise(const float* x, int64_t left, __m512* highest) {
+AVX512 inline void raise(const float* x, int64_t left, __m512i* highest) {
   __m512 values[4];
   load<kWhole>(x, left, values);
-  for (int64_t j = 0; j < 4; ++j) highest[j] = _mm512_max_ps(highest[j], _mm512_abs_ps(values[j]));
+  for (int64_t j = 0; j < 4; ++j) {
+    highest[j] = _mm512_max_epi32(highest[j], _mm512_castps_si512(_mm512_abs_ps(values[j])));
+  }
 }
 
 // What a row is rounded with.
@@ -64,12 +66,11 @@ AVX512 inline void round_to(const float* x, int64_t left, const Rounding& by, ch
 // behind those before.
 AVX512 inline float quantize_bytes(const float* x, int64_t n, char* levels, int64_t stride, char flip) {
   const int64_t whole = n / kRounded * kRounded;
-  __m512 highest[4] = {};
+  __m512i highest[4] = {};  // sizes, compared as integers, which order floats alike, NaN above all
   for (int64_t i = 0; i < whole; i += kRounded) raise<true>(x + i, kRounded, highest);
   if (whole < n) raise<false>(x + whole, n - whole, highest);
-  const float top = _mm512_reduce_max_ps(
-      _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3])));
-  const float step = top > 0 ? top / 127.0f : 1.0f;
+  const float step = step_for(_mm512_reduce_max_epi32(
+      _mm512_max_epi32(_mm512_max_epi32(highest[0], highest[1]), _mm512_max_epi32(highest[2], highest[3]))));
   // Dividing is slow. Multiplying by the inverse is off by 3e-5 at most, which only ratios near a half can tell; of
   // numbers so small that the inverse may overflow, all are divided.
   const Rounding by{_mm512_set1_ps(step), _mm512_set1_ps(1.0f / step), _mm512_set1_ps(step < 1e-30f ? -1.0f : 0.4999f),

@@ -26,7 +26,7 @@ AVXVNNI float quantize(const float* x, int64_t n, int64_t depth, int64_t row, vo
     const __m128i raised = _mm_add_epi16(levels_of(x + i, steps), _mm_set1_epi16(128));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(levels + i), _mm_packus_epi16(raised, raised));
   }
-  for (; i < n; ++i) levels[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x[i] / step)) + 128);
+  for (; i < n; ++i) levels[i] = static_cast<uint8_t>(static_cast<unsigned>(level_of(x[i], step)) + 128);
   return step;
 }
 

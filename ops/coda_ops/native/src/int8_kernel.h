@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 #include "int8_linear.h"
 #include "simd.h"
@@ -21,6 +23,17 @@ struct Int8Product {
   int64_t stride;   // outputs of the layer
   int64_t outputs;  // that are wanted: the last panel may hold fewer than kPanel
 };
+
+// What a level is worth in a row whose largest size has these bits. Where they are no finite number's it is NaN, and so
+// is then all that the row gives.
+inline float step_for(int32_t size) {
+  constexpr int32_t kInfinite = 0x7f800000;
+  if (size >= kInfinite) return std::numeric_limits<float>::quiet_NaN();
+  float top;
+  std::memcpy(&top, &size, sizeof top);
+  const float share = top / 127.0f;
+  return share > 0 ? share : 1.0f;
+}
 
 struct Int8Kernel {
   const char* name;

@@ -26,8 +26,9 @@ CODA_INLINE void norm_in_place(float* __restrict__ out, float sum, const float* 
 }
 
 template <typename Word>
-CODA_INLINE void embed_inline(const Word* word, float step, const float* type, const float* position, const float* scale,
-                              const float* bias, float epsilon, int64_t width, float* __restrict__ out) {
+CODA_INLINE void embed_norm_inline(const Word* word, float step, const float* type, const float* position,
+                                   const float* scale, const float* bias, float epsilon, int64_t width,
+                                   float* __restrict__ out) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < width; ++i) {
@@ -37,10 +38,8 @@ CODA_INLINE void embed_inline(const Word* word, float step, const float* type, c
   norm_in_place(out, sum, scale, bias, epsilon, width);
 }
 
-}  // namespace
-
-CODA_SIMD void add_norm(const float* x, const float* y, const float* shift, const float* scale, const float* bias,
-                        float epsilon, int64_t width, float* __restrict__ out) {
+CODA_INLINE void add_norm_inline(const float* x, const float* y, const float* shift, const float* scale,
+                                 const float* bias, float epsilon, int64_t width, float* __restrict__ out) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < width; ++i) {
@@ -50,14 +49,19 @@ CODA_SIMD void add_norm(const float* x, const float* y, const float* shift, cons
   norm_in_place(out, sum, scale, bias, epsilon, width);
 }
 
-CODA_SIMD void embed_norm(const float* word, float step, const float* type, const float* position, const float* scale,
-                          const float* bias, float epsilon, int64_t width, float* __restrict__ out) {
-  embed_inline(word, step, type, position, scale, bias, epsilon, width, out);
-}
+}  // namespace
 
-CODA_SIMD void embed_norm(const int8_t* word, float step, const float* type, const float* position, const float* scale,
-                          const float* bias, float epsilon, int64_t width, float* __restrict__ out) {
-  embed_inline(word, step, type, position, scale, bias, epsilon, width, out);
-}
+CODA_SIMD(void, add_norm,
+          (const float* x, const float* y, const float* shift, const float* scale, const float* bias, float epsilon,
+           int64_t width, float* __restrict__ out),
+          (x, y, shift, scale, bias, epsilon, width, out))
+CODA_SIMD(void, embed_norm,
+          (const float* word, float step, const float* type, const float* position, const float* scale,
+           const float* bias, float epsilon, int64_t width, float* __restrict__ out),
+          (word, step, type, position, scale, bias, epsilon, width, out))
+CODA_SIMD(void, embed_norm,
+          (const int8_t* word, float step, const float* type, const float* position, const float* scale,
+           const float* bias, float epsilon, int64_t width, float* __restrict__ out),
+          (word, step, type, position, scale, bias, epsilon, width, out))
 
 }  // namespace coda

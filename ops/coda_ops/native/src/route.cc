@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "arithmetic.h"
 #include "simd.h"
 
 namespace coda {
@@ -16,7 +17,7 @@ constexpr float kPadding = -1e30f;
 
 // exp of x <= 0 to 1e-14, branch-free so that loops of it become vector code. Below -708, where it would leave the
 // normal numbers, it stays at 1e-308.
-inline double exp_nonpositive(double x) {
+CODA_INLINE double exp_nonpositive(double x) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the nearest integer in the low bits
   constexpr double kLog2e = 1.4426950408889634, kLn2High = 0.6931471803691238, kLn2Low = 1.9082149292705877e-10;
   x = x < -708.0 ? -708.0 : x;
@@ -45,7 +46,7 @@ inline double exp_nonpositive(double x) {
 }
 
 // Σ exp((min(s, cap) - top) / ε), where top is the largest of min(s, cap).
-CODA_SIMD double sum_of_exponentials(const double* s, int64_t n, double cap, double top, double inverse) {
+CODA_INLINE double sum_of_exponentials_inline(const double* s, int64_t n, double cap, double top, double inverse) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) {
@@ -54,6 +55,8 @@ CODA_SIMD double sum_of_exponentials(const double* s, int64_t n, double cap, dou
   }
   return sum;
 }
+CODA_SIMD(double, sum_of_exponentials, (const double* s, int64_t n, double cap, double top, double inverse),
+          (s, n, cap, top, inverse))
 
 // Ascending keys are descending scores, ties by ascending position.
 uint64_t key(float score, int64_t position) {

@@ -26,21 +26,37 @@ inline bool allowed(const char* isa) {
 }
 
 inline bool has_avx2() {
-  return allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
 inline bool has_avx512() {
-  return allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return allowed("avx512") && has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+}
+
+// The best of a function's three forms that this process may run.
+template <typename Function>
+Function* best(Function* v4, Function* v3, Function* plain) {
+  return has_avx512() ? v4 : has_avx2() ? v3 : plain;
 }
 
 }  // namespace coda
 #endif
 
-// Loops marked CODA_SIMD are compiled once for each level of x86 that matters, and the loader picks; elsewhere the
-// compiler's own target is used.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CODA_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// The function `name` of the inlined loop `name_inline`, compiled once for each level of x86 that matters; the first call
+// picks. The loader would pick as well, and could not be told of a lesser machine. Elsewhere the compiler's own target is
+// used.
+#if CODA_X86
+#define CODA_SIMD(result, name, parameters, arguments)                                                             \
+  __attribute__((target("arch=x86-64-v4"))) static result name##_v4 parameters { return name##_inline arguments; } \
+  __attribute__((target("arch=x86-64-v3"))) static result name##_v3 parameters { return name##_inline arguments; } \
+  static result name##_plain parameters { return name##_inline arguments; }                                        \
+  result name parameters {                                                                                         \
+    static result(*const chosen) parameters = best<result parameters>(name##_v4, name##_v3, name##_plain);         \
+    return chosen arguments;                                                                                       \
+  }
 #else
-#define CODA_SIMD
+#define CODA_SIMD(result, name, parameters, arguments) \
+  result name parameters { return name##_inline arguments; }
 #endif
