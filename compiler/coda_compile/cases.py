@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coda_models.model import CodaModel
 from coda_targets.bundle import Arrays
@@ -17,19 +18,25 @@ class Inputs:
         vocabulary: how many token ids it knows.
         padding: the id that fills a short text.
         max_tokens: of its longest text.
+        types: how many token types it knows; of one alone nothing but zeros.
     """
 
     names: tuple[str, ...]
     vocabulary: int
     padding: int
     max_tokens: int
+    types: int = 1
 
     @classmethod
     def of(cls, model: CodaModel) -> "Inputs":
         """Those of a model."""
         config = model.hf_config
         return cls(
-            tuple(model.input_names), int(config.vocab_size), int(config.pad_token_id or 0), int(model.max_tokens)
+            tuple(model.input_names),
+            int(config.vocab_size),
+            int(config.pad_token_id or 0),
+            int(model.max_tokens),
+            int(getattr(config, "type_vocab_size", 1)),
         )
 
 
@@ -42,7 +49,8 @@ class Case:
 
 
 def make_case(inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: int = 0) -> Case:
-    """Random token ids; ragged rows end in padding, at least one of them full length and one of a single token."""
+    """Random token ids and types; ragged rows end in padding, at least one of them full length and one of a single
+    token."""
     random = np.random.default_rng([seed, batch, tokens])
     vocabulary, padding = inputs.vocabulary, inputs.padding
     ids = random.integers(0, vocabulary, (batch, tokens))
@@ -55,10 +63,19 @@ def make_case(inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: in
     every = {
         "input_ids": np.where(mask, ids, padding).astype(np.int64),
         "attention_mask": mask.astype(np.int64),
-        "token_type_ids": np.zeros((batch, tokens), np.int64),
+        "token_type_ids": np.where(mask, _types(inputs.types, batch, tokens, seed), 0).astype(np.int64),
     }
     kind = "ragged" if ragged else "full"
     return Case(f"{batch} x {tokens} tokens, {kind}", {name: every[name] for name in inputs.names})
+
+
+def _types(types: int, batch: int, tokens: int, seed: int) -> NDArray[np.int64]:
+    """[batch, tokens]: every second row in two segments, as tokenizers write pairs; the others in any order."""
+    random = np.random.default_rng([seed, batch, tokens, types])
+    any_order = random.integers(0, types, (batch, tokens))
+    begin = random.integers(0, tokens + 1, (batch, 1))  # of the second segment
+    segments = np.minimum(np.arange(tokens) >= begin, types - 1)
+    return np.where(np.arange(batch)[:, None] % 2, segments, any_order).astype(np.int64)
 
 
 def cases(inputs: Inputs) -> list[Case]:

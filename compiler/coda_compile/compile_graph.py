@@ -24,7 +24,7 @@ from coda_compile.cases import cases, kept_case
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
-from coda_compile.lowering import verified_on
+from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.ood import check, fit
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
@@ -74,10 +74,14 @@ def compile_graph(
     with replacing(output) as folder:
         save_onnx(compiled, folder / MODEL)
         with stage("verify"):
-            parity = _verify(graph, reference, detector, folder / MODEL, target, failure_folder(output))
+            compared = graph, reference, detector, folder / MODEL
+            parity = _verify(*compared, verified_on(target), failure_folder(output))
+            if (kernels := with_kernels(target)) is not None:
+                with of_kernels():
+                    _verify(*compared, kernels, failure_folder(output))
         with stage("bundle"):
             case = kept_case(graph.inputs)
-            test_vectors.write(folder, case.inputs, reference(case.inputs), [], Tolerances())
+            test_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
             described = _describe(graph, detector)
             write_config(folder, described.config)
             if words is not None:
@@ -127,7 +131,7 @@ def _verify(
     failed: Path,
 ) -> list[CaseParity]:
     """Run every case through the file as it came and through what was compiled of it, and compare."""
-    probe = RoutingProbe(path, verified_on(target), threads=1)
+    probe = RoutingProbe(path, target, threads=1)
     results = []
     for case in cases(graph.inputs):
         expected, actual = reference(case.inputs), Arrays()

@@ -33,6 +33,11 @@ for output, value in zip(session.get_outputs(), outputs):
         print(f"{output.name}: {value}")
 '''
 _SESSION = 'session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])'
+_NATIVE_SESSION = """from coda_ops import native
+
+settings = ort.SessionOptions()
+settings.register_custom_ops_library(str(native.LIBRARY))
+session = ort.InferenceSession(here / "model.onnx", settings, providers=["CPUExecutionProvider"])"""
 _PLUGIN_SESSION = """ort.register_execution_provider_library({provider!r}, __import__({plugin!r}).get_library_path())
 devices = [one for one in ort.get_ep_devices() if one.ep_name == {provider!r}]
 settings = ort.SessionOptions()
@@ -67,7 +72,7 @@ def keep_failure(
     Args:
         folder: replaced when it is there from an earlier failure.
         adapter: of the task that failed, where the model file holds another.
-        target: where it failed, where that is none of onnxruntime's own providers.
+        target: where it failed: a provider that is none of onnxruntime's own, or its own with native kernels.
         expected: torch's outputs; empty when routing failed before there were any.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +88,7 @@ def keep_failure(
 
 def _session(target: Target | None) -> str:
     if target is None or not target.plugin:
-        return _SESSION
+        return _NATIVE_SESSION if target is not None and target.native else _SESSION
     provider, options = target.providers[0]
     config = json.dumps({"CPU": {**options, "INFERENCE_NUM_THREADS": "1"}})  # as it was verified
     return _PLUGIN_SESSION.format(provider=provider, plugin=target.plugin, config=config)

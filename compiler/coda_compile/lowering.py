@@ -1,7 +1,11 @@
 """A target as one compilation takes it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from coda_compile.errors import VerificationError
+from coda_ops import native
 from coda_targets import Target, TargetError, get_target
 from coda_targets.bundle import require_runtime
 
@@ -32,9 +36,26 @@ def packing(target: Target) -> Target:
     return replace(target, lowering=(*target.lowering[:after], "pack_rows", *target.lowering[after:]))
 
 
-def verified_on(target: Target) -> Target:
+def verified_on(target: Target, *, kernels: bool = False) -> Target:
     """Where parity is measured: on the target itself, or on a CPU where the target runs nothing.
 
-    Without native kernels, because the function bodies are what the bundle carries.
+    Without native kernels first, because the function bodies are what the bundle carries.
     """
-    return replace(target, native=False, providers=target.providers or get_target("cpu").providers)
+    return replace(target, native=kernels, providers=target.providers or get_target("cpu").providers)
+
+
+def with_kernels(target: Target) -> Target | None:
+    """The same with native kernels, where they serve it and are built here."""
+    return verified_on(target, kernels=True) if target.native and target.providers and native.library() else None
+
+
+@contextmanager
+def of_kernels() -> Iterator[None]:
+    """Say of a failed verification that native kernels are what failed."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(
+            f"with the native kernels in {native.LIBRARY} {error}; function bodies are right: build the kernels again "
+            f"with `coda-compile kernels build`, or do without: {native.SWITCH}=portable"
+        ) from None

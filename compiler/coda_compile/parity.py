@@ -5,7 +5,7 @@ tightly; then the selected sets; then every differing slot is explained by its m
 ``allclose`` on outputs alone would either hide a bug or fail on a tie.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class CaseParity:
         narrowest: the smallest margin between a selected and an unselected token, over all layers and examples.
         ties: differing slots, each explained.
         skipped: examples not compared to the end because a tie sent them another way.
+        float64: whether the reference is in float64, as float32 could not tell who is right.
     """
 
     case: str
@@ -77,6 +78,7 @@ class CaseParity:
     narrowest: float = float("inf")
     ties: list[Tie] = field(default_factory=list)
     skipped: int = 0
+    float64: bool = False
 
 
 def margin(scores: NDArray[Any], mask: NDArray[Any], selected: Sequence[int]) -> float:
@@ -120,24 +122,42 @@ class Comparison:
             if len(set(slots)) != len(slots) or not all(0 <= i < len(mask) for i in slots):
                 self._fail(f"{where} has unused slots that collide or lie outside: {slots}")
 
-    def layer(self, expected_scores: NDArray[Any], expected: Sequence[Sequence[int]], actual: Decision) -> None:
+    def scores(self, expected: NDArray[Any], actual: Decision, *, more: float = 0.0) -> float:
+        """Compare one layer's scores; returns how far they may differ.
+
+        Args:
+            expected: [batch, tokens] of the reference.
+            more: is allowed where that exceeds the tolerance.
+        """
+        scale = max(1.0, float(np.abs(expected[self._mask]).max(initial=0.0)))
+        allowed = max(self._tolerances.scores * scale, more)
+        difference = np.abs(actual.scores - expected)
+        compared = self._mask & self._live[:, None]
+        self._within(difference, compared, allowed, f"scores of layer {actual.layer}")
+        self.result.scores = max(self.result.scores, float(difference[compared].max(initial=0.0)))
+        return allowed
+
+    def layer(
+        self,
+        expected_scores: NDArray[Any],
+        expected: Sequence[Sequence[int]],
+        actual: Decision,
+        *,
+        more: float = 0.0,
+    ) -> None:
         """Compare one layer's scores and selection.
 
         Args:
             expected_scores: [batch, tokens] of the reference.
             expected: positions that the reference selects, for each example.
             actual: the other side's decision.
+            more: of a difference of scores is allowed where that exceeds the tolerance.
 
         Raises:
             VerificationError: scores too far apart, a malformed selection, or a difference that no tie explains.
         """
         self.well_formed(actual)
-        scale = max(1.0, float(np.abs(expected_scores[self._mask]).max(initial=0.0)))
-        allowed = self._tolerances.scores * scale
-        difference = np.abs(actual.scores - expected_scores)
-        compared = self._mask & self._live[:, None]
-        self._within(difference, compared, allowed, f"scores of layer {actual.layer}")
-        self.result.scores = max(self.result.scores, float(difference[compared].max(initial=0.0)))
+        allowed = self.scores(expected_scores, actual, more=more)
         for example in map(int, np.flatnonzero(self._live)):
             self._selection(example, expected_scores[example], list(expected[example]), actual, 2 * allowed)
 
@@ -161,8 +181,12 @@ class Comparison:
         compared = np.broadcast_to(self._live[:, None], difference.shape)
         self._within(difference, compared, self._tolerances.outputs * scale, f"input of {name}")
 
-    def outputs(self, expected: Arrays, actual: Arrays) -> CaseParity:
-        """Compare the model's outputs, valid tokens alone where there is one a token, and return the result."""
+    def outputs(self, expected: Arrays, actual: Arrays, *, more: Mapping[str, float] | None = None) -> CaseParity:
+        """Compare the model's outputs, valid tokens alone where there is one a token, and return the result.
+
+        Args:
+            more: by name, is allowed where that exceeds the tolerance.
+        """
         for name, wanted in expected.items():
             if name == FLAG:
                 continue  # a threshold between two scores: ``flags`` holds it against the score
@@ -176,7 +200,8 @@ class Comparison:
             scale = max(1.0, float(np.abs(wanted[compared]).max(initial=0.0)))
             difference = np.abs(got - wanted)
             difference = difference.reshape(*difference.shape[: compared.ndim], -1).max(-1)
-            self._within(difference, compared, self._tolerances.outputs * scale, name)
+            allowed = max(self._tolerances.outputs * scale, (more or {}).get(name, 0.0))
+            self._within(difference, compared, allowed, name)
             self.result.outputs[name] = float(difference[compared].max(initial=0.0))
         self.result.skipped = int((~self._live).sum())
         return self.result

@@ -23,7 +23,7 @@ from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
-from coda_compile.lowering import complete, packing, verified_on
+from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
 from coda_compile.ood import check as check_ood
 from coda_compile.ood import files as ood_files
 from coda_compile.ood import fit as fit_ood
@@ -169,10 +169,10 @@ def compile(
             described = describe(source.model)
             case = kept_case(Inputs.of(source.model))
             for name, each in sources.items():
-                outputs, decisions = expected(each.model, case, lowered_for)
+                answers = expected(each.model, case, lowered_for)
                 allowed = Tolerances.elsewhere(precision)
                 named = "" if each is source else name
-                test_vectors.write(folder, case.inputs, outputs, decisions, allowed, task=named)
+                test_vectors.write(folder, case.inputs, *answers, allowed, task=named)
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
@@ -185,21 +185,33 @@ def compile(
 def verify_or_keep(
     model: CodaModel, path: Path, target: Target, tolerances: Tolerances, output: Path, swapped: Path | None
 ) -> list[CaseParity]:
-    """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure."""
+    """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure.
+
+    Function bodies are what the bundle carries, and what is reported. Where native kernels are built they have to give
+    the same.
+    """
     failed = failure_folder(output)
-    try:
+
+    def run(on: Target) -> list[CaseParity]:
         return verify(
             model,
             path,
-            verified_on(target),
+            on,
             tolerances=tolerances,
             adapter=None if swapped is None else Adapter(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
-                failed, path, case.inputs, expected, actual, adapter=swapped, target=target
+                failed, path, case.inputs, expected, actual, adapter=swapped, target=on
             ),
         )
+
+    try:
+        parity, kernels = run(verified_on(target)), with_kernels(target)
+        if kernels is not None:
+            with of_kernels():
+                run(kernels)
     except VerificationError as error:
         raise VerificationError(f"{error}; reproduction in {failed}") from None
+    return parity
 
 
 def _only_fp32(graph: Path, **options: object) -> None:

@@ -1,7 +1,8 @@
 """Known inputs and outputs inside a bundle, so that it can be verified anywhere without torch.
 
 Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
-decided, and by which margins, stands in ``expected.json``. Of several tasks each but the first has a set by its name.
+decided, and by which margins, stands in ``expected.json``; what a model gives where the first token is routed in every
+layer, in ``routed_outputs/``. Of several tasks each but the first has a set by its name.
 """
 
 import json
@@ -14,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from coda_compile.first_token import selecting, through_first
 from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
 from coda_ops.errors import first_line
 from coda_targets import Bundle, BundleError
@@ -22,13 +24,15 @@ from coda_targets.routing import Decision, RoutingProbe
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
+ROUTED = "routed_outputs"
 
 
-def _places(folder: Path, task: str) -> tuple[Path, Path]:
+def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
     """The data of a task and what is expected of them; the first task of a bundle has no name here."""
     if not task:
-        return folder / DATA_SET, folder / EXPECTED
-    return folder / "adapters" / f"{task}-test_data", folder / "adapters" / f"{task}-{EXPECTED}"
+        return folder / DATA_SET, folder / EXPECTED, folder / ROUTED
+    own = folder / "adapters"
+    return own / f"{task}-test_data", own / f"{task}-{EXPECTED}", own / f"{task}-{ROUTED}"
 
 
 def write(
@@ -36,17 +40,22 @@ def write(
     inputs: Arrays,
     outputs: Arrays,
     decisions: list[Decision],
+    routed: Arrays,
     tolerances: Tolerances,
     *,
     task: str = "",
 ) -> None:
-    """Write one input with what is expected of it."""
-    data, expected = _places(folder, task)
-    data.mkdir()
-    for kind, arrays in (("input", inputs), ("output", outputs)):
+    """Write one input with what is expected of it.
+
+    Args:
+        routed: outputs where decisions are those of ``through_first``.
+    """
+    data, expected, elsewhere = _places(folder, task)
+    for place, kind, arrays in ((data, "input", inputs), (data, "output", outputs), (elsewhere, "output", routed)):
         for i, (name, array) in enumerate(arrays.items()):
+            place.mkdir(exist_ok=True)
             tensor = numpy_helper.from_array(array, name)
-            (data / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+            (place / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
     mask = inputs["attention_mask"].astype(bool)
     examples = range(mask.shape[0])
     plain = {
@@ -76,9 +85,11 @@ class Expected:
         outputs: by name.
         tolerances: what counts as arithmetic error.
         routing: for each routed layer its scores, [batch, tokens], and the positions that each example selects.
+        routed: outputs where the first token is routed in every layer.
     """
 
     outputs: Arrays
+    routed: Arrays
     tolerances: Tolerances
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
@@ -89,22 +100,27 @@ def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
     Raises:
         BundleError: absent or damaged.
     """
-    data, stored = _places(folder, task)
-    arrays: dict[str, Arrays] = {"input": {}, "output": {}}
+    data, stored, elsewhere = _places(folder, task)
     try:
-        for kind, found in arrays.items():
-            for path in sorted(data.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
-                tensor = onnx.TensorProto.FromString(path.read_bytes())
-                found[tensor.name] = numpy_helper.to_array(tensor)
+        inputs, outputs, routed = _arrays(data, "input"), _arrays(data, "output"), _arrays(elsewhere, "output")
         plain = json.loads(stored.read_text("utf-8"))
         tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
-        mask = arrays["input"]["attention_mask"].astype(bool)
+        mask = inputs["attention_mask"].astype(bool)
         routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
-    if not arrays["output"]:
-        raise BundleError(f"{folder} has no test data in {DATA_SET}: compile the model again")
-    return arrays["input"], Expected(arrays["output"], tolerances, routing)
+    if not outputs or bool(routing) != bool(routed):
+        lacking = elsewhere if outputs else data
+        raise BundleError(f"{folder} has no test data in {lacking.relative_to(folder)}: compile the model again")
+    return inputs, Expected(outputs, routed, tolerances, routing)
+
+
+def _arrays(place: Path, kind: str) -> Arrays:
+    found = {}
+    for path in sorted(place.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
+        tensor = onnx.TensorProto.FromString(path.read_bytes())
+        found[tensor.name] = numpy_helper.to_array(tensor)
+    return found
 
 
 def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
@@ -133,7 +149,8 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
     mask = inputs["attention_mask"].astype(bool)
     batch, tokens = mask.shape
-    comparison = Comparison(f"test data, {batch} x {tokens} tokens", mask, expected.tolerances, replayed=False)
+    name = f"test data, {batch} x {tokens} tokens"
+    comparison = Comparison(name, mask, expected.tolerances, replayed=False)
     if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")
     for decision in decisions:
@@ -141,4 +158,14 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
         comparison.layer(scores, selected, decision)
     if (ood := bundle.ood(task)) is not None:
         comparison.flags(outputs, ood.threshold)
-    return comparison.outputs(expected.outputs, outputs)
+    result = comparison.outputs(expected.outputs, outputs)
+    if decisions:
+        given = [
+            selecting(one.layer, expected.routing[one.layer][1], one.indices.shape[1], tokens) for one in decisions
+        ]
+        probe = RoutingProbe.of(bundle, decided=True)
+        routed, _ = probe.run(bundle.prepare(inputs), bundle.adapter(task), through_first(given, mask))
+        decided = Comparison(f"{name}, the first token routed in every layer", mask, expected.tolerances, replayed=True)
+        for output, difference in decided.outputs(expected.routed, routed).outputs.items():
+            result.outputs[output] = max(result.outputs[output], difference)
+    return result

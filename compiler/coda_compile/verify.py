@@ -1,22 +1,20 @@
 """Verify a compiled model against torch, on shapes that the export never saw."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from coda_compile.cases import Case, Inputs, cases
+from coda_compile.cases import Case, Inputs, cases, kept_case
 from coda_compile.errors import VerificationError
-from coda_compile.export import output_names
+from coda_compile.first_token import through_first
 from coda_compile.parity import CaseParity, Comparison, Tolerances
-from coda_compile.quantize import Int8Linear, Int8StaticLinear
+from coda_compile.replay import Replayed, one_thread, outputs_of, replay, replayed_products, tensor_of
 from coda_compile.rounding import as_run, as_written, multiplying
-from coda_models.model import CodaModel, CodaOutput
+from coda_models.model import CodaModel
 from coda_ops.route import route, soft_top_k
 from coda_targets import Target
 from coda_targets.adapters import Adapter
@@ -48,112 +46,112 @@ def verify(
     Raises:
         VerificationError: which output, layer and input.
     """
+    given = Inputs.of(model)
     probe = RoutingProbe(path, target, threads=1, products=True)
+    compared = _Compared(model, target, tolerances or Tolerances(), adapter, on_failure)
     with multiplying(model, as_run(target, model)):
-        return _compare(probe, model, target, tolerances or Tolerances(), adapter, on_failure)
-
-
-def _compare(
-    probe: RoutingProbe,
-    model: CodaModel,
-    target: Target,
-    tolerances: Tolerances,
-    adapter: Adapter | None,
-    on_failure: Callable[[Case, Arrays, Arrays], None],
-) -> list[CaseParity]:
-    results = []
-    for case in cases(Inputs.of(model)):
-        expected: Arrays = {}
-        outputs: Arrays = {}
-        try:
-            outputs, decisions = probe.run(case.inputs, adapter)
-            comparison = Comparison(case.name, case.inputs["attention_mask"].astype(bool), tolerances, replayed=True)
-            used = {decision.layer: decision.used for decision in decisions}
-            with _replayed_products(model, probe.products, comparison, case.inputs["attention_mask"] != 0, used):
-                expected = _replay(model, case, decisions, comparison, wide=target.wide_floats)
-            if model.ood is not None:
-                comparison.flags(outputs, model.ood.threshold)
-            results.append(comparison.outputs(expected, outputs))
-        except Exception as error:
-            on_failure(case, expected, outputs)
-            if isinstance(error, InputError):  # a valid input, so the model is what cannot run
-                raise VerificationError(f"verification failed on input '{case.name}': {error}") from None
-            raise
+        results = [compared.case(probe, case) for case in cases(given)]
+        case = kept_case(given)
+        if routed := reference(model, case)[1]:
+            del probe
+            decided = RoutingProbe(path, target, threads=1, products=True, decided=True)
+            first = Case(f"{case.name}, the first token routed in every layer", case.inputs)
+            results.append(compared.case(decided, first, through_first(routed, first.inputs["attention_mask"] != 0)))
     return results
 
 
-@contextmanager
-def _replayed_products(
-    model: CodaModel,
-    products: Arrays,
-    comparison: Comparison,
-    valid: NDArray[np.bool_],
-    used: Mapping[int, NDArray[np.bool_]],
-) -> Iterator[None]:
-    """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
+@dataclass(frozen=True)
+class _Compared:
+    """What compares one case after the other."""
 
-    The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, the
-    other tokens stay torch's own. Padding is replayed and not compared: nothing that counts depends on it, and packed
-    models hold other numbers there.
+    model: CodaModel
+    target: Target
+    tolerances: Tolerances
+    adapter: Adapter | None
+    on_failure: Callable[[Case, Arrays, Arrays], None]
 
-    Args:
-        products: what was multiplied, [batch, tokens, inputs], or [rows, inputs] where it was packed.
-        valid: [batch, tokens], the tokens that are no padding.
-        used: [batch, K] by layer, the slots that hold a token.
+    def case(self, probe: RoutingProbe, case: Case, decided: Sequence[Decision] = ()) -> CaseParity:
+        """Run one input on both sides, and compare.
+
+        Args:
+            decided: what both sides are given, in the place of their own decisions.
+        """
+        expected: Arrays = {}
+        outputs: Arrays = {}
+        mask = case.inputs["attention_mask"] != 0
+        try:
+            outputs, decisions = probe.run(case.inputs, self.adapter, decided)
+            comparison = Comparison(case.name, mask, self.tolerances, replayed=True)
+            used = {decision.layer: decision.used for decision in decisions}
+            with replayed_products(self.model, probe.products, comparison, mask, used):
+                replayed = Replayed.of(self.model, case, decisions, comparison)
+            expected = replayed.outputs
+            if self.model.ood is not None:
+                comparison.flags(outputs, self.model.ood.threshold)
+            try:
+                return self._compare(comparison, replayed, decisions, outputs, mask, chosen=not decided)
+            except VerificationError:
+                exact = replayed.in_float64(self.model, case, decisions)
+                if exact is None:
+                    raise
+                comparison = Comparison(case.name, mask, self.tolerances, replayed=True)
+                comparison.result.float64, expected = True, exact.outputs
+                return self._compare(comparison, exact, decisions, outputs, mask, chosen=not decided)
+        except Exception as error:
+            self.on_failure(case, expected, outputs)
+            if isinstance(error, InputError):  # a valid input, so the model is what cannot run
+                raise VerificationError(f"verification failed on input '{case.name}': {error}") from None
+            raise
+
+    def _compare(
+        self,
+        comparison: Comparison,
+        replayed: Replayed,
+        decisions: list[Decision],
+        outputs: Arrays,
+        mask: NDArray[np.bool_],
+        *,
+        chosen: bool,
+    ) -> CaseParity:
+        """Hold decisions and outputs against torch's.
+
+        Args:
+            chosen: whether the model chose for itself.
+        """
+        by_layer = {decision.layer: decision for decision in decisions}
+        for i, layer in enumerate(self.model.coda_layers()):
+            if i not in by_layer:
+                continue
+            actual, scores = by_layer[i], replayed.scores[i]
+            more = replayed.more.get(f"scores of layer {i}", 0.0)
+            if not chosen:
+                comparison.scores(scores, actual, more=more)
+                continue
+            valid = tensor_of(mask)
+            indices, _, used = route(tensor_of(scores), valid, layer.reduction, layer.schedule)
+            selected = [row[kept].tolist() for row, kept in zip(indices, used, strict=True)]
+            comparison.layer(scores, selected, actual, more=more)
+            gates = soft_top_k(tensor_of(actual.scores), valid, layer.reduction, layer.schedule)
+            gates = gates.gather(1, tensor_of(actual.indices)) * tensor_of(actual.used)
+            final = layer.schedule.final
+            more = 0.0 if self.target.wide_floats else _float32_gates(actual.scores[mask], final)
+            comparison.gates(gates.numpy(), actual, more=more)
+        return comparison.outputs(replayed.outputs, outputs, more=replayed.more)
+
+
+def expected(model: CodaModel, case: Case, target: Target) -> tuple[Arrays, list[Decision], Arrays]:
+    """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own.
+
+    Returns:
+        Outputs, decisions, and the outputs where the first token is routed in every layer; none where no layer routes.
     """
-
-    def replay(name: str, masks: list[NDArray[np.bool_]]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            own, actual = inputs[0], _tensor(products[f"model.{name}.weight"])
-            counts = _tensor(next(mask for mask in masks if mask.shape == own.shape[:2]))
-            kept = counts.clone() if actual.ndim == 2 else torch.ones_like(counts)
-            if actual.ndim == 3 and actual.shape[1] == 1:
-                kept[:, 1:] = False  # trimmed to the first token
-            whole = actual.ndim == 3 and actual.shape[:2] == own.shape[:2]
-            rows, replayed = actual[kept] if whole else actual.flatten(0, -2), own.clone()
-            if own[kept].shape != rows.shape:
-                comparison.product(name, own.numpy(), actual.numpy())  # fails, and says how
-            replayed[kept] = rows
-            comparison.product(name, own.numpy(), torch.where(counts.unsqueeze(-1), replayed, own).numpy())
-            return (replayed,)
-
-        return hook
-
-    def hooked(i: int, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-        return replay(f"layers.{i}.{name}", [*([used[i]] if i in used else []), valid])
-
-    hooks = [
-        module.register_forward_pre_hook(hooked(i, name))
-        for i, layer in enumerate(model.coda_layers())
-        for name, module in layer.named_modules()
-        if isinstance(module, Int8Linear | Int8StaticLinear)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sum in one order, however many cores there are: what is measured here is written into the bundle."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def expected(model: CodaModel, case: Case, target: Target) -> tuple[Arrays, list[Decision]]:
-    """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own."""
     with multiplying(model, as_written(target)):
-        return reference(model, case)
+        outputs, decisions = reference(model, case)
+        first = through_first(decisions, case.inputs["attention_mask"] != 0)
+        return outputs, decisions, replay(model, case, first)[0] if decisions else {}
 
 
-@_one_thread()
+@one_thread()
 @torch.inference_mode()
 def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
     """Torch's own outputs and decisions for one input."""
@@ -164,38 +162,7 @@ def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
         for i, routing in enumerate(output.routing)
         if routing is not None
     ]
-    return _outputs(model, output), decisions
-
-
-def _outputs(model: CodaModel, output: CodaOutput) -> Arrays:
-    return {name: getattr(output, name).numpy() for name in output_names(model)}
-
-
-@_one_thread()
-@torch.inference_mode()
-def _replay(model: CodaModel, case: Case, decisions: list[Decision], comparison: Comparison, *, wide: bool) -> Arrays:
-    """Torch's outputs with the compiled model's decisions, comparing each layer's on the way."""
-    by_layer = {decision.layer: decision for decision in decisions}
-    replayed = [
-        (_tensor(by_layer[i].indices), _tensor(by_layer[i].gates), _tensor(by_layer[i].used)) if i in by_layer else None
-        for i in range(len(model.layers))
-    ]
-    for decision in decisions:  # torch could not follow a malformed one
-        comparison.well_formed(decision)
-    inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-    output = model(**inputs, output_routing=True, decisions=replayed)
-    mask = inputs["attention_mask"].bool()
-    for i, layer in enumerate(model.coda_layers()):
-        if i not in by_layer:
-            continue
-        actual, scores = by_layer[i], output.routing[i].scores
-        indices, _, used = route(scores, mask, layer.reduction, layer.schedule)
-        chosen = [row[valid].tolist() for row, valid in zip(indices, used, strict=True)]
-        comparison.layer(scores.numpy(), chosen, actual)
-        gates = soft_top_k(_tensor(actual.scores), mask, layer.reduction, layer.schedule)
-        more = 0.0 if wide else _float32_gates(actual.scores[case.inputs["attention_mask"] != 0], layer.schedule.final)
-        comparison.gates((gates.gather(1, _tensor(actual.indices)) * _tensor(actual.used)).numpy(), actual, more=more)
-    return _outputs(model, output)
+    return outputs_of(model, output), decisions
 
 
 def _float32_gates(scores: NDArray[np.float32], epsilon: float) -> float:
@@ -204,7 +171,3 @@ def _float32_gates(scores: NDArray[np.float32], epsilon: float) -> float:
     Measured: 3.9e-6 in OpenVINO, over 512 tokens whose scores span 2 at ε = 0.03, where this allows 1.6e-5.
     """
     return 4 * 2.0**-24 * float(np.ptp(scores)) / epsilon
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(array))

@@ -4,6 +4,7 @@ A bundle's model gives its task's outputs alone; here scores, positions and gate
 a copy in memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +53,7 @@ class RoutingProbe:
     Args:
         model: an ONNX file whose Route nodes carry the metadata ``coda.layer``.
         products: also return what every product with int8 weights multiplies, in ``products`` by the weight's name.
+        decided: take the routers' decisions from the caller, instead of making them.
 
     Attributes:
         products: of the last run, [..., inputs] each.
@@ -61,14 +63,19 @@ class RoutingProbe:
         TargetError: onnx, or the runtime of the target, is not installed.
     """
 
-    def __init__(self, model: Path, target: Target, *, threads: int = 0, products: bool = False) -> None:
+    def __init__(
+        self, model: Path, target: Target, *, threads: int = 0, products: bool = False, decided: bool = False
+    ) -> None:
         self.products: Arrays = {}
+        self._decided: list[tuple[str, ...]] = []  # of every layer, what its decision is fed as
         self._multiplied: list[tuple[str, str]] = []  # weight and input of every product in eight bits
         self._layers: list[int] = []
         self._names: list[str] = []
         proto = self._read(model)
         self._outputs = [output.name for output in proto.graph.output]
         self._expose(proto, model, products)
+        if decided:
+            self._decide(proto)
         apart = any(tensor.external_data for tensor in proto.graph.initializer)
         content = proto.SerializeToString()
         del proto
@@ -85,9 +92,9 @@ class RoutingProbe:
                 raise BundleError(str(error).replace(str(copy), str(model))) from None
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "RoutingProbe":
+    def of(cls, bundle: Bundle, *, decided: bool = False) -> "RoutingProbe":
         """The probe of a bundle."""
-        return cls(bundle.model_path, bundle.target, threads=bundle.threads)
+        return cls(bundle.model_path, bundle.target, threads=bundle.threads, decided=decided)
 
     def _read(self, model: Path) -> Any:
         try:
@@ -137,18 +144,49 @@ class RoutingProbe:
                 show(name, kinds[field])
                 self._names.append(name)
 
-    def run(self, inputs: Arrays, adapter: Adapter | None = None) -> tuple[Arrays, list[Decision]]:
+    def _decide(self, proto: Any) -> None:
+        """Make inputs of what the Route nodes give."""
+        import onnx
+
+        kinds = (onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL)
+        routes = [node for node in proto.graph.node if (node.domain, node.op_type) == (_DOMAIN, "Route")]
+        self._decided = [tuple(node.output) for node in routes]
+        given = {name for names in self._decided for name in names}
+        for node in routes:
+            proto.graph.node.remove(node)
+            for name, kind in zip(node.output, kinds, strict=True):
+                proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", "slots_" + name]))
+        for values in (proto.graph.output, proto.graph.value_info):
+            kept = [value for value in values if value.name not in given]
+            del values[:]
+            values.extend(kept)
+
+    def run(
+        self, inputs: Arrays, adapter: Adapter | None = None, decisions: Sequence[Decision] = ()
+    ) -> tuple[Arrays, list[Decision]]:
         """The model's outputs and the decision of every routed layer, bottom first.
+
+        Args:
+            decisions: of every routed layer where the probe does not decide itself; their scores are not read.
 
         Raises:
             InputError: as for ``Bundle.run``.
         """
-        names = [*self._outputs, *self._names, *(name for _, name in self._multiplied)]
-        values = run_session(self._session, names, inputs, adapter)
+        by_layer = {decision.layer: decision for decision in decisions}
+        chosen = [by_layer[layer] for layer in self._layers] if self._decided else []
+        feed = dict(inputs)
+        for given, one in zip(self._decided, chosen, strict=True):
+            feed.update(zip(given, (one.indices, one.gates, one.used), strict=True))
+        asked = [name for name in self._names if name not in feed]
+        names = [*self._outputs, *asked, *(name for _, name in self._multiplied)]
+        values = run_session(self._session, names, feed, adapter)
         outputs = dict(zip(self._outputs, values, strict=False))
-        routed = values[len(self._outputs) :]
-        multiplied = values[len(self._outputs) + len(self._names) :]
+        found = {**feed, **dict(zip(names, values, strict=True))}
+        multiplied = values[len(self._outputs) + len(asked) :]
         self.products = {weight: value for (weight, _), value in zip(self._multiplied, multiplied, strict=True)}
         step = len(_FIELDS)
-        decisions = [Decision(layer, *routed[i * step : (i + 1) * step]) for i, layer in enumerate(self._layers)]
-        return outputs, sorted(decisions, key=lambda decision: decision.layer)
+        made = [
+            Decision(layer, *(found[name] for name in self._names[i * step : (i + 1) * step]))
+            for i, layer in enumerate(self._layers)
+        ]
+        return outputs, sorted(made, key=lambda decision: decision.layer)

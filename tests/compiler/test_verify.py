@@ -117,7 +117,7 @@ def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkey
     """torch would fail on positions outside the sequence, with an error of its own."""
 
     class Beyond(RoutingProbe):
-        def run(self, inputs, adapter=None):
+        def run(self, inputs, adapter=None, decisions=()):
             outputs, decisions = super().run(inputs)
             shifted = [dataclasses.replace(d, indices=d.indices + inputs["input_ids"].shape[1]) for d in decisions]
             return outputs, shifted

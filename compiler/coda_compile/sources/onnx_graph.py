@@ -72,6 +72,7 @@ def read(path: Path) -> Graph:
     _name_classes(model, config)
     run = original(path, model)
     inputs = replace(inputs, max_tokens=_longest(run, inputs, _allowed(config, tokenizer), path))
+    inputs = replace(inputs, types=_types(run, inputs))
     task, labels = _task(model, run(make_case(inputs, 2, min(3, inputs.max_tokens), ragged=True).inputs), config, path)
     return Graph(path, model, task, inputs, labels, config, tokenizer, run)
 
@@ -209,6 +210,18 @@ def _longest(run: Callable[[Arrays], Arrays], inputs: Inputs, allowed: int, path
         middle = (low + high) // 2
         low, high = (middle, high) if runs(middle) else (low, middle)
     return low
+
+
+def _types(run: Callable[[Arrays], Arrays], inputs: Inputs) -> int:
+    """How many token types the graph runs on, of the two that tokenizers write."""
+    if _INPUTS[2] not in inputs.names:
+        return 1
+    case = make_case(inputs, 1, 1, ragged=False).inputs
+    try:
+        run({**case, _INPUTS[2]: np.ones_like(case[_INPUTS[2]])})
+    except CodaError:
+        return 1
+    return 2
 
 
 def _task(model: ir.Model, example: Arrays, config: dict[str, Any], path: Path) -> tuple[str, tuple[str, ...]]:
