@@ -15,9 +15,10 @@ from coda_compile.errors import CompileError, as_sentences
 from coda_compile.parity import Tolerances
 from coda_compile.pipeline import read_model, verify_or_keep
 from coda_compile.quantize import quantize_model
-from coda_compile.verify import expected
+from coda_compile.verify import elsewhere, expected
 from coda_models.model import CodaModel
 from coda_targets import Bundle
+from coda_targets.adapters import Adapter
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import MANIFEST, list_files
 
@@ -63,10 +64,13 @@ def add_task(
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
-            verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder.resolve(), swapped)
+            parity = verify_or_keep(
+                source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder.resolve(), swapped
+            )
             case = kept_case(Inputs.of(source.model))
-            allowed = Tolerances.elsewhere(manifest.precision)
-            test_vectors.write(folder, case.inputs, *expected(source.model, case, bundle.target), allowed, task=name)
+            allowed = elsewhere(source.model, case, parity, manifest.precision)
+            answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
+            test_vectors.write(folder, case.inputs, *answers, allowed, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")

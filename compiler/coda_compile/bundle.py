@@ -26,7 +26,17 @@ from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_ops import RUNTIME_DOMAIN
 from coda_targets import Target
-from coda_targets.manifest import MANIFEST, LayerInfo, Manifest, OodInfo, SessionInfo, TaskInfo, TensorInfo, list_files
+from coda_targets.manifest import (
+    MANIFEST,
+    LayerInfo,
+    Manifest,
+    OodInfo,
+    SessionInfo,
+    TaskInfo,
+    TensorInfo,
+    list_files,
+    release,
+)
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -35,7 +45,7 @@ NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
 _RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
-_RUNTIME_OF_ATTENTION = "1.20"  # since then its own attention operators add a bias that is broadcast over the heads
+_RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
 
 
 def check_output(folder: Path) -> None:
@@ -271,7 +281,7 @@ def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool 
         needed.append(_RUNTIME_OF_ADAPTERS)
     if plugin:
         needed.append(_RUNTIME_OF_PLUGINS)
-    return max(needed, key=lambda release: int(release.split(".")[1]))
+    return max(needed, key=release)
 
 
 def _tensor_info(value: ir.Value) -> TensorInfo:

@@ -48,9 +48,15 @@ class Case:
     inputs: Arrays
 
 
-def make_case(inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: int = 0) -> Case:
+def make_case(
+    inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: int = 0, padded_left: bool = False
+) -> Case:
     """Random token ids and types; ragged rows end in padding, at least one of them full length and one of a single
-    token."""
+    token.
+
+    Args:
+        padded_left: ragged rows begin with their padding, so that the token that many models read is masked.
+    """
     random = np.random.default_rng([seed, batch, tokens])
     vocabulary, padding = inputs.vocabulary, inputs.padding
     ids = random.integers(0, vocabulary, (batch, tokens))
@@ -60,12 +66,13 @@ def make_case(inputs: Inputs, batch: int, tokens: int, *, ragged: bool, seed: in
         lengths = random.integers(1, tokens + 1, batch)
         lengths[0], lengths[-1] = tokens, 1
     mask = np.arange(tokens) < lengths[:, None]
+    mask = mask[:, ::-1] if padded_left else mask
     every = {
         "input_ids": np.where(mask, ids, padding).astype(np.int64),
         "attention_mask": mask.astype(np.int64),
         "token_type_ids": np.where(mask, _types(inputs.types, batch, tokens, seed), 0).astype(np.int64),
     }
-    kind = "ragged" if ragged else "full"
+    kind = "padded on the left" if padded_left else "ragged" if ragged else "full"
     return Case(f"{batch} x {tokens} tokens, {kind}", {name: every[name] for name in inputs.names})
 
 
@@ -79,7 +86,7 @@ def _types(types: int, batch: int, tokens: int, seed: int) -> NDArray[np.int64]:
 
 
 def cases(inputs: Inputs) -> list[Case]:
-    """Batches 1, 3 and 8; lengths 1, 2, odd and the longest; full and ragged."""
+    """Batches 1, 3 and 8; lengths 1, 2, odd and the longest; full, ragged, and padded on the left."""
     longest = inputs.max_tokens
     odd, middle = min(37, longest), min(64, longest)
     shapes = [
@@ -92,7 +99,8 @@ def cases(inputs: Inputs) -> list[Case]:
         (1, longest, False),
         (3, longest, True),
     ]
-    return [make_case(inputs, batch, tokens, ragged=ragged) for batch, tokens, ragged in shapes]
+    made = [make_case(inputs, batch, tokens, ragged=ragged) for batch, tokens, ragged in shapes]
+    return [*made, make_case(inputs, 3, odd, ragged=True, padded_left=True)]
 
 
 def kept_case(inputs: Inputs) -> Case:

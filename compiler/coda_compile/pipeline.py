@@ -33,7 +33,7 @@ from coda_compile.prune_slots import prune_slots
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.sources.classes import set_classes
-from coda_compile.verify import expected, verify
+from coda_compile.verify import elsewhere, expected, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError
@@ -161,16 +161,16 @@ def compile(
         save_onnx(compiled, path)
         tolerances = Tolerances()
         with stage("verify"):
-            parity = {}
+            parity, adapters = {}, dict[str, Path | None]()
             for name, each in sources.items():
-                swapped = tasks.write(folder, name, each.model) if several else None
+                adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
                 parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
             described = describe(source.model)
             case = kept_case(Inputs.of(source.model))
             for name, each in sources.items():
-                answers = expected(each.model, case, lowered_for)
-                allowed = Tolerances.elsewhere(precision)
+                answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
+                allowed = elsewhere(each.model, case, parity[name], precision)
                 named = "" if each is source else name
                 test_vectors.write(folder, case.inputs, *answers, allowed, task=named)
             write_config(folder, described.config)
@@ -198,7 +198,7 @@ def verify_or_keep(
             path,
             on,
             tolerances=tolerances,
-            adapter=None if swapped is None else Adapter(swapped),
+            adapter=_opened(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
                 failed, path, case.inputs, expected, actual, adapter=swapped, target=on
             ),
@@ -212,6 +212,10 @@ def verify_or_keep(
     except VerificationError as error:
         raise VerificationError(f"{error}; reproduction in {failed}") from None
     return parity
+
+
+def _opened(adapter: Path | None) -> Adapter | None:
+    return None if adapter is None else Adapter(adapter)
 
 
 def _only_fp32(graph: Path, **options: object) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from coda_models.model import CodaModel, CodaOutput
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision
 
-_OFF = 2.0  # times as far from float64 as torch's float32 may a compiled model be
+TIMES = 4.0  # as far from float64 as torch's float32 may a compiled model be
 
 
 @contextmanager
@@ -59,19 +59,34 @@ class Replayed:
             comparison.well_formed(decision)
         return cls(*replay(model, case, decisions))
 
-    def in_float64(self, model: CodaModel, case: Case, decisions: list[Decision]) -> "Replayed | None":
-        """In float64, where torch's float32 itself is off by more than nothing; ``None`` of models in eight bits or
-        fewer, whose products are replayed as they are.
-        """
-        if any(isinstance(module, Int8Linear | Int8StaticLinear | Int4Linear) for module in model.modules()):
-            return None
-        outputs, scores = replay(deepcopy(model).double(), case, decisions)
-        mask = case.inputs["attention_mask"] != 0
-        more = {f"scores of layer {i}": np.abs(self.scores[i] - wide)[mask].max() for i, wide in scores.items()}
-        for name, wide in outputs.items():
-            off = np.abs(self.outputs[name] - wide)
-            more[name] = (off[mask] if off.ndim == 3 else off).max()
-        return Replayed(outputs, scores, {name: _OFF * float(value) for name, value in more.items()})
+    def distance(self, wide: "Replayed", mask: NDArray[np.bool_]) -> dict[str, float]:
+        """The largest difference of everything that is compared, of valid tokens alone."""
+        far = {f"scores of layer {i}": np.abs(self.scores[i] - scores)[mask].max() for i, scores in wide.scores.items()}
+        for name, array in wide.outputs.items():
+            off = np.abs(self.outputs[name] - array)
+            far[name] = (off[mask] if off.ndim == 3 else off).max()
+        return {name: float(value) for name, value in far.items()}
+
+
+def in_float64(model: CodaModel) -> CodaModel | None:
+    """A copy; ``None`` of models in eight bits or fewer, whose products are replayed as they are."""
+    if any(isinstance(module, Int8Linear | Int8StaticLinear | Int4Linear) for module in model.modules()):
+        return None
+    return deepcopy(model).double()
+
+
+def referee(
+    model: CodaModel, wide: CodaModel, case: Case, decisions: list[Decision], broad: Mapping[str, float]
+) -> Replayed:
+    """What float64 computes, and how far from it a model may be: some times as far as torch's own float32 is.
+
+    Args:
+        wide: the model in float64.
+        broad: see ``Replayed.distance``; of many tokens, as a few may be right by luck.
+    """
+    exact = Replayed(*replay(wide, case, decisions))
+    own = Replayed(*replay(model, case, decisions)).distance(exact, case.inputs["attention_mask"] != 0)
+    return replace(exact, more={name: TIMES * max(value, broad[name]) for name, value in own.items()})
 
 
 @one_thread()
@@ -117,6 +132,8 @@ def replayed_products(
             own, actual = inputs[0], tensor_of(products[f"model.{name}.weight"])
             counts = tensor_of(next(mask for mask in masks if mask.shape == own.shape[:2]))
             kept = counts.clone() if actual.ndim == 2 else torch.ones_like(counts)
+            if actual.ndim == 2 and len(masks) == 1:
+                kept[:, 0] = True  # dense layers keep the first token, padding or not
             if actual.ndim == 3 and actual.shape[1] == 1:
                 kept[:, 1:] = False  # trimmed to the first token
             whole = actual.ndim == 3 and actual.shape[:2] == own.shape[:2]

@@ -16,7 +16,7 @@ from coda_ops.errors import first_line
 from coda_targets import plugin
 from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest
+from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest, release
 from coda_targets.saturation import saturates
 from coda_targets.target import Target, get_target
 
@@ -41,11 +41,13 @@ class Bundle:
     Raises:
         BundleError: no bundle, or a manifest that cannot be read. The model itself is loaded on first use; call
             ``check`` to compare every file with its SHA-256.
+        TargetError: this onnxruntime is older than the model needs.
     """
 
     def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
+        require_release(self.folder, self.manifest.minimum_onnxruntime)
         session = self.manifest.session
         known = get_target(self.manifest.target)
         first = tuple((name, session.options or options) for name, options in known.providers[:1])
@@ -244,6 +246,19 @@ def open_session(
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
+
+
+def require_release(folder: Path, minimum: str) -> None:
+    """Check that onnxruntime is as new as a bundle needs: an older one may give wrong numbers without a word.
+
+    Raises:
+        TargetError: what is here, and what to install.
+    """
+    if release(ort.__version__) < release(minimum):
+        raise TargetError(
+            f"{folder} needs onnxruntime {minimum} or newer and {ort.__version__} is installed: "
+            f'pip install --upgrade "onnxruntime>={minimum}"'
+        )
 
 
 def require_runtime(target: Target) -> None:

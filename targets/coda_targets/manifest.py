@@ -14,6 +14,7 @@ MANIFEST = "manifest.json"
 GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 _MOST_THREADS = 1024
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
+_RELEASE = re.compile(r"\d{1,9}(\.\d{1,9})*")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Manifest:
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
         ood: of models that score how far out a text is.
         tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels`` are its own.
-        minimum_onnxruntime: the first release that knows this opset and IR version.
+        minimum_onnxruntime: the first release that knows this opset and IR version, and runs its operators rightly.
     """
 
     task: str
@@ -192,11 +193,18 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with, to be compared; none where there are none."""
+    found = _RELEASE.match(version)
+    return tuple(int(number) for number in found[0].split(".")) if found else ()
+
+
 def _senses(manifest: Manifest) -> dict[str, bool]:
     """Which values are what every reader counts on."""
     known = bool(manifest.layers)
     return {
         "opset": "" in manifest.opset,
+        "minimum_onnxruntime": _RELEASE.fullmatch(manifest.minimum_onnxruntime) is not None,
         "layers": known == bool(manifest.coda_config)
         and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
         "max_tokens": manifest.max_tokens > 0,

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
-from tests.conftest import tiny_coda
+import torch
+from onnx import numpy_helper
+from tests.conftest import tiny_backbone, tiny_coda
 
 from coda_compile import compile
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.pack_rows import PackRows
-from coda_models import CodaConfig
+from coda_models import CodaConfig, convert
 from coda_ops import native
 from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL, open_session
@@ -114,3 +118,37 @@ def test_layer_without_a_mask_is_declined(raw: ir.Model):
     step = PackRows()
     assert not step(raw).modified
     assert dict(step.declined) == {"nothing says which tokens are valid": 2}
+
+
+@pytest.mark.parametrize("name", ["embeddings", "tokens"])
+def test_test_data_are_what_onnxs_own_runner_expects(name: str, tmp_path: Path):
+    """Padding included, of which packed rows know nothing; by onnx and onnxruntime alone."""
+    model = tiny_coda("bert", CodaConfig(**CONFIGS[name]))
+    bundle = compile(model, output=tmp_path / "bundle", pack=True)
+
+    def read(kind: str) -> dict[str, Any]:
+        found = [onnx.load_tensor(str(path)) for path in sorted((bundle.folder / "test_data_set_0").glob(f"{kind}_*"))]
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in found}
+
+    inputs, wanted = read("input"), read("output")
+    assert (inputs["attention_mask"] == 0).any()
+    session = onnxruntime.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert list(wanted) == names
+    for output, given in zip(names, session.run(names, inputs), strict=True):
+        np.testing.assert_allclose(given, wanted[output], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_first_token_that_is_padding_is_what_the_head_reads(pack: bool, precision: str, tmp_path: Path):
+    """As in the library that the model comes from."""
+    backbone = tiny_backbone("bert")
+    mask = np.arange(20) >= np.array([0, 5, 19, 11])[:, None]
+    ids = np.where(mask, np.random.default_rng(0).integers(1, 100, mask.shape), 0)
+    with torch.inference_mode():
+        wanted = backbone(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64))).logits
+    model = convert(backbone, CodaConfig(reduction=1))  # new adapters do nothing
+    bundle = compile(model, output=tmp_path / "bundle", pack=pack, precision=precision)
+    given = bundle.run({"input_ids": ids, "attention_mask": mask.astype(np.int64)})["logits"]
+    np.testing.assert_allclose(given, wanted.numpy(), rtol=0, atol=1e-5 if precision == "fp32" else 0.2)

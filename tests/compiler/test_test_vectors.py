@@ -13,13 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 from coda_compile.errors import VerificationError
+from coda_compile.first_token import selecting, through_first
 from coda_compile.parity import Tolerances
-from coda_compile.test_vectors import DATA_SET, EXPECTED, read, verify_bundle, write
+from coda_compile.test_vectors import DATA_SET, EXPECTED, ROUTED, read, verify_bundle, write
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
-from coda_targets.routing import Decision
+from coda_targets.routing import Decision, RoutingProbe
 
 
 def accept(folder: Path) -> Bundle:
@@ -199,6 +200,10 @@ def test_tie_is_explained_and_the_example_left_out(copied: Path):
         plain["tolerances"]["scores"] = gap  # as if arithmetic were this coarse
 
     edit(copied, record)
+    mask = inputs["attention_mask"].astype(bool)
+    probe = RoutingProbe.of(Bundle(copied), decided=True)
+    chosen = [selecting(i, rows, 19, 37) for i, (_, rows) in read(copied)[1].routing.items()]
+    put(copied / ROUTED / "output_0.pb", probe.run(inputs, None, through_first(chosen, mask))[0]["logits"], "logits")
     result = verify_bundle(accept(copied))
     assert {(tie.layer, tie.example, tie.position) for tie in result.ties} >= {(0, 0, worst_in), (0, 0, best_out)}
     assert result.skipped >= 1
@@ -223,7 +228,7 @@ def test_round_trip(tmp_path: Path):
         np.array([[True, True], [True, False]]),
     )
     inputs, outputs = {"input_ids": mask * 7, "attention_mask": mask}, {"logits": np.array([[0.5], [1.5]], np.float32)}
-    write(tmp_path, inputs, outputs, [decision], Tolerances())
+    write(tmp_path, inputs, outputs, [decision], outputs, Tolerances())
     got, expected = read(tmp_path)
     for name, array in inputs.items():
         np.testing.assert_array_equal(got[name], array)

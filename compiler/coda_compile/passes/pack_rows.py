@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from coda_compile.export import TAGS
 from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import has_tokens, token_inputs
+from coda_compile.passes.values import add_constant
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import LAYER_TAG
 
@@ -19,9 +21,10 @@ _ATTENTION = {(RUNTIME_DOMAIN, "MultiHeadAttention"), (RUNTIME_DOMAIN, "Attentio
 class PackRows(Declining):
     """Between attention, which is of one text at a time, products run over Σ k_i rows instead of batch · max k.
 
-    In a routed layer the rows are the slots in use, in a dense one the valid tokens. What treats tokens one by one
-    works on [rows, width]; attention and what reads the layer get them unpacked. It pays for batches of texts of
-    different lengths. For a single text it only adds copies, so a target's own lowering does without.
+    In a routed layer the rows are the slots in use, in a dense one the valid tokens and the first, which heads read
+    even where it is padding. What treats tokens one by one works on [rows, width]; attention and what reads the layer
+    get them unpacked. It pays for batches of texts of different lengths. For a single text it only adds copies, so a
+    target's own lowering does without.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -31,12 +34,13 @@ class PackRows(Declining):
         modified = False
         if any(node.op_type == "PackTokens" for node in graph):
             return ir.passes.PassResult(model, False)
-        valid = _valid(graph)
+        valid, kept = _valid(graph), None
         for layer in sorted({node.metadata_props[LAYER_TAG] for node in graph if LAYER_TAG in node.metadata_props}):
             nodes = [node for node in graph if node.metadata_props.get(LAYER_TAG) == layer]
             sources = _routed(nodes)
             if sources is None and valid is not None:
-                sources = dict.fromkeys(_read_from_outside(nodes), valid)
+                kept = kept or _and_first(graph, valid)
+                sources = dict.fromkeys(_read_from_outside(nodes), kept)
             if not sources:
                 self.declined["nothing says which tokens are valid"] += 1
             elif _pack(graph, nodes, sources):
@@ -56,6 +60,27 @@ def _valid(graph: ir.Graph) -> ir.Value | None:
         if node.attributes.get_int("to") == _BOOL:
             return node.outputs[0]
     return None
+
+
+def _and_first(graph: ir.Graph, valid: ir.Value) -> ir.Value:
+    """The valid tokens and the first of every text. [batch, tokens]"""
+    producer = valid.producer()
+    assert producer is not None
+    numbers = {"begin": [1], "end": [np.iinfo(np.int64).max], "axis": [1], "pads": [0, 1, 0, 0]}
+    constants = {
+        name: add_constant(graph, f"coda.first.{name}", np.array(value, np.int64)) for name, value in numbers.items()
+    }
+    true = add_constant(graph, "coda.first.true", np.array(True))
+    rest = ir.node("Slice", [valid, *(constants[name] for name in ("begin", "end", "axis"))])
+    whole = ir.node("Pad", [rest.outputs[0], constants["pads"], true])
+    for node in (rest, whole):
+        node.metadata_props.update(
+            {key: producer.metadata_props[key] for key in TAGS if key in producer.metadata_props}
+        )
+        node.outputs[0].type = valid.type
+    whole.outputs[0].shape = valid.shape
+    graph.insert_after(producer, [rest, whole])
+    return whole.outputs[0]
 
 
 def _routed(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value] | None:
