@@ -203,3 +203,36 @@ def test_session_is_made_as_the_manifest_says(copied: Path):
     )
     assert not bundle.target.native
     assert Bundle(copied, threads=1).session.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("minimum", "installed"), [("1.21.1", "1.21.0"), ("1.100", "1.32.0"), ("2", "1.32.0.dev20260101")]
+)
+def test_an_older_onnxruntime_is_refused(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
+    """Patch by patch, and as numbers."""
+    needing(copied, minimum)
+    monkeypatch.setattr("coda_targets.bundle.ort.__version__", installed)
+    with pytest.raises(TargetError) as caught:
+        Bundle(copied)
+    assert str(caught.value) == (
+        f"{copied} needs onnxruntime {minimum} or newer and {installed} is installed: "
+        f'pip install --upgrade "onnxruntime>={minimum}"'
+    )
+
+
+@pytest.mark.parametrize(("minimum", "installed"), [("1.21.1", "1.21.1"), ("1.9.9", "1.21.1"), ("1.21", "1.21.0+cpu")])
+def test_as_new_a_one_or_newer_is_taken(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
+    needing(copied, minimum)
+    monkeypatch.setattr("coda_targets.bundle.ort.__version__", installed)
+    assert Bundle(copied).manifest.minimum_onnxruntime == minimum
+
+
+def test_a_minimum_that_is_no_version_is_damage(copied: Path):
+    needing(copied, "newest")
+    with pytest.raises(BundleError, match=r"its field 'minimum_onnxruntime' makes no sense"):
+        Bundle(copied)
+
+
+def needing(folder: Path, minimum: str) -> None:
+    plain = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (folder / "manifest.json").write_text(json.dumps({**plain, "minimum_onnxruntime": minimum}), "utf-8")
