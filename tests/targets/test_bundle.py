@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coda_targets import Bundle, BundleError
-from coda_targets.errors import InputError
+from coda_targets.errors import InputError, TargetError
 from coda_targets.manifest import MANIFEST
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
