@@ -14,10 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from coda_compile.agreement import check_agreement
 from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
 from coda_ops.errors import first_line
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
+from coda_targets.manifest import read_manifest
 from coda_targets.routing import Decision, RoutingProbe
 
 DATA_SET = "test_data_set_0"
@@ -91,9 +93,13 @@ def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
     """
     data, stored = _places(folder, task)
     arrays: dict[str, Arrays] = {"input": {}, "output": {}}
+    listed = [folder / file.path for file in read_manifest(folder).files]  # what nothing proves is not read
+    if stored not in listed:
+        raise BundleError(f"{folder} does not list {stored.name} in its manifest: compile the model again")
     try:
         for kind, found in arrays.items():
-            for path in sorted(data.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
+            paths = [path for path in listed if path.parent == data and path.name.startswith(f"{kind}_")]
+            for path in sorted(paths, key=lambda p: int(p.stem.split("_")[1])):
                 tensor = onnx.TensorProto.FromString(path.read_bytes())
                 found[tensor.name] = numpy_helper.to_array(tensor)
         plain = json.loads(stored.read_text("utf-8"))
@@ -124,12 +130,14 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
         task: of a bundle with several; the first one where none is named.
 
     Raises:
-        BundleError: a file is missing or damaged.
+        BundleError: a file is missing or damaged, is in no manifest, or disagrees with it.
         VerificationError: this machine computes something else than the one that compiled it.
     """
     bundle.check()
+    check_agreement(bundle)
     first = not bundle.tasks or task in (None, bundle.tasks[0])
-    inputs, expected = read(bundle.folder, "" if first or task is None else task)
+    with bundle.reading():
+        inputs, expected = read(bundle.folder, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
     mask = inputs["attention_mask"].astype(bool)
     batch, tokens = mask.shape
