@@ -1,6 +1,8 @@
 """Whether the files of a bundle agree with its manifest in what they say, beside having its SHA-256."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -19,13 +21,7 @@ def check_agreement(bundle: Bundle) -> None:
         BundleError: what disagrees.
     """
     manifest, folder = bundle.manifest, bundle.folder
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        proto = onnx.load(str(bundle.model_path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        raise BundleError(f"{folder} is damaged: {first_line(error)}; compile the model again") from None
-    if not isinstance(config, dict):
-        raise BundleError(f"{folder / CONFIG} is damaged: it holds no object; compile the model again")
+    config = _read_config(folder / CONFIG)
     named = config.get("id2label")
     if manifest.labels and isinstance(named, dict):
         labels = tuple(str(named.get(str(i))) for i in range(len(named)))
@@ -40,7 +36,23 @@ def check_agreement(bundle: Bundle) -> None:
         raise BundleError(
             f"{folder} is damaged: its manifest says {manifest.task}, its config.json {head}; compile the model again"
         )
+    try:
+        proto = onnx.load(str(bundle.model_path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(
+            f"{bundle.model_path} is missing or damaged: {first_line(error)}; compile the model again"
+        ) from None
     listed = {file.path for file in manifest.files}
     foreign = next((name for name in locations(proto) if name not in listed), None)
     if foreign is not None:
         raise BundleError(f"{folder} is damaged: its model has weights in {foreign}, which its manifest does not list")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise BundleError(f"{path} is missing or damaged: compile the model again")
+    return config

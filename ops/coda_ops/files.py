@@ -123,7 +123,7 @@ def _remove_leftover(folder: Path) -> None:
     except AttributeError:  # no such flags on Windows, and no such locks
         return
     try:
-        here = os.read(lock, 256) == _machine()
+        here = os.read(lock, 256) in (_machine(), b"")  # empty where it ended before anything was written
         if try_lock(lock) and (here or time.time() - os.fstat(lock).st_mtime > _LONG_AGO):
             _clear(folder)
     finally:
@@ -133,12 +133,17 @@ def _remove_leftover(folder: Path) -> None:
 def _make(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(mkdtemp(prefix=PREFIX, dir=parent))
-        with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
+        try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if try_lock(lock) is not False and (folder / _LOCK).exists():
                 os.write(lock, _machine())
                 return folder, lock
             os.close(lock)
+        except FileNotFoundError:  # another process took it for a leftover before it was locked
+            continue
+        except BaseException:
+            _clear(folder)
+            raise
 
 
 def _clear(folder: Path) -> None:
@@ -151,8 +156,8 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(folder / _CONTENT, ignore_errors=True)
     with suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [_LOCK]:  # or else something in it cannot be removed
-            (folder / _LOCK).unlink()
+        if {path.name for path in folder.iterdir()} <= {_LOCK}:  # or else something in it cannot be removed
+            (folder / _LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
@@ -265,12 +266,14 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def files_below(folder: Path) -> list[str]:
-    """Every file below a folder but the manifest itself, sorted; links to folders count as files."""
+def files_below(folder: Path, followed: Container[str] = ()) -> list[str]:
+    """Every file below a folder but the manifest itself, sorted; links to folders count as files, but for some."""
     found = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        found += [Path(place, name).relative_to(folder).as_posix() for name in (*files, *links)]
+    for place, folders, files in os.walk(folder, followlinks=True):
+        names = {name: Path(place, name).relative_to(folder).as_posix() for name in (*folders, *files)}
+        links = [name for name in folders if Path(place, name).is_symlink() and names[name] not in followed]
+        folders[:] = [name for name in folders if name not in links]
+        found += [names[name] for name in (*files, *links)]
     return sorted(name for name in found if name != MANIFEST)
 
 
@@ -297,12 +300,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 def unlisted(folder: Path, manifest: Manifest) -> list[str]:
     """What lies in a bundle's folder beside the bundle, sorted."""
-    listed = [PurePosixPath(file.path) for file in manifest.files]
-    known = {
-        *map(str, listed),
-        *(str(parent) for path in listed for parent in path.parents),
-    }  # links to folders, of Kubernetes
-    return [name for name in files_below(folder) if name not in known]
+    listed = {file.path for file in manifest.files}
+    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}  # Kubernetes links them
+    return [name for name in files_below(folder, folders) if name not in listed]
 
 
 def _of_no_reader(name: str) -> bool:
