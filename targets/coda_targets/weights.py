@@ -5,7 +5,7 @@ refuses it from memory, as no weights may lie outside of the folder that it is t
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,14 +47,16 @@ def locations(proto: Any) -> list[str]:
 
 
 def _locations(proto: Any) -> Iterator[Any]:
-    for tensor in _tensors(proto.graph):
+    functions = [node for function in proto.functions for node in function.node]
+    for tensor in (*proto.graph.initializer, *_tensors([*proto.graph.node, *functions])):
         yield from (entry for entry in tensor.external_data if entry.key == "location")
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Initializers of a graph and of its branches and loop bodies."""
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Constants of nodes, and all tensors of their branches and loop bodies."""
+    for node in nodes:
         for attribute in node.attribute:
+            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
+                yield from inner.initializer
+                yield from _tensors(inner.node)
