@@ -97,7 +97,7 @@ def check_result_file(path: Path, first: bytes) -> None:
     if not path.absolute().parent.is_dir():
         raise CodaError(f"{path.parent} does not exist: make it, or write {path.name} elsewhere")
     if path.is_dir():
-        raise CodaError(f"{path} is a folder: give a file")
+        raise CodaError(f"{path} is a folder: name a file in it")
     if path.is_file():
         with path.open("rb") as file:
             begins = file.read(64).lstrip()

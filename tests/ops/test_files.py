@@ -164,7 +164,7 @@ def test_earlier_result_may_be_written_over(tmp_path: Path, content: bytes, firs
     ("name", "message"),
     [
         ("model.pt", r"model\.pt exists and is no earlier result: remove it, or write elsewhere"),
-        ("folder", r"folder is a folder: give a file"),
+        ("folder", r"folder is a folder: name a file in it"),
         ("nowhere/a", r"nowhere does not exist: make it, or write a elsewhere"),
     ],
 )
