@@ -15,7 +15,7 @@ import pytest
 from coda_compile import replace_folder
 from coda_compile.errors import OutputError, as_sentences
 from coda_compile.replace_folder import exchange, locked, replacing
-from coda_ops.files import PREFIX, remove_leftovers
+from coda_ops.files import PREFIX, remove_leftovers, try_lock
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -99,12 +99,14 @@ def armed(module, name, k, after):
     def step(*arguments, **options):
         global calls
         calls += 1
-        if calls == k and not after:
+        now = calls == k
+        if now and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = call(*arguments, **options)
-        if calls == k and after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return call(*arguments, **options)
+        finally:  # of a call that fails, too
+            if now:
+                os.kill(os.getpid(), signal.SIGKILL)
     setattr(module, name, step)
 
 def child(folder, k, after):
@@ -308,7 +310,8 @@ def test_no_lock_is_taken_on_what_was_replaced_meanwhile(old: Path):
 
     def read() -> None:
         with locked(old, stage):
-            seen.append((old / "manifest.json").read_text())
+            with (old / "manifest.json").open("r+") as now:
+                seen.append((now.read(), try_lock(now.fileno())))
 
     thread = threading.Thread(target=read)
     with locked(old):
@@ -317,6 +320,6 @@ def test_no_lock_is_taken_on_what_was_replaced_meanwhile(old: Path):
         with replacing(old, held=True) as new:
             write_new(new)
     thread.join(10)
-    assert seen == ["new"]
+    assert seen == [("new", False)]  # the lock is on the one that is there
     with locked(old):  # nobody holds it any more
         pass
