@@ -309,9 +309,8 @@ def test_no_lock_is_taken_on_what_was_replaced_meanwhile(old: Path):
         yield
 
     def read() -> None:
-        with locked(old, stage):
-            with (old / "manifest.json").open("r+") as now:
-                seen.append((now.read(), try_lock(now.fileno())))
+        with locked(old, stage), (old / "manifest.json").open("r+") as now:
+            seen.append((now.read(), try_lock(now.fileno())))
 
     thread = threading.Thread(target=read)
     with locked(old):
