@@ -2,19 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from coda_compile import tasks, test_vectors
-from coda_compile.bundle import replacing
+from coda_compile.bundle import check_output, replacing
 from coda_compile.cases import Inputs, kept_case
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.parity import Tolerances
 from coda_compile.pipeline import read_model, verify_or_keep
 from coda_compile.quantize import quantize_model
+from coda_compile.replace_folder import Stage, locked
 from coda_compile.verify import elsewhere, expected
 from coda_models.model import CodaModel
 from coda_targets import Bundle
@@ -30,7 +30,7 @@ def add_task(
     model: CodaModel | Path | str,
     *,
     backbone: Path | str | None = None,
-    stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    stage: Stage = nullcontext,
 ) -> Bundle:
     """Put another task beside those that share a bundle's backbone.
 
@@ -39,7 +39,8 @@ def add_task(
         name: of the task.
         model: in memory or a path, trained on the same backbone with the same configuration.
         backbone: of a delta; by default what it names.
-        stage: called with each stage's name, gives a context that lasts as long as the stage.
+        stage: called with each stage's name, gives a context that lasts as long as the stage; one of them is waiting
+            for another process that adds a task.
 
     Returns:
         The bundle, opened anew.
@@ -48,6 +49,13 @@ def add_task(
         CodaError: one sentence that says what was wrong; the bundle is as it was.
     """
     tasks.check_name(name)
+    folder = bundle.folder.resolve()
+    with locked(folder, stage):
+        _add(Bundle(folder), name, model, backbone, stage)  # another task may have come while this one waited
+    return Bundle(bundle.folder)
+
+
+def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Path | str | None, stage: Stage) -> None:
     manifest = bundle.manifest
     if not manifest.tasks:
         raise CompileError(f"{bundle.folder} was compiled for one task: compile it anew with all the checkpoints")
@@ -55,18 +63,17 @@ def add_task(
         raise CompileError(f"{bundle.folder} has a task {name!r} already: rename the checkpoint")
     with stage("load"):
         bundle.check()
+        check_output(bundle.folder)
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source.model, bundle, name)
         if manifest.precision != "fp32":
             quantize_model(source.model, manifest.precision, adapters=False)
-    with replacing(bundle.folder.resolve()) as folder:
+    with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
-            parity = verify_or_keep(
-                source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder.resolve(), swapped
-            )
+            parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
             case = kept_case(Inputs.of(source.model))
             allowed = elsewhere(source.model, case, parity, manifest.precision)
             answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
@@ -74,13 +81,13 @@ def add_task(
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")
-    return Bundle(bundle.folder)
+        check_output(bundle.folder)  # again: minutes may have passed
 
 
 def _link(source: str, target: str) -> None:
     """A hard link where the file system has them: gigabytes need no copying to stay as they are."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copy2(source, target)
 

@@ -1,11 +1,8 @@
 """Writing a bundle: whole or not at all, and the same bytes for the same inputs."""
 
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -19,13 +16,14 @@ from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
 from coda_compile.pruning import REPORT, Pruning
+from coda_compile.replace_folder import replacing as replacing
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_ops import RUNTIME_DOMAIN
-from coda_targets import Target
+from coda_targets import BundleError, Target
 from coda_targets.manifest import (
     MANIFEST,
     LayerInfo,
@@ -35,7 +33,9 @@ from coda_targets.manifest import (
     TaskInfo,
     TensorInfo,
     list_files,
+    read_manifest,
     release,
+    unlisted,
 )
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
@@ -49,38 +49,33 @@ _RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias 
 
 
 def check_output(folder: Path) -> None:
-    """Refuse to replace anything but a bundle or an empty folder.
+    """Refuse to replace anything but a bundle with nothing else in it, or an empty folder.
+
+    Args:
+        folder: absolute, no link.
 
     Raises:
-        OutputError: something else is there, or its parent is not.
+        OutputError: something else is there, it cannot be replaced, or its parent is not there.
     """
     if not folder.parent.is_dir():
         raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder with -o DIR")
-    kept = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()
-    if kept or (folder.exists() and not folder.is_dir()):
+    if not folder.exists():
+        return
+    if folder.is_dir() and (folder.is_mount() or folder in (Path.cwd(), *Path.cwd().parents)):
+        what = "a mount point" if folder.is_mount() else "the current folder or holds it"
+        raise OutputError(f"{folder} is {what} and cannot be replaced: choose a folder inside with -o {folder}/NAME")
+    if not folder.is_dir():
         raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR")
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the folder's place when the block succeeds, and vanishes when it does not."""
-    temporary = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    if not any(folder.iterdir()):
+        return
     try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        try:
-            temporary.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        foreign = unlisted(folder, read_manifest(folder))
+    except BundleError:
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR") from None
+    if foreign:
+        raise OutputError(
+            f"{folder / foreign[0]} is not part of the bundle there: move it away, or choose another folder with -o DIR"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from fractions import Fraction
 from itertools import product
 from operator import eq
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +26,7 @@ from coda_compile.quantize import STATIC
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
+from coda_ops.files import private_folder
 from coda_targets import Bundle, Target
 from coda_targets.bundle import Arrays
 from coda_targets.text import TextCodec
@@ -135,6 +135,7 @@ def choose(
     """
     check_task(model.coda_config.task)
     check_ood(ood, ood_data, model.coda_config.task)
+    output = output.resolve()
     check_output(output)
     texts, labels = zip(*read_rows(data, label_names(model)), strict=True)
     if tokenizer is None:
@@ -142,14 +143,14 @@ def choose(
     reductions = _around(model) if reduction is None else [reduction]
     left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
     precisions = [precision for precision in target.precisions if precision not in left_out]
-    with TemporaryDirectory(prefix="coda-choose-") as temporary:
+    with private_folder() as temporary:
         compiled = []
         for i, (r, precision) in enumerate(product(reductions, precisions)):
             with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
                 bundle = compile(
                     model,
                     target,
-                    output=Path(temporary) / str(i),
+                    output=temporary / str(i),
                     tokenizer=tokenizer,
                     reduction=r,
                     precision=precision,

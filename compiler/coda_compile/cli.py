@@ -15,6 +15,7 @@ from coda_compile import __version__, console
 from coda_compile.cli_kernels import kernels
 from coda_compile.cli_measure import measure
 from coda_compile.errors import CodaError, CompileWarning, as_sentences
+from coda_ops.files import remove_leftovers
 
 _show_warning = warnings.showwarning
 _BUDGET = 0.5  # points
@@ -231,6 +232,7 @@ def compile(
 def _add(models: tuple[Path, ...], folder: Path, backbone: str | None, progress: console.Progress) -> None:
     from coda_targets import Bundle
 
+    remove_leftovers(folder.resolve().parent)  # where a killed process may have left the bundle aside
     bundle = Bundle(folder)
     with progress.stage("start"):
         from coda_compile.add_task import add_task
@@ -332,7 +334,10 @@ for _command in (*measure.commands.values(), kernels):
 
 def main() -> None:
     """Entry point: a mistake of the user's ends in one sentence and a non-zero status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, and leave nothing half written
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     warnings.showwarning = _tell
     try:
         with as_sentences():
@@ -347,7 +352,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # to click that is an interrupt, too; here nobody is asked anything
             raise error.__cause__ from None
-        _end("interrupted, nothing was kept", 130)
+        _end("interrupted, nothing half-written was kept", 130)
 
 
 def _tell(message: Warning | str, category: type[Warning], *where: Any, **also: Any) -> None:

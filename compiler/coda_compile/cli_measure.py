@@ -7,19 +7,12 @@ from pathlib import Path
 import click
 
 from coda_compile import console
-from coda_compile.errors import CodaError
+from coda_ops.files import check_result_file, write_text
 
 
 @click.group()
 def measure() -> None:
     """Holds the commands until ``coda_compile.cli`` takes them over."""
-
-
-def _check_folders(*files: Path | None) -> None:
-    """Refuse now what could not be written after minutes of measuring."""
-    for path in files:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CodaError(f"{path.parent} does not exist: make it, or write {path.name} elsewhere")
 
 
 @measure.command(short_help="Latency against the dense adapter in every common runtime.")
@@ -71,7 +64,8 @@ def bench(
     """
     if (model is None) == (shape is None):
         raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
-    _check_folders(result_file)
+    if result_file is not None:
+        check_result_file(result_file, b"{")
     from coda_compile.bench.run import Plan
 
     plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
@@ -105,7 +99,7 @@ def bench(
     )
     table.show(result)
     if result_file is not None:
-        result_file.write_text(result.dump(), "utf-8")
+        write_text(result_file, result.dump())
 
 
 @measure.command(short_help="Did latency regress against a baseline? For CI.")
@@ -151,7 +145,10 @@ def check(
     3  regression
     4  cannot tell on this machine; the output says what would help
     """
-    _check_folders(json_file, junit_file)
+    if json_file is not None:
+        check_result_file(json_file, b"{")
+    if junit_file is not None:
+        check_result_file(junit_file, b"<")
     from coda_compile.gate import outputs
     from coda_compile.gate.baseline import baseline_bundle
     from coda_compile.gate.check import check as check_latency
@@ -174,9 +171,9 @@ def check(
     outputs.show(result)
     outputs.tell_github(result)
     if json_file is not None:
-        json_file.write_text(outputs.to_json(result), "utf-8")
+        write_text(json_file, outputs.to_json(result))
     if junit_file is not None:
-        junit_file.write_text(outputs.to_junit(result), "utf-8")
+        write_text(junit_file, outputs.to_junit(result))
     sys.exit(result.verdict.exit_code)
 
 

@@ -13,6 +13,7 @@ from coda_compile import graph_ood, test_vectors
 from coda_compile.bundle import (
     NEWEST_OPSET,
     Described,
+    check_output,
     ood_info,
     replacing,
     write_config,
@@ -71,7 +72,7 @@ def compile_graph(
             graph_ood.append(graph, run, features, detector)
     with stage("passes"):
         passes = run_passes(compiled, target.lowering)
-    with replacing(output) as folder:
+    with replacing(output, stage) as folder:
         save_onnx(compiled, folder / MODEL)
         with stage("verify"):
             compared = graph, reference, detector, folder / MODEL
@@ -88,6 +89,7 @@ def compile_graph(
                 write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
             write_report(folder, passes, {"": parity}, Tolerances())
             write_manifest(folder, described, compiled, target, "fp32")
+        check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 

@@ -1,15 +1,19 @@
 """What a failed verification leaves behind: enough to reproduce it without the original model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from coda_compile.replace_folder import replacing
 from coda_targets import Target
-from coda_targets.bundle import Arrays
+from coda_targets.bundle import MODEL, Arrays
 
 REPRODUCE = "reproduce.py"
+_ADAPTER = "task.onnx_adapter"
+_NAMES = (REPRODUCE, _ADAPTER, "inputs.npz", "expected.npz", "actual.npz")  # beside the model
 _SCRIPT = '''"""Run the failing input again: python reproduce.py (needs onnxruntime and numpy)."""
 
 from pathlib import Path
@@ -51,10 +55,20 @@ def failure_folder(output: Path) -> Path:
     """Where a failed build of ``output`` is kept: never a folder that something else made."""
     folder = output.with_name(f"{output.name}-failed")
     number = 1
-    while folder.exists() and not (folder / REPRODUCE).is_file():
+    while os.path.lexists(folder) and not _is_ours(folder):
         number += 1
         folder = output.with_name(f"{output.name}-failed-{number}")
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds what ``keep_failure`` wrote, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir() or not (folder / REPRODUCE).is_file():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return all(name in _NAMES or name.startswith(MODEL) for name in names) and (
+        (folder / REPRODUCE).read_bytes().startswith(_SCRIPT.splitlines()[0].encode())
+    )
 
 
 def keep_failure(
@@ -75,15 +89,14 @@ def keep_failure(
         target: where it failed: a provider that is none of onnxruntime's own, or its own with native kernels.
         expected: torch's outputs; empty when routing failed before there were any.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for path in model.parent.glob(f"{model.name}*"):
-        shutil.copy(path, folder / path.name)
-    if adapter is not None:
-        shutil.copy(adapter, folder / "task.onnx_adapter")
-    for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
-        np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
-    (folder / REPRODUCE).write_text(_SCRIPT.replace("{session}", _session(target)), "utf-8")
+    with replacing(folder) as new:
+        for path in model.parent.glob(f"{model.name}*"):
+            shutil.copy(path, new / path.name)
+        if adapter is not None:
+            shutil.copy(adapter, new / _ADAPTER)
+        for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
+            np.savez(new / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
+        (new / REPRODUCE).write_text(_SCRIPT.replace("{session}", _session(target)), "utf-8")
 
 
 def _session(target: Target | None) -> str:

@@ -156,7 +156,7 @@ def compile(
         passes = run_passes(compiled, lowered_for.lowering)
         if several:
             tasks.make_swappable(compiled, source.model)
-    with replacing(output) as folder:
+    with replacing(output, stage) as folder:
         path = folder / MODEL
         save_onnx(compiled, path)
         tolerances = Tolerances()
@@ -179,6 +179,7 @@ def compile(
             write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
             write_manifest(folder, described, compiled, lowered_for, precision, infos)
+        check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,11 @@ import onnx
 from coda_compile import test_vectors
 from coda_compile.errors import CodaError
 from coda_ops.errors import first_line
+from coda_ops.files import private_folder
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays, open_session, run_session
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
+from coda_targets.weights import find_weights
 
 _BODY = re.compile(r"^(?P<prefix>.*?)coda-body\.(?P<operator>\w+)\.\d+\.")
 _KERNEL = "_kernel_time"
@@ -119,12 +120,13 @@ def profile_bundle(
     if bundle.target.plugin:
         provider = bundle.target.providers[0][0]
         raise CodaError(f"{provider} runs a model as one piece and shows no layers: compile for cpu and look there")
-    model = _named(bundle.model_path)
-    with TemporaryDirectory(prefix="coda-profile-") as temporary:
-        optimised = Path(temporary) / "optimised.onnx"
+    with private_folder() as temporary, bundle.reading(*bundle.model_files):
+        model = _named(bundle.model_path)
+        weights = find_weights(model, bundle.folder)
+        optimised = temporary / "optimised.onnx"
         options = {
             "enable_profiling": True,
-            "profile_file_prefix": str(Path(temporary) / "profile"),
+            "profile_file_prefix": str(temporary / "profile"),
             "optimized_model_filepath": str(optimised),
         }
         weights_apart = {
@@ -136,8 +138,7 @@ def profile_bundle(
             session_options={**bundle.target.session_options, **options},
             session_config={**bundle.target.session_config, **weights_apart},
         )
-        folder = bundle.folder.resolve()
-        session = open_session(model.SerializeToString(), target, threads=threads, weights=folder)
+        session = open_session(model.SerializeToString(), target, threads=threads, weights=weights)
         names = [output.name for output in session.get_outputs()]
         feed = bundle.prepare(_inputs(bundle, batch, tokens))
         for _ in range(runs + 1):

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from coda_compile.agreement import check_agreement
 from coda_compile.first_token import selecting, through_first
 from coda_compile.parity import CaseParity, Comparison, Tolerances, margin
 from coda_ops.errors import first_line
@@ -140,12 +141,14 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
         task: of a bundle with several; the first one where none is named.
 
     Raises:
-        BundleError: a file is missing or damaged.
+        BundleError: a file is missing or damaged, is in no manifest, or disagrees with it.
         VerificationError: this machine computes something else than the one that compiled it.
     """
     bundle.check()
+    check_agreement(bundle)
     first = not bundle.tasks or task in (None, bundle.tasks[0])
-    inputs, expected = read(bundle.folder, "" if first or task is None else task)
+    with bundle.reading():
+        inputs, expected = read(bundle.folder, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
     mask = inputs["attention_mask"].astype(bool)
     batch, tokens = mask.shape

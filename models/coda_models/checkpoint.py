@@ -25,6 +25,7 @@ from coda_models.digest import tensor_digest
 from coda_models.errors import BackboneError, CheckpointError
 from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, first_line
+from coda_ops.files import replacing_file
 
 FORMAT = "coda-checkpoint"
 FORMAT_VERSION = 1
@@ -71,12 +72,8 @@ def save(
         "truncation_side": "right" if tokenizer is None else tokenizer.truncation_side,
         "tokenizer_files": {} if tokenizer is None or delta else _tokenizer_files(tokenizer),
     }
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        torch.save(payload, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_file(path) as new:
+        torch.save(payload, new)
 
 
 def portable_config(config: PretrainedConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from coda_models.config import Reduction
+from coda_models.errors import CheckpointError
 from coda_models.model import CodaModel
 from coda_models.train import (
     AnnealReduction,
@@ -23,6 +25,8 @@ from coda_models.train import (
     soft_labelled,
     training_arguments,
 )
+
+_MARK = "epochs-of-fit.txt"
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,19 @@ def fit(
         data: rows of ``input_ids`` and ``labels``.
         collator: its length and drop become the recipe's.
         reduction: r at the end, one or one for each layer.
-        folder: holds the last whole epoch while it lasts; a run that was interrupted goes on from there, to the bit.
+        folder: new or empty; holds the last whole epoch while it lasts, and goes with it. A run that was interrupted
+            goes on from there, to the bit.
         teacher: the dense adapter model; recipes that do not distil leave it alone.
         bf16: multiply in bfloat16.
         quiet: no progress bar.
 
     Returns:
         The seconds it took, ``None`` where it went on from an epoch of another time.
+
+    Raises:
+        CheckpointError: the folder holds something else than an earlier run of this.
     """
-    began, whole = time.perf_counter(), not folder.is_dir()
+    began, last = time.perf_counter(), _last_epoch(folder)
     if teacher is not None and recipe.distillation and not recipe.hidden and not isinstance(data, Dataset):
         data, teacher = soft_labelled(teacher, data, collator.plain(recipe.stages[-1][0])), None
     if recipe.dropout is not None:
@@ -140,10 +148,29 @@ def fit(
         hidden=recipe.hidden,
         distillation=recipe.distillation,
     )
-    trainer.train(resume_from_checkpoint=None if whole else get_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last)
     model.cpu().eval()
-    shutil.rmtree(folder)
-    return time.perf_counter() - began if whole else None
+    _remove_epochs(folder)
+    return time.perf_counter() - began if last is None else None
+
+
+def _last_epoch(folder: Path) -> str | None:
+    """Where an interrupted run left off; marks a new folder as one that ``fit`` made or was given empty."""
+    if not (folder / _MARK).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(f"{folder} holds something else than an interrupted run: give a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).write_text("An interrupted run of coda_models.recipe.fit goes on from here.\n", "utf-8")
+    last: str | None = get_last_checkpoint(folder)
+    return last
+
+
+def _remove_epochs(folder: Path) -> None:
+    for epoch in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(epoch)
+    (folder / _MARK).unlink()
+    with suppress(OSError):  # somebody put more there
+        folder.rmdir()
 
 
 def _set_dropout(model: CodaModel, share: float) -> None:

@@ -1,7 +1,9 @@
 """Opening a bundle and running it: all that an app needs."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +18,22 @@ from coda_ops.errors import first_line
 from coda_targets import plugin
 from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import GRAPH_LEVELS, Manifest, OodInfo, TaskInfo, check_files, read_manifest, release
+from coda_targets.manifest import (
+    CONFIG,
+    GRAPH_LEVELS,
+    MANIFEST,
+    Manifest,
+    OodInfo,
+    TaskInfo,
+    check_file,
+    check_files,
+    read_manifest,
+    release,
+)
+from coda_targets.manifest import MODEL as MODEL
 from coda_targets.saturation import saturates
 from coda_targets.target import Target, get_target
 
-MODEL = "model.onnx"
 _LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
 Arrays = dict[str, NDArray[Any]]
 
@@ -35,18 +48,23 @@ class Bundle:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
         threads: intra-op threads, 0 for what the manifest says.
 
+    The model and what else it needs are loaded on first use. What is loaded stays as it is when another bundle takes
+    the folder; what was not yet loaded is refused from then on, so that answers of two bundles never mix.
+
     Attributes:
         target: as this release knows it, with the session that the manifest asks for.
 
     Raises:
-        BundleError: no bundle, or a manifest that cannot be read. The model itself is loaded on first use; call
-            ``check`` to compare every file with its SHA-256.
+        BundleError: no bundle, or a manifest that cannot be read; ``check`` compares every file with its SHA-256.
         TargetError: this onnxruntime is older than the model needs.
     """
 
     def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
         self.folder = Path(folder)
+        self._version = _version(self.folder)
         self.manifest: Manifest = read_manifest(self.folder)
+        with self.reading():
+            pass
         require_release(self.folder, self.manifest.minimum_onnxruntime)
         session = self.manifest.session
         known = get_target(self.manifest.target)
@@ -73,9 +91,35 @@ class Bundle:
         """Compare every file with the manifest.
 
         Raises:
-            BundleError: which file is missing or damaged.
+            BundleError: which file is missing or damaged, or in no manifest.
         """
-        check_files(self.folder, self.manifest)
+        with self.reading():
+            check_files(self.folder, self.manifest)
+
+    @contextmanager
+    def reading(self, *names: str) -> Iterator[None]:
+        """A block that reads files of the bundle.
+
+        Args:
+            names: of files in the manifest that are read. Where they are links out of the folder, as in the hub's
+                cache, only their SHA-256 says that they belong to the bundle, so it is compared first.
+
+        Raises:
+            BundleError: another bundle took the folder since this one was opened, or a link leads to something else.
+        """
+        try:
+            for file in self.manifest.files:
+                if file.path in names and not _inside(self.folder, file.path):
+                    check_file(self.folder, file)
+            yield
+        except Exception:
+            self._check_version()  # the better reason
+            raise
+        self._check_version()
+
+    def _check_version(self) -> None:
+        if _version(self.folder) != self._version:
+            raise BundleError(f"{self.folder} was replaced since it was opened: open it again")
 
     @cached_property
     def session(self) -> ort.InferenceSession:
@@ -83,9 +127,15 @@ class Bundle:
 
         Raises:
             TargetError: the runtime for the bundle's target is not installed.
-            BundleError: onnxruntime cannot load the model.
+            BundleError: onnxruntime cannot load the model, or it is another bundle's by now.
         """
-        return open_session(self.model_path, self.target, threads=self.threads)
+        with self.reading(*self.model_files):
+            return open_session(self.model_path, self.target, threads=self.threads)
+
+    @property
+    def model_files(self) -> tuple[str, ...]:
+        """Names of the model's file and of the weights beside it."""
+        return tuple(file.path for file in self.manifest.files if file.path.startswith(MODEL))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -118,7 +168,9 @@ class Bundle:
         if task is None:
             return None
         if task not in self._adapters:
-            self._adapters[task] = Adapter(self.folder / self._task(task).adapter)
+            path = self._task(task).adapter
+            with self.reading(path):
+                self._adapters[task] = Adapter(self.folder / path)
         return self._adapters[task]
 
     def _task(self, name: str) -> TaskInfo:
@@ -180,9 +232,26 @@ class Bundle:
     @cached_property
     def _tables(self) -> dict[str, int]:
         """How many rows the tables have that inputs are looked up in."""
-        config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        with self.reading(CONFIG):
+            config = json.loads((self.folder / CONFIG).read_text("utf-8"))
         sizes = {"input_ids": config.get("vocab_size"), "token_type_ids": config.get("type_vocab_size")}
         return {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def _version(folder: Path) -> tuple[int, bytes] | None:
+    """What tells a manifest from every other one that takes its place: its bytes, and when they were written."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except OSError:
+        return None
+
+
+def _inside(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
+        return False
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:

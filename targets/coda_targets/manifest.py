@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
@@ -11,6 +13,8 @@ from coda_targets.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+CONFIG = "config.json"
 GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 _MOST_THREADS = 1024
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
@@ -189,7 +193,12 @@ def read_manifest(folder: Path) -> Manifest:
     if bad:
         raise BundleError(f"{path} is damaged: its field {bad[0]!r} makes no sense; compile the model again")
     for name in (*(file.path for file in manifest.files), *(task.adapter for task in manifest.tasks)):
-        _inside(folder, name)
+        _path(folder, name)
+    listed = {file.path for file in manifest.files}
+    needed = (MODEL, CONFIG, *(task.adapter for task in manifest.tasks))
+    absent = next((name for name in needed if name not in listed), None)
+    if absent is not None:
+        raise BundleError(f"{path} is damaged: it does not list {absent}; compile the model again")
     return manifest
 
 
@@ -248,19 +257,12 @@ def _task(item: dict[str, Any]) -> TaskInfo:
     return TaskInfo(**{**item, "labels": tuple(item["labels"]), "ood": _ood(item["ood"])})
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The file that a manifest names, which must lie in the bundle."""
+def _path(folder: Path, name: str) -> Path:
+    """The file that a manifest names, in the bundle or a link there: its SHA-256 says what it may lead to."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(f"{folder / MANIFEST} names {name!r}, which lies outside the bundle: do not use this bundle")
-    path = folder / pure
-    try:
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
-        inside = False
-    if not inside:
-        raise BundleError(f"{path} is a link that leaves the bundle: do not use this bundle")
-    return path
+    return folder / pure
 
 
 def hash_file(path: Path) -> str:
@@ -272,24 +274,62 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def files_below(folder: Path, followed: Container[str] = ()) -> list[str]:
+    """Every file below a folder but the manifest itself, sorted; links to folders count as files, but for some."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        names = {name: Path(place, name).relative_to(folder).as_posix() for name in (*folders, *files)}
+        links = [name for name in folders if Path(place, name).is_symlink() and names[name] not in followed]
+        folders[:] = [name for name in folders if name not in links]
+        found += [names[name] for name in (*files, *links)]
+    return sorted(name for name in found if name != MANIFEST)
+
+
 def list_files(folder: Path) -> tuple[FileInfo, ...]:
-    """Every file below a folder but the manifest itself, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return tuple(FileInfo(path.relative_to(folder).as_posix(), path.stat().st_size, hash_file(path)) for path in paths)
+    """What a manifest says of every file below a folder but itself."""
+    paths = {name: folder / name for name in files_below(folder)}
+    return tuple(FileInfo(name, path.stat().st_size, hash_file(path)) for name, path in paths.items())
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its recorded size and SHA-256.
 
     Raises:
-        BundleError: the first file that is missing, changed or cut off.
+        BundleError: the first file that is missing, changed or cut off, or that readers may take for a part of it.
     """
     for file in manifest.files:
-        path = _inside(folder, file.path)
-        if not path.is_file():
-            raise BundleError(f"{path} is missing: compile the model again")
-        size = path.stat().st_size
-        if size != file.bytes:
-            raise BundleError(f"{path} is damaged: {size} bytes where the manifest says {file.bytes}; compile again")
-        if hash_file(path) != file.sha256:
-            raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; compile the model again")
+        check_file(folder, file)
+    foreign = next((name for name in unlisted(folder, manifest) if not _of_no_reader(name)), None)
+    if foreign is not None:
+        raise BundleError(
+            f"{folder / foreign} is not in the manifest, so nothing proves it: move it away, or compile the model again"
+        )
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """What lies in a bundle's folder beside the bundle, sorted."""
+    listed = {file.path for file in manifest.files}
+    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}  # Kubernetes links them
+    return [name for name in files_below(folder, folders) if name not in listed]
+
+
+def _of_no_reader(name: str) -> bool:
+    """Whether no program takes a file for a part of the model: what hubs, git and Kubernetes put beside it."""
+    path = PurePosixPath(name)
+    return any(part.startswith(".") for part in path.parts) or path.suffix == ".md" or path.stem == "LICENSE"
+
+
+def check_file(folder: Path, file: FileInfo) -> None:
+    """Compare a file with its recorded size and SHA-256.
+
+    Raises:
+        BundleError: it is missing, changed or cut off.
+    """
+    path = _path(folder, file.path)
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: compile the model again")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise BundleError(f"{path} is damaged: {size} bytes where the manifest says {file.bytes}; compile again")
+    if hash_file(path) != file.sha256:
+        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; compile the model again")

@@ -7,16 +7,17 @@ a copy in memory.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coda_ops.files import private_folder
 from coda_targets.adapters import Adapter
 from coda_targets.bundle import Arrays, Bundle, open_session, run_session
 from coda_targets.errors import BundleError, TargetError
 from coda_targets.target import Target
+from coda_targets.weights import find_weights
 
 # Metadata keys that export.py puts on nodes: the index of their layer, and the part of the model that they belong to.
 JOINED = "+"  # between the names of weights that became one
@@ -76,14 +77,14 @@ class RoutingProbe:
         self._expose(proto, model, products)
         if decided:
             self._decide(proto)
-        apart = any(tensor.external_data for tensor in proto.graph.initializer)
+        weights = find_weights(proto, model.parent)
         content = proto.SerializeToString()
         del proto
-        if apart:
-            self._session = open_session(content, target, threads=threads, weights=model.parent.resolve())
+        if weights is not None:
+            self._session = open_session(content, target, threads=threads, weights=weights)
             return
-        with TemporaryDirectory(prefix="coda-") as folder:  # from memory onnxruntime copies all weights once more
-            copy = Path(folder) / model.name
+        with private_folder() as folder:  # from memory onnxruntime copies all weights once more
+            copy = folder / model.name
             copy.write_bytes(content)
             del content
             try:
@@ -94,7 +95,8 @@ class RoutingProbe:
     @classmethod
     def of(cls, bundle: Bundle, *, decided: bool = False) -> "RoutingProbe":
         """The probe of a bundle."""
-        return cls(bundle.model_path, bundle.target, threads=bundle.threads, decided=decided)
+        with bundle.reading(*bundle.model_files):
+            return cls(bundle.model_path, bundle.target, threads=bundle.threads, decided=decided)
 
     def _read(self, model: Path) -> Any:
         try:

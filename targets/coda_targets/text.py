@@ -42,7 +42,8 @@ class TextCodec:
     def __init__(self, bundle: Bundle, task: str | None = None) -> None:
         self._manifest = bundle.manifest
         self._labels = bundle.labels(task)
-        self._tokenizer = _load(bundle.folder)
+        with bundle.reading(TOKENIZER):
+            self._tokenizer = _load(bundle.folder)
         self._tokenizer.enable_padding(**_padding(self._tokenizer))
 
     def encode(self, texts: Sequence[str]) -> Encoded:

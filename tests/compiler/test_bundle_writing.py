@@ -206,13 +206,77 @@ def test_name_too_long(model, tmp_path: Path):
 
 
 def test_older_bundle_is_replaced_whole(model, copied: Path, compiled: Bundle):
-    (copied / "left over.txt").write_text("of an older release")
     again = compile(model, output=copied)
     assert again.folder == copied
-    assert not (copied / "left over.txt").exists()
     assert not (copied / "tokenizer.json").exists()  # none was given this time
     again.check()
     assert [path.name for path in copied.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", ".gitattributes", "adapters/mine.pt", "test_data_set_0/x"])
+def test_file_that_no_bundle_lists_is_named_and_untouched(model, copied: Path, name: str):
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text("precious")
+    before = contents(copied.parent)
+    with pytest.raises(OutputError, match=rf"bundle/{name} is not part of the bundle there: move it away"):
+        compile(model, output=copied)
+    assert contents(copied.parent) == before
+
+
+def test_link_that_no_bundle_lists_is_named_and_untouched(copied: Path, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (copied / "photos").symlink_to(tmp_path / "photos")
+    with pytest.raises(OutputError, match=r"bundle/photos is not part of the bundle there"):
+        check_output(copied)
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "My app", "icons": []}', "no JSON", '{"schema_version": 1}'])
+def test_folder_of_another_manifest_is_refused_and_untouched(model, tmp_path: Path, manifest: str):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text(manifest)
+    with pytest.raises(OutputError, match=r"app exists and is no bundle"):
+        compile(model, output=tmp_path / "app")
+    assert contents(tmp_path) == {"app/manifest.json": manifest.encode()}
+
+
+@pytest.mark.usefixtures("quick")
+def test_file_put_into_the_older_bundle_meanwhile_survives(model, copied: Path, monkeypatch: pytest.MonkeyPatch):
+    write_config = coda_compile.pipeline.write_config
+
+    def slow(*args: Any) -> None:
+        write_config(*args)
+        (copied / "notes.txt").write_text("precious")
+
+    monkeypatch.setattr(coda_compile.pipeline, "write_config", slow)
+    before = contents(copied)
+    with pytest.raises(OutputError, match=r"notes\.txt is not part of the bundle there"):
+        compile(model, output=copied)
+    assert contents(copied) == {**before, "notes.txt": b"precious"}
+    assert [path.name for path in copied.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("inside", [".", "below"])
+def test_current_folder_is_refused(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "b" / inside).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b" / inside)
+    with pytest.raises(OutputError, match=r"b is the current folder or holds it and cannot be replaced: choose"):
+        check_output(tmp_path / "b")
+
+
+def test_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "volume")
+    with pytest.raises(OutputError, match=r"volume is a mount point and cannot be replaced: .* with -o .*volume/NAME"):
+        check_output(tmp_path / "volume")
+
+
+def test_link_to_nowhere_is_filled_where_it_leads(model, tmp_path: Path, once, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "latest").symlink_to("b")
+    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: once)
+    monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
+    compile(model, output=tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink()
+    Bundle(tmp_path / "b").check()
 
 
 def test_bundle_behind_a_link_is_replaced_where_it_lies(copied: Path, tmp_path: Path):
@@ -291,31 +355,6 @@ def test_older_bundle_survives_an_interrupt(name: str, model, copied: Path, monk
         compile(model, output=copied)
     assert contents(copied) == before
     assert [path.name for path in copied.parent.iterdir()] == ["bundle"]
-
-
-def test_older_bundle_comes_back_when_the_last_rename_fails(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    before = contents(copied)
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match=r"Input/output error"), replacing(copied) as folder:
-        (folder / "new").write_text("")
-    assert contents(copied) == before
-    assert [path.name for path in copied.parent.iterdir()] == ["bundle"]
-
-
-def test_remains_of_a_killed_build_are_in_nobodys_way(tmp_path: Path):
-    stale = tmp_path / f".b.partial-{os.getpid()}"
-    stale.mkdir()
-    (stale / "half").write_text("")
-    with replacing(tmp_path / "b") as folder:
-        (folder / "new").write_text("")
-    assert contents(tmp_path) == {"b/new": b""}
 
 
 def test_manifest_is_written_last(model, once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -378,7 +378,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, tmp_path: Path):
     code = _MIDDLE.format(checkpoint=str(checkpoint))
     with subprocess.Popen(
@@ -386,11 +386,22 @@ def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, 
     ) as process:
         assert process.stdout is not None
         partial = Path(process.stdout.readline().strip())
-        assert (partial.parent, (partial / "report.json").is_file()) == (tmp_path, True)
+        assert (partial.parent.parent, (partial / "report.json").is_file()) == (tmp_path, True)
         process.send_signal(number)
         out, err = process.communicate()
-    assert Ended(process.returncode, out, err).refused(130) == "interrupted, nothing was kept"
+    assert Ended(process.returncode, out, err).refused(130) == "interrupted, nothing half-written was kept"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_is_heard(monkeypatch: pytest.MonkeyPatch):
+    """A program started by it has SIGHUP ignored, and goes on when its terminal is closed."""
+    for ignored in (True, False):
+        heard = []
+        monkeypatch.setattr(signal, "getsignal", lambda _, ignored=ignored: signal.SIG_IGN if ignored else None)
+        monkeypatch.setattr(signal, "signal", lambda number, _, heard=heard: heard.append(number))
+        monkeypatch.setattr(sys, "argv", ["coda-compile", "--version"])
+        main()
+        assert heard == ([] if ignored else [signal.SIGTERM, signal.SIGHUP])
 
 
 def test_full_disk(call: Call, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from coda_compile.failure import failure_folder, keep_failure
 
@@ -21,11 +22,11 @@ def test_earlier_failure_is_replaced(tmp_path: Path):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"one")
     keep(failure_folder(tmp_path / "b"), model)
-    (tmp_path / "b-failed" / "old.npz").write_bytes(b"")
+    (tmp_path / "model.onnx.data").write_bytes(b"weights")
     model.write_bytes(b"two")
     keep(failure_folder(tmp_path / "b"), model)
-    assert not (tmp_path / "b-failed" / "old.npz").exists()
     assert (tmp_path / "b-failed" / "model.onnx").read_bytes() == b"two"
+    assert (tmp_path / "b-failed" / "model.onnx.data").read_bytes() == b"weights"
     assert not (tmp_path / "b-failed-2").exists()
 
 
@@ -40,6 +41,18 @@ def test_somebody_elses_folder_or_file_is_never_touched(tmp_path: Path):
     assert (tmp_path / "b-failed" / "notes.txt").read_text() == "precious"
     assert (tmp_path / "b-failed-2").read_text() == "a file"
     assert failure_folder(tmp_path / "b") == folder
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "reproduce.py", "link"])
+def test_earlier_failure_with_something_else_in_it_is_not_touched(tmp_path: Path, mine: str):
+    (tmp_path / "model.onnx").write_bytes(b"one")
+    keep(tmp_path / "b-failed", tmp_path / "model.onnx")
+    if mine == "link":
+        (tmp_path / "b-failed").rename(tmp_path / "elsewhere")
+        (tmp_path / "b-failed").symlink_to("elsewhere")
+    else:
+        (tmp_path / "b-failed" / mine).write_text("precious")
+    assert failure_folder(tmp_path / "b") == tmp_path / "b-failed-2"
 
 
 def test_external_weights_are_kept_too(tmp_path: Path):

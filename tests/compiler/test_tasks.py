@@ -1,7 +1,11 @@
 """Several tasks on one backbone: each computes what its own model does, alone in a file of its own."""
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
 from coda_compile.add_task import add_task
-from coda_compile.errors import CompileError, VerificationError
+from coda_compile.errors import CompileError, OutputError, VerificationError
 from coda_compile.predict import predict
 from coda_compile.test_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
@@ -125,6 +129,43 @@ def test_a_task_can_be_added_later_and_nothing_else_is_touched(own: Bundle):
     assert {path.split("/")[0] for path in after.keys() - before.keys()} == {"adapters"}
     assert verify_bundle(bundle, "later").outputs["logits"] < 1e-4
     assert [path.name for path in own.folder.parent.iterdir()] == ["own"]
+
+
+def test_two_that_add_at_once_both_add(own: Bundle):
+    """The second waits for the first, then adds to what it made."""
+    inside, waiting = Event(), Event()
+    stages: dict[str, list[str]] = {"first": [], "second": []}
+
+    def staged(who: str) -> Callable[[str], AbstractContextManager[None]]:
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            stages[who].append(name)
+            if (who, name) == ("first", "verify"):
+                inside.set()
+                assert waiting.wait(30)
+            if (who, name) == ("second", "wait for another coda-compile"):
+                waiting.set()
+            yield
+
+        return stage
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(add_task, own, "first", task_model(3), stage=staged("first"))
+        assert inside.wait(30)
+        pool.submit(add_task, Bundle(own.folder), "second", task_model(4), stage=staged("second")).result()
+        first.result()
+    assert stages == {"first": ["load", "verify"], "second": ["wait for another coda-compile", "load", "verify"]}
+    bundle = Bundle(own.folder)
+    assert bundle.tasks == ("topics", "moods", "first", "second")
+    for task, seed in (("first", 3), ("second", 4)):
+        same(bundle, task, task_model(seed))
+        verify_bundle(bundle, task)
+
+
+def test_file_of_nobodys_is_not_made_a_part_of_the_bundle(own: Bundle):
+    (own.folder / "README.md").write_text("precious")
+    with pytest.raises(OutputError, match=r"README\.md is not part of the bundle there: move it away"):
+        add_task(own, "c", task_model(3))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import torch
 from tests.conftest import tiny_coda
 from tests.models.test_train import rows
 from transformers import PreTrainedTokenizerFast
+from transformers.trainer_utils import get_last_checkpoint
 
 from coda_models import CodaConfig, recipe
+from coda_models.errors import CheckpointError
 from coda_models.recipe import DENSE, ROUTED, fit
 from coda_models.train import AnnealReduction, DrawReduction, TailCollator
 
@@ -72,6 +74,49 @@ def test_dropout(share: float | None, left: set[float], tmp_path: Path, tokenize
     )
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == left
     assert {layer.block.attention.dropout for layer in model.coda_layers()} == left
+
+
+def test_folder_of_somebody_else_is_refused_and_untouched(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """Even one with checkpoints in it, which another Trainer may have left."""
+    for name in ("notes.txt", "checkpoint-7/trainer_state.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    with pytest.raises(CheckpointError, match="holds something else than an interrupted run: give a new folder"):
+        fit(model, SHORT, rows(8), TailCollator(tokenizer, 16), reduction=1, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="notes.txt holds something else"):
+        fit(model, SHORT, rows(8), TailCollator(tokenizer, 16), reduction=1, folder=tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+    assert (tmp_path / "checkpoint-7" / "trainer_state.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_what_was_put_into_the_folder_meanwhile_survives(
+    interrupted: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    train = recipe.CodaTrainer.train
+
+    def putting(self: Any, **options: Any) -> None:
+        train(self, **options)
+        assert get_last_checkpoint(tmp_path / "run") is not None
+        (tmp_path / "run" / "notes.txt").write_text("precious")
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def run() -> float | None:
+        return fit(model, SHORT, rows(8), TailCollator(tokenizer, 16), reduction=1, folder=tmp_path / "run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe.CodaTrainer, "train", putting)
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                run()
+        else:
+            assert run() is not None
+    if interrupted:
+        assert run() is None  # goes on from the epoch that was whole
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 # Trainer saves two epochs of so small a model within one tick of the file system's clock.

@@ -183,30 +183,6 @@ def test_path_that_leaves_the_bundle(copied: Path, name: str):
         Bundle(copied)
 
 
-def test_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
-    outside = tmp_path / "outside.onnx"
-    (copied / "model.onnx").rename(outside)
-    (copied / "model.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match=r"is a link that leaves the bundle: do not use this bundle"):
-        Bundle(copied)
-
-
-def test_link_made_after_opening(copied: Path, tmp_path: Path):
-    bundle = Bundle(copied)
-    outside = tmp_path / "outside.onnx"
-    (copied / "model.onnx").rename(outside)
-    (copied / "model.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match=r"is a link that leaves the bundle"):
-        bundle.check()
-
-
-def test_folder_link_that_leaves_the_bundle(copied: Path, tmp_path: Path):
-    (copied / "test_data_set_0").rename(tmp_path / "elsewhere")
-    (copied / "test_data_set_0").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=r"is a link that leaves the bundle"):
-        Bundle(copied)
-
-
 def test_loop_of_links(copied: Path):
     (copied / "model.onnx").unlink()
     (copied / "model.onnx").symlink_to("model.onnx")

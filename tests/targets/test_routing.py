@@ -1,6 +1,7 @@
 """Reading routing decisions out of a compiled model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +9,9 @@ import pytest
 import torch
 from tests.conftest import tiny_coda
 
+import coda_targets.routing
 from coda_models import CodaConfig
+from coda_ops.files import PREFIX
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
 from coda_targets.routing import LAYER_TAG, Decision, RoutingProbe
@@ -114,3 +117,21 @@ def test_empty_model(copied: Path):
     (copied / "model.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"model\.onnx is damaged: it has no graph; compile it again"):
         RoutingProbe.of(Bundle(copied))
+
+
+def test_copy_of_a_model_lies_where_the_next_run_would_find_it(
+    compiled: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed in the middle, it is gigabytes in the folder of temporary files."""
+    seen = []
+    opened = coda_targets.routing.open_session
+
+    def noted(model: Path, *arguments: Any, **options: Any) -> Any:
+        seen.append((model.parents[2], model.parents[1].name.startswith(PREFIX)))
+        return opened(model, *arguments, **options)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(coda_targets.routing, "open_session", noted)
+    RoutingProbe.of(compiled)
+    assert seen == [(tmp_path, True)]
+    assert list(tmp_path.iterdir()) == []

@@ -24,6 +24,7 @@ _NO_TARGET = {
     "plugin",
     "routing",
     "saturation",
+    "weights",
     "target",
     "text",
 }

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from coda_compile.bench.machine import this_machine, thread_count
@@ -16,6 +15,7 @@ from coda_compile.bench.statistics import ratio_interval, summarise
 from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns, token_inputs
 from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError, as_sentences
+from coda_ops.files import private_folder
 from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import Manifest
@@ -132,8 +132,7 @@ def bench(
     """
     threads = thread_count(plan.threads)
     taking_part = _Entries()
-    with TemporaryDirectory(prefix="coda-bench-") as temporary:
-        folder = Path(temporary)
+    with private_folder() as folder:
         if isinstance(model, Bundle):
             for what, asked in (("r", plan.reductions), ("target", plan.targets)):
                 if asked:

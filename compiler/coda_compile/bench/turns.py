@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from coda_compile.bench.machine import thread_count
 from coda_compile.errors import CodaError
+from coda_ops.files import private_folder
 from coda_targets.bundle import Arrays
 
 TURN_SECONDS = 0.05  # short runs are repeated within a turn until it lasts this long
@@ -181,8 +181,7 @@ def started(
 ) -> Iterator[list[Worker]]:
     """Processes for contenders, ended with the block; one that cannot start is told to ``on_failure`` and left out."""
     workers: list[Worker] = []
-    with TemporaryDirectory(prefix="coda-bench-") as name:
-        folder = Path(name)
+    with private_folder() as folder:
         feeds = [folder / f"input-{i}.npz" for i in range(len(inputs))]
         for feed, arrays in zip(feeds, inputs, strict=True):
             np.savez(feed, **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags

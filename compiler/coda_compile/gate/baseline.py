@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.errors import CodaError
+from coda_ops.files import private_folder
 from coda_targets.manifest import MANIFEST
 
 OUTPUT_VARIABLE = "CODA_OUTPUT"
@@ -75,8 +75,8 @@ def _built(ref: str, command: str, repository: Path) -> Iterator[Path]:
         *("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"),
         refused=f"git knows no commit {ref!r} here: fetch it first, for example with git fetch origin {ref}",
     )
-    with TemporaryDirectory(prefix="coda-baseline-") as name:
-        tree, bundle, log = (Path(name) / part for part in ("tree", "bundle", "log"))
+    with private_folder() as folder:
+        tree, bundle, log = (folder / part for part in ("tree", "bundle", "log"))
         try:
             _git(
                 top, "worktree", "add", "--detach", "--quiet", str(tree), commit, refused=f"git cannot check out {ref}"

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -23,6 +22,7 @@ import onnx
 from coda_compile.bench.turns import token_inputs
 from coda_compile.cost import multiply_adds
 from coda_compile.errors import CodaError
+from coda_ops.files import private_folder
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL, open_session
 
@@ -116,8 +116,7 @@ def read_facts(bundle: Bundle) -> Facts:
         BundleError: onnxruntime cannot load the model.
         TargetError: the runtime for the bundle's target is not installed.
     """
-    with TemporaryDirectory(prefix="coda-facts-") as name:
-        folder = Path(name)
+    with private_folder() as folder, bundle.reading(*bundle.model_files):
         optimised = folder / MODEL
         options: dict[str, Any] = {"enable_profiling": True}
         if not bundle.target.plugin:

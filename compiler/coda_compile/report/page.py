@@ -1,7 +1,6 @@
 """Assemble the page and write it, whole or not at all."""
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from coda_compile.accuracy import Accuracy, measure
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, read_result
-from coda_compile.errors import CodaError, as_sentences
+from coda_compile.errors import as_sentences
 from coda_compile.explain import Explanation, explain, layer_ranges
 from coda_compile.parity import Tolerances
 from coda_compile.profile import profile_bundle
@@ -26,6 +25,7 @@ from coda_compile.report.formats import Table, percent, size
 from coda_compile.report.plots import Plot
 from coda_compile.report.routing_map import MOST_WORDS, SAMPLE, RoutedText, route_text
 from coda_compile.report.summary import cards, headline, reference_of, verdict
+from coda_ops.files import check_result_file, replacing_file
 from coda_targets import Bundle, BundleError
 from coda_targets.text import TOKENIZER
 
@@ -57,7 +57,7 @@ def make_report(
     """Write one self-contained HTML page about a bundle.
 
     Args:
-        output: the file, replaced where it exists.
+        output: the file; an earlier page there is replaced, any other file is refused.
         bench: what ``coda-compile bench --json`` wrote.
         text: to show the routing of; by default a short review.
         data: a CSV file with the columns ``text`` and ``label``, to measure accuracy on.
@@ -68,9 +68,7 @@ def make_report(
     Raises:
         CodaError: an output that cannot be written, or a bundle, benchmark or data set that cannot be read.
     """
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        what = "is a folder" if output.is_dir() else f"lies in {output.parent}, which does not exist"
-        raise CodaError(f"{output} {what}: give a file with -o FILE")
+    check_result_file(output, b"<")
     result = None if bench is None else read_result(bench)
     proof = _read_proof(bundle.folder)
     with stage("check"):
@@ -84,17 +82,9 @@ def make_report(
         accuracy = None if data is None else measure(bundle, data)
     with stage("page"):
         page = _render(bundle, result, proof, explanation, routed, accuracy, command)
-        _write(output, page)
+        with replacing_file(output) as new:
+            new.write_bytes(page.encode("utf-8", "replace"))  # names of folders may be any bytes
     return output
-
-
-def _write(path: Path, page: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # names of folders may be any bytes
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_proof(folder: Path) -> _Proof:

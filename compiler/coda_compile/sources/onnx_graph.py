@@ -19,6 +19,7 @@ from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
 from coda_targets import get_target
 from coda_targets.bundle import Arrays, open_session, run_session
+from coda_targets.weights import find_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,13 +90,14 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
     """
     target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
     names = [str(value.name) for value in model.graph.outputs]
-    content: Path | bytes = path
+    proto = onnx.load(str(path), load_external_data=False)
+    weights = find_weights(proto, path.parent)
+    content: Path | bytes = path if weights is None else b""
     if features is not None and features not in names:
-        proto = onnx.load(str(path), load_external_data=False)
         proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
-        content, names = proto.SerializeToString(), [*names, features]
+        content, names = b"", [*names, features]
     try:
-        session = open_session(content, target, threads=1, weights=path.parent.resolve())
+        session = open_session(content or proto.SerializeToString(), target, threads=1, weights=weights)
     except CodaError as error:
         raise CompileError(f"{path} is no model that onnxruntime can run: {error}") from None
     stored = [output.name for output in session.get_outputs()]
@@ -104,7 +106,13 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
 
 def _load(path: Path) -> ir.Model:
     try:
-        proto = onnx.load(str(path))  # refuses weights outside of the file's folder
+        proto = onnx.load(str(path), load_external_data=False)
+        weights = find_weights(proto, path.parent)
+        if weights is not None:
+            _check_links(weights, path)
+            onnx.load_external_data_for_model(proto, str(weights))
+    except CompileError:
+        raise
     except Exception as error:  # protobuf's, the checker's and the file system's share no base class
         raise CompileError(
             f"{path} is no ONNX file, is cut off, or lacks the weights that belong beside it: {first_line(error)}"
@@ -114,6 +122,14 @@ def _load(path: Path) -> ir.Model:
     if any(entry.domain == DOMAIN for entry in proto.opset_import):
         raise CompileError(f"{path} is compiled already: give the model that it was made from")
     return ir.from_proto(proto)
+
+
+def _check_links(weights: Path, path: Path) -> None:
+    """Refuse weights that are links out of a file's folder, but for those that the hub's cache is made of."""
+    home = path.parent.resolve()
+    in_cache = weights.name == "blobs" and home.is_relative_to(weights.parent / "snapshots")
+    if weights != home and not in_cache:
+        raise CompileError(f"{path} has weights that are links out of its folder: copy them there instead")
 
 
 def _check_inputs(model: ir.Model, path: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from coda_ops.errors import CodaError
+from coda_ops.files import replacing_file
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
@@ -128,14 +129,11 @@ def build(given: Path | None = None) -> Path:
         _run(["cmake", *generator, "-S", str(HERE), "-B", folder, f"-DORT_INCLUDE_DIR={include_dir(given)}"])
         _run(["cmake", "--build", folder, "--config", "Release"])
         built = next(Path(folder).rglob(LIBRARY.name))
-        partial = LIBRARY.with_suffix(".partial")
         try:
-            shutil.copyfile(built, partial)
-            partial.replace(LIBRARY)
+            with replacing_file(LIBRARY) as new:
+                shutil.copyfile(built, new)
         except PermissionError:
             raise KernelError(f"{HERE} cannot be written: build from an environment of your own") from None
-        finally:
-            partial.unlink(missing_ok=True)
     return LIBRARY
 
 

@@ -253,15 +253,15 @@ def test_heavy_counts_layers(compiled: Bundle):
 
 
 def test_outputs_that_cannot_be_written(compiled: Bundle, tmp_path: Path):
-    with pytest.raises(CodaError, match="is a folder: give a file with -o FILE"):
+    with pytest.raises(CodaError, match="is a folder: name a file in it"):
         make_report(compiled, tmp_path)
-    with pytest.raises(CodaError, match="lies in .*none, which does not exist"):
+    with pytest.raises(CodaError, match="none does not exist: make it, or write page.html elsewhere"):
         make_report(compiled, tmp_path / "none" / "page.html")
 
 
 def test_a_failure_keeps_the_old_page(compiled: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "page.html"
-    output.write_text("old")
+    output.write_text("<old>")
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -269,8 +269,15 @@ def test_a_failure_keeps_the_old_page(compiled: Bundle, tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(CodaError, match="no space left"):
         make_report(compiled, output, threads=1)
-    assert output.read_text() == "old"
+    assert output.read_text() == "<old>"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_is_no_page_is_not_written_over(copied: Path):
+    before = (copied / "model.onnx").read_bytes()
+    with pytest.raises(CodaError, match=r"model\.onnx exists and is no earlier result: remove it, or write elsewhere"):
+        make_report(Bundle(copied), copied / "model.onnx")
+    assert (copied / "model.onnx").read_bytes() == before
 
 
 def test_damaged_bundles_are_refused(copied: Path, tmp_path: Path):

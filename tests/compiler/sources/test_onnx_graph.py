@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.compiler.exports import lora_classifier, write
 from tests.conftest import WORDS
+from tests.targets.test_links import hub_cache
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile.errors import CompileError
 from coda_compile.sources import find_onnx, read_source
 from coda_compile.sources.onnx_graph import original, read
 from coda_targets import Bundle
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +126,17 @@ def move_weight(location: str) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
+def move_constant(location: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = helper.make_tensor("c", TensorProto.FLOAT, [1], b"1234", raw=True)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], value=tensor))
+
+    return change
+
+
 def take_input(name: str, kind: int, *shape: int | str) -> Callable[[onnx.ModelProto], None]:
     def change(proto: onnx.ModelProto) -> None:
         kept = [value for value in proto.graph.input if value.name != name]
@@ -142,6 +157,7 @@ SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "half": (halve_weight, r"holds '.+' in float16: export it in float32"),
     "outside": (move_weight("../secret"), r"lacks the weights that belong beside it"),
     "absolute": (move_weight("/etc/hostname"), r"lacks the weights that belong beside it"),
+    "constant": (move_constant("/etc/hostname"), r"lacks the weights that belong beside it: its weights are '/etc/hos"),
     "absent": (move_weight("absent.data"), r"lacks the weights that belong beside it"),
     "strange": (take_input("position_ids", TensorProto.INT64, "n", "m"), r"takes 'position_ids': a text encoder takes"),
     "no mask": (drop_mask, r"takes no 'attention_mask': a text encoder takes"),
@@ -154,6 +170,39 @@ SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "broken": (lambda proto: proto.graph.node.pop(3), r"is no model that onnxruntime can run: "),
     "empty": (lambda proto: proto.graph.ClearField("node"), r"is no ONNX file or is cut off: it has no graph"),
 }
+
+
+@pytest.fixture
+def apart(folder: Path) -> Path:
+    """With its weights beside it."""
+    path = folder / "model.onnx"
+    onnx.save_model(onnx.load(str(path)), path, save_as_external_data=True, location="weights", size_threshold=1024)
+    return folder
+
+
+def test_weights_beside_it_in_the_cache_of_the_hub(apart: Path, exported: Path, tmp_path: Path):
+    path = hub_cache(apart, tmp_path / "cache") / "model.onnx"
+    inputs = {name: np.array([[2, 5, 3]]) * (name == "input_ids") + (name == "attention_mask") for name in INPUTS}
+    expected = ort.InferenceSession(str(path)).run(["logits"], inputs)[0]
+    graph = read(path)
+    np.testing.assert_allclose(graph.run(inputs)["logits"], expected, atol=1e-6)
+    features = next(str(node.outputs[0].name) for node in graph.model.graph if node.op_type == "MatMul")
+    assert features in original(path, graph.model, features=features)(inputs)
+    weights = {name: value.const_value for name, value in graph.model.graph.initializers.items()}
+    for name, value in read(exported / "model.onnx").model.graph.initializers.items():
+        assert value.const_value is not None
+        np.testing.assert_array_equal(weights[name].numpy(), value.const_value.numpy())
+
+
+@pytest.mark.parametrize("fake", ["secret", "cache/blobs/secret"])
+def test_weights_that_are_links_to_anything_else(apart: Path, tmp_path: Path, fake: str):
+    """A checkout may hold links to whatever its author would like to read, and their bytes would be weights."""
+    secret = tmp_path / fake
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    (apart / "weights").rename(secret)
+    (apart / "weights").symlink_to(secret)
+    with pytest.raises(CompileError, match=r"has weights that are links out of its folder: copy them there instead"):
+        read(apart / "model.onnx")
 
 
 @pytest.mark.parametrize("name", SPOILED)

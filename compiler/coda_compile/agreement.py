@@ -1,0 +1,58 @@
+"""Whether the files of a bundle agree with its manifest in what they say, beside having its SHA-256."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from coda_ops.errors import first_line
+from coda_targets import Bundle, BundleError
+from coda_targets.manifest import CONFIG
+from coda_targets.weights import locations
+
+_TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClassification": "token-classification"}
+
+
+def check_agreement(bundle: Bundle) -> None:
+    """Compare labels and task with config.json, where other libraries read them, and weights with the list of files.
+
+    Raises:
+        BundleError: what disagrees.
+    """
+    manifest, folder = bundle.manifest, bundle.folder
+    config = _read_config(folder / CONFIG)
+    named = config.get("id2label")
+    if manifest.labels and isinstance(named, dict):
+        labels = tuple(str(named.get(str(i))) for i in range(len(named)))
+        if labels != manifest.labels:
+            a, b = (", ".join(names) for names in (manifest.labels, labels))
+            raise BundleError(
+                f"{folder} is damaged: its manifest has the labels {a}, its config.json {b}; compile again"
+            )
+    head = str((config.get("architectures") or [""])[0])
+    task = next((task for ending, task in _TASKS.items() if head.endswith(ending)), "feature-extraction")
+    if manifest.layers and task != manifest.task:  # a model that came as an ONNX file has what its graph gives
+        raise BundleError(
+            f"{folder} is damaged: its manifest says {manifest.task}, its config.json {head}; compile the model again"
+        )
+    try:
+        proto = onnx.load(str(bundle.model_path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(
+            f"{bundle.model_path} is missing or damaged: {first_line(error)}; compile the model again"
+        ) from None
+    listed = {file.path for file in manifest.files}
+    foreign = next((name for name in locations(proto) if name not in listed), None)
+    if foreign is not None:
+        raise BundleError(f"{folder} is damaged: its model has weights in {foreign}, which its manifest does not list")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise BundleError(f"{path} is missing or damaged: compile the model again")
+    return config
