@@ -13,12 +13,14 @@ import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.errors import CompileError, CompileWarning, OutputError
+from coda_compile.logits import logits_info
 from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
 from coda_compile.pruning import REPORT, Pruning
 from coda_compile.replace_folder import replacing as replacing
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
+from coda_models.digest import tensor_digest
 from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
@@ -27,6 +29,7 @@ from coda_targets import BundleError, Target
 from coda_targets.manifest import (
     MANIFEST,
     LayerInfo,
+    LogitsInfo,
     Manifest,
     OodInfo,
     SessionInfo,
@@ -91,6 +94,8 @@ class Described:
     config: dict[str, Any]
     max_tokens: int
     labels: tuple[str, ...]
+    logits: LogitsInfo | None
+    model_sha256: str
     width: int = 0
     feed_forward: int = 0
     layers: tuple[LayerInfo, ...] = ()
@@ -98,8 +103,12 @@ class Described:
     ood: OodInfo | None = None
 
 
-def describe(model: CodaModel) -> Described:
-    """A model in memory."""
+def describe(model: CodaModel, model_sha256: str) -> Described:
+    """A model in memory.
+
+    Args:
+        model_sha256: of the model as it came, see ``model_digest``.
+    """
     hf, coda = model.hf_config, model.coda_config
     block = next(iter(model.coda_layers())).block
     return Described(
@@ -108,6 +117,8 @@ def describe(model: CodaModel) -> Described:
         config=transformers_config(model),
         max_tokens=model.max_tokens,
         labels=label_names(model),
+        logits=logits_of(model),
+        model_sha256=model_sha256,
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
         layers=layer_infos(model, model.max_tokens),
@@ -220,6 +231,22 @@ def label_names(model: CodaModel) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names))
 
 
+def logits_of(model: CodaModel) -> LogitsInfo | None:
+    """What a model's logits mean; ``None`` where it classifies nothing.
+
+    Raises:
+        CompileError: an activation or a problem type that is not known.
+    """
+    config = portable_config(model.hf_config)
+    return logits_info(model.coda_config.task, config, len(label_names(model)), "the model's config.json")
+
+
+def model_digest(model: CodaModel) -> str:
+    """SHA-256 of a model's tensors, before anything is pruned, rounded or fitted."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("ood.")}
+    return tensor_digest(own)
+
+
 def ood_info(detector: OodDetector | None) -> OodInfo | None:
     """What the manifest says of a model's detector, where it has one."""
     return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
@@ -252,6 +279,8 @@ def write_manifest(
         width=model.width,
         feed_forward=model.feed_forward,
         labels=model.labels,
+        logits=model.logits,
+        model_sha256=model.model_sha256,
         layers=model.layers,
         coda_config=model.coda_config,
         session=SessionInfo(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from coda_compile.accuracy import read_texts
 from coda_compile.cases import Inputs
 from coda_compile.errors import CompileError
 from coda_compile.quantize import STATIC
+from coda_compile.texts import columns, read_texts
 from coda_targets.bundle import Arrays
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def inputs(
     """What a model takes, text by text, so that no padding is among it.
 
     Args:
-        calibration: a CSV file with the column ``text``, or arrays by name, [batch, tokens] each; ``None`` is no text.
+        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name,
+            [batch, tokens] each; ``None`` is no text.
         taken: by the model.
 
     Raises:
@@ -60,5 +61,5 @@ def inputs(
         raise CompileError("this model has no tokenizer to read --calibrate with: give one with --tokenizer PATH")
     texts = read_texts(Path(calibration))
     for text in texts[:: -(-len(texts) // _MOST)]:
-        encoded = tokenizer([text], truncation=True, max_length=taken.max_tokens, return_tensors="pt")
+        encoded = tokenizer(**columns([text]), truncation=True, max_length=taken.max_tokens, return_tensors="pt")
         yield {name: encoded[name] for name in taken.names if name in encoded}

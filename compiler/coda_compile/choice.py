@@ -11,25 +11,26 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from coda_compile.accuracy import check_task, read_rows
 from coda_compile.bench.run import reduction_of
 from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns
-from coda_compile.bundle import check_output, label_names
+from coda_compile.bundle import check_output, label_names, logits_of
 from coda_compile.calibration import Calibration
 from coda_compile.cost import multiply_adds
 from coda_compile.errors import CompileError, as_sentences
+from coda_compile.logits import check_one_label
 from coda_compile.ood import check as check_ood
 from coda_compile.pipeline import compile
 from coda_compile.predict import predict
 from coda_compile.quantize import STATIC
+from coda_compile.texts import MEASURED, read_rows
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
 from coda_ops.files import private_folder
 from coda_targets import Bundle, Target
 from coda_targets.bundle import Arrays
-from coda_targets.text import TextCodec
+from coda_targets.text import Text, TextCodec
 
 Reductions = Reduction | Sequence[Reduction]
 # int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
@@ -120,7 +121,8 @@ def choose(
 
     Args:
         model: at the r that it was trained at.
-        data: CSV file with the columns ``text`` and ``label``, of texts that played no part in training.
+        data: CSV file with the columns ``text``, ``text_pair`` of pairs, and ``label``, of texts that played no part
+            in training.
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
@@ -131,13 +133,15 @@ def choose(
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Raises:
-        CodaError: a model that classifies no texts or has no tokenizer, or data that cannot be read.
+        CodaError: a model that does not choose one label of several for a text or has no tokenizer, or data that
+            cannot be read.
     """
-    check_task(model.coda_config.task)
-    check_ood(ood, ood_data, model.coda_config.task)
+    task, logits, names = model.coda_config.task, logits_of(model), label_names(model)
+    check_one_label(MEASURED, task, logits, names)
+    check_ood(ood, ood_data, task, logits, names)
     output = output.resolve()
     check_output(output)
-    texts, labels = zip(*read_rows(data, label_names(model)), strict=True)
+    texts, labels = zip(*read_rows(data, names), strict=True)
     if tokenizer is None:
         raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
@@ -161,8 +165,8 @@ def choose(
             compiled.append(_Compiled(r, bundle, answers))
         timed = _median_text(compiled[0].bundle, texts)
         with stage("turns"):
-            names = [str(i) for i in range(len(compiled))]
-            contenders = [Contender.of_bundle(n, c.bundle.folder) for n, c in zip(names, compiled, strict=True)]
+            numbers = [str(i) for i in range(len(compiled))]
+            contenders = [Contender.of_bundle(n, c.bundle.folder) for n, c in zip(numbers, compiled, strict=True)]
             timings = in_turns(contenders, [timed], rounds=rounds, threads=threads)
         tokens = timed["input_ids"].shape[1]
         candidates = [
@@ -174,7 +178,7 @@ def choose(
                 seconds=float(np.median(timings[name].every_run())),
                 multiply_adds=multiply_adds(c.bundle.manifest, tokens),
             )
-            for name, c in zip(names, compiled, strict=True)
+            for name, c in zip(numbers, compiled, strict=True)
         ]
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
@@ -209,7 +213,7 @@ def _around(model: CodaModel) -> list[list[Fraction]]:
     return [r for i, r in enumerate(scaled) if r not in scaled[:i]]
 
 
-def _median_text(bundle: Bundle, texts: Sequence[str]) -> Arrays:
+def _median_text(bundle: Bundle, texts: Sequence[Text]) -> Arrays:
     """A text of median length as the model takes it, alone."""
     codec = TextCodec(bundle)
     encoded = sorted((codec.encode([text]).inputs for text in texts), key=lambda inputs: inputs["input_ids"].shape[1])

@@ -1,10 +1,8 @@
 """The command line: parse and call, nothing else."""
 
-import json
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +12,7 @@ import click
 from coda_compile import __version__, console
 from coda_compile.cli_kernels import kernels
 from coda_compile.cli_measure import measure
+from coda_compile.cli_run import run
 from coda_compile.errors import CodaError, CompileWarning, as_sentences
 from coda_ops.files import remove_leftovers
 
@@ -85,7 +84,7 @@ def cli() -> None:
     "--calibrate",
     "calibration",
     type=click.Path(path_type=Path),
-    help="CSV file with the column text, for int8-static and --prune-gates; auto then tries int8-static too.",
+    help="CSV file, text (and text_pair), for int8-static and --prune-gates; auto then tries int8-static too.",
 )
 @click.option(
     "--prune-gates",
@@ -100,9 +99,9 @@ def cli() -> None:
     "known",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="CSV file, text,label: texts MODEL is meant for. Of several, repeat in their order.",
+    help="CSV file, text,label (and text_pair): texts MODEL is meant for. Of several, repeat in their order.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label, for auto.")
+@click.option("--data", type=click.Path(path_type=Path), help="CSV file, text,label (and text_pair), for auto.")
 @click.option(
     "--accuracy-budget",
     "budget",
@@ -149,7 +148,8 @@ def compile(
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
 
     With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the
-    fastest one that loses no more than the budget against the model as it was trained.
+    fastest one that loses no more than the budget against the model as it was trained. For models that take pairs of
+    texts every CSV file has a column text_pair too.
     """
     from coda_targets import get_target
 
@@ -250,63 +250,6 @@ def _reduction(text: str | None) -> str | list[str] | None:
     return text.split(",") if text and "," in text else text
 
 
-@cli.command(short_help="Predict with a bundle, one JSON line a text.")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("texts", nargs=-1)
-@click.option("--file", "-f", "source", type=click.File("r", encoding="utf-8"), help="One text a line; - is stdin.")
-@click.option("--task", metavar="NAME", help="Of a bundle with several.  [default: the first]")
-@click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
-def run(
-    bundle: Path,
-    texts: tuple[str, ...],
-    source: Any,
-    task: str | None,
-    show_routing: bool,
-    batch: int,
-    threads: int,
-) -> None:
-    """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
-
-    \b
-    coda-compile run reviews-cpu "A slow start, then a triumph."
-    coda-compile run reviews-cpu --file reviews.txt > results.jsonl
-    """
-    from coda_compile.predict import predict
-    from coda_targets import Bundle
-
-    opened = Bundle(bundle, threads=threads)
-    given = _texts(texts, source)
-    for text, record, routed in predict(opened, given, batch=batch, routing=show_routing, task=task):
-        click.echo(json.dumps({"text": text, **record}, ensure_ascii=False))
-        if routed is not None:
-            console.routing(routed)
-
-
-def _texts(texts: tuple[str, ...], source: Any) -> Iterator[str]:
-    if texts:
-        yield from map(_utf8, texts)
-    elif source is None and (sys.stdin is None or sys.stdin.isatty()):  # None where the shell closed it
-        raise CodaError("no text to run on: give some, or --file FILE, or pipe lines in")
-    else:
-        try:
-            yield from (_utf8(line.rstrip("\n")) for line in source or sys.stdin if line.strip())
-        except UnicodeDecodeError:
-            raise _not_utf8() from None
-
-
-def _utf8(text: str) -> str:
-    """Refuse the lone surrogates that Python reads foreign bytes of arguments and stdin as."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _not_utf8()
-    return text
-
-
-def _not_utf8() -> CodaError:
-    return CodaError("the input is not UTF-8 text: convert it, for example with iconv")
-
-
 @cli.command(short_help="Is a bundle intact, and right on this machine?")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
@@ -328,7 +271,7 @@ def inspect(bundle: Path) -> None:
     console.inspected(Bundle(bundle))
 
 
-for _command in (*measure.commands.values(), kernels):
+for _command in (run, *measure.commands.values(), kernels):
     cli.add_command(_command)
 
 

@@ -1,5 +1,6 @@
 """compile() for an ONNX file of another exporter: the same passes, verified against the file itself."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,11 +26,12 @@ from coda_compile.cases import cases, kept_case
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
 from coda_compile.failure import failure_folder, keep_failure
+from coda_compile.logits import logits_info
 from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.ood import check, fit
 from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
-from coda_compile.sources.classes import check_asked
+from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
@@ -59,7 +61,8 @@ def compile_graph(
     """As ``compile``, for the file that ``find_onnx`` found."""
     with stage("load"):
         graph = _named(read(path), problem_type, labels)
-        check(ood, ood_data, graph.task)
+        check(ood, ood_data, graph.task, graph.logits, graph.labels)
+        digest = _digest(graph.model)
         _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
     reference = graph.run
@@ -83,7 +86,7 @@ def compile_graph(
         with stage("bundle"):
             case = kept_case(graph.inputs)
             test_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
-            described = _describe(graph, detector)
+            described = _describe(graph, detector, digest)
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
@@ -96,14 +99,26 @@ def compile_graph(
 def _named(graph: Graph, problem_type: str | None, labels: Sequence[str] | None) -> Graph:
     """A graph whose logits stand for what its user says."""
     check_asked(graph.task, len(graph.labels), problem_type, labels)
-    config = graph.config if problem_type is None else {**graph.config, "problem_type": problem_type}
-    if labels is None:
-        return replace(graph, config=config)
-    names = {
-        "id2label": {str(i): name for i, name in enumerate(labels)},
-        "label2id": {name: i for i, name in enumerate(labels)},
-    }
-    return replace(graph, config={**config, **names}, labels=tuple(labels))
+    config, named = graph.config, graph.labels if labels is None else tuple(labels)
+    if problem_type is not None:
+        own = {key: value for key, value in config.items() if key not in CROSS_ENCODER_KEYS}
+        config = {**own, "problem_type": problem_type}
+    if labels is not None:
+        by_number = {str(i): name for i, name in enumerate(labels)}
+        config = {**config, "id2label": by_number, "label2id": {name: i for i, name in enumerate(labels)}}
+    logits = logits_info(graph.task, config, len(named), "--problem-type")
+    return replace(graph, config=config, labels=named, logits=logits)
+
+
+def _digest(model: ir.Model) -> str:
+    """SHA-256 of the weights of a file, as it came."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING:
+            digest.update(f"{name}|{tensor.dtype.name}|{tensor.shape}|".encode())
+            digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _upgrade(model: ir.Model, opset: int, path: Path) -> None:
@@ -150,7 +165,7 @@ def _verify(
     return results
 
 
-def _describe(graph: Graph, detector: OodDetector | None) -> Described:
+def _describe(graph: Graph, detector: OodDetector | None, digest: str) -> Described:
     config = graph.config
     return Described(
         task=graph.task,
@@ -158,5 +173,7 @@ def _describe(graph: Graph, detector: OodDetector | None) -> Described:
         config={**config, "vocab_size": graph.inputs.vocabulary},
         max_tokens=graph.inputs.max_tokens,
         labels=graph.labels,
+        logits=graph.logits,
+        model_sha256=digest,
         ood=ood_info(detector),
     )

@@ -18,7 +18,7 @@ from coda_compile.pruning import read_pruning
 from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import load_kernels
-from coda_targets.manifest import Manifest
+from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Manifest
 
 if TYPE_CHECKING:
     from coda_compile.evaluate import Evaluation
@@ -133,8 +133,12 @@ def inspected(bundle: Bundle) -> None:
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
+    if m.logits is not None:
+        out.print(f"  scores   {_scored(m)}", soft_wrap=True)
     if m.tasks:
-        out.print(f"  tasks    {', '.join(task.name for task in m.tasks)}", soft_wrap=True)
+        told = [f" ({task.logits.activation})" if task.logits and task.logits != m.logits else "" for task in m.tasks]
+        listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))
+        out.print(f"  tasks    {listed}", soft_wrap=True)
     if m.ood is not None:
         kept = f"{m.ood.kept:.0%} of known texts lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
@@ -150,6 +154,20 @@ def inspected(bundle: Bundle) -> None:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
     out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def _scored(m: Manifest) -> str:
+    """What logits mean, in words."""
+    assert m.logits is not None
+    made = "the logits themselves" if m.logits.activation == "none" else f"{m.logits.activation} of the logits"
+    if len(m.labels) == 1:
+        return f"{made}, one number a text"
+    ways = {
+        SINGLE_LABEL: "the best label is the answer",
+        MULTI_LABEL: "each label is right or wrong by itself",
+        REGRESSION: "each label names a number",
+    }
+    return f"{made}, {ways[m.logits.problem_type]}"
 
 
 def _layers(m: Manifest) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from coda_compile import ood
-from coda_compile.accuracy import check_task, read_rows, read_texts
 from coda_compile.bundle import label_names
 from coda_compile.errors import CodaError, as_sentences
+from coda_compile.logits import check_one_label
 from coda_compile.predict import predict
 from coda_compile.sources import Source
+from coda_compile.texts import MEASURED, read_rows, read_texts
 from coda_targets import Bundle
+from coda_targets.text import Text
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def evaluate(
     """Label the texts of a file with a bundle and, where it is at hand, with the model that it was made from.
 
     Args:
-        data: CSV with the columns ``text`` and ``label``, texts that the model is meant for.
+        data: CSV with the columns ``text``, ``text_pair`` of pairs, and ``label``, texts that the model is meant for.
         outside: CSV with the column ``text``, texts that it is not meant for.
         original: the eager model, at r as it comes; the bundle's r is set on it.
         known: the file that the bundle's detector was fitted on, to fit the original's on as well.
@@ -77,14 +79,17 @@ def evaluate(
         The bundle first.
 
     Raises:
-        CodaError: a bundle that classifies no texts or has no detector, or files that are not as described.
+        CodaError: a bundle that does not choose one label of several for a text or has no detector, or files that are
+            not as described.
     """
     manifest = bundle.manifest
-    check_task(manifest.task)
+    check_one_label(MEASURED, manifest.task, manifest.logits, manifest.labels)
     if outside is not None and manifest.ood is None:
         raise CodaError(f"{bundle.folder} scores no texts: compile it with --ood, or leave --outside out")
     texts, labels = zip(*read_rows(data, manifest.labels), strict=True)
     others = [] if outside is None else read_texts(outside)
+    if others and isinstance(others[0], str) != isinstance(texts[0], str):
+        raise CodaError(f"of {data} and {outside} one holds pairs of texts and one does not: give both a text_pair")
     everyone = [("bundle", _of_bundle(bundle, [*texts, *others]))]
     if original is not None:
         if original.tokenizer is None:
@@ -98,7 +103,7 @@ def evaluate(
     return [_judged(name, answers, labels, first, len(others)) for name, answers in everyone]
 
 
-def _of_bundle(bundle: Bundle, texts: Sequence[str]) -> _Answers:
+def _of_bundle(bundle: Bundle, texts: Sequence[Text]) -> _Answers:
     records = [record for _, record, _ in predict(bundle, texts)]
     scored = bundle.manifest.ood is not None
     return _Answers(
@@ -108,7 +113,7 @@ def _of_bundle(bundle: Bundle, texts: Sequence[str]) -> _Answers:
     )
 
 
-def _of_original(original: Source, bundle: Bundle, known: Path | None, texts: Sequence[str]) -> _Answers:
+def _of_original(original: Source, bundle: Bundle, known: Path | None, texts: Sequence[Text]) -> _Answers:
     model, detector = original.model, bundle.manifest.ood
     model.set_reduction([layer.reduction for layer in bundle.manifest.layers])
     assert original.tokenizer is not None

@@ -40,7 +40,7 @@ def classifier(graph: Graph, run: Run, features: str) -> Classifier:
         found = run({name: tensor.numpy() for name, tensor in inputs.items()})
         return torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES])
 
-    return Classifier(graph.task, graph.labels, graph.inputs, answer)
+    return Classifier(graph.task, graph.labels, graph.logits, graph.inputs, answer)
 
 
 def scoring(graph: Graph, run: Run, features: str, detector: OodDetector) -> Run:

@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coda_compile.accuracy import read_rows
-from coda_compile.bundle import label_names
+from coda_compile.bundle import label_names, logits_of
 from coda_compile.cases import Inputs
 from coda_compile.errors import CompileError
+from coda_compile.logits import check_one_label
+from coda_compile.texts import columns, length, read_rows
 from coda_models.model import CodaModel
 from coda_models.ood import FITTED, METHODS, Cosine, FromLogits, Mahalanobis, OodDetector
+from coda_targets.manifest import LogitsInfo
+from coda_targets.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,12 +37,14 @@ class Classifier:
     Attributes:
         task: a classifier's, or else there is no fitting.
         labels: in order of the logits.
+        logits: what they mean.
         inputs: what it takes.
         answer: what stands for each text of a batch, [texts, width], and its logits, [texts, labels].
     """
 
     task: str
     labels: tuple[str, ...]
+    logits: LogitsInfo | None
     inputs: Inputs
     answer: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
@@ -51,14 +56,15 @@ class Classifier:
             output = model(**inputs)
             return output.features, output.logits
 
-        return cls(model.coda_config.task, label_names(model), Inputs.of(model), answer)
+        return cls(model.coda_config.task, label_names(model), logits_of(model), Inputs.of(model), answer)
 
 
-def check(method: str | None, data: object, task: str) -> None:
+def check(method: str | None, data: object, task: str, logits: LogitsInfo | None, labels: tuple[str, ...]) -> None:
     """Refuse what cannot be fitted, before anything else is done.
 
     Raises:
-        CompileError: an unknown method, a method without data or data without one, or a model that classifies no texts.
+        CompileError: an unknown method, a method without data or data without one, or a model that does
+            not choose one label of several for a text.
     """
     if (method is None) != (data is None):
         raise CompileError("--ood SCORE and --ood-data FILE go together: the threshold is taken from the data")
@@ -66,8 +72,7 @@ def check(method: str | None, data: object, task: str) -> None:
         return
     if method not in METHODS:
         raise CompileError(f"the out-of-distribution score {method!r} is unknown: use one of {', '.join(METHODS)}")
-    if task != "sequence-classification":
-        raise CompileError(f"out-of-distribution scores are for sequence-classification, and this model does {task}")
+    check_one_label("out-of-distribution scores are for", task, logits, labels)
 
 
 def files(data: Path | str | Mapping[str, Path | str] | None, names: Sequence[str]) -> dict[str, Path]:
@@ -102,10 +107,10 @@ def fit(
         CodaError: a file that is not as described, or a label that the model does not know.
     """
     known = Classifier.of(model) if isinstance(model, CodaModel) else model
-    check(method, data, known.task)
+    check(method, data, known.task, known.logits, known.labels)
     if tokenizer is None:
         raise CompileError("this model has no tokenizer to read --ood-data with: give one with --tokenizer PATH")
-    rows = list(read_rows(data, known.labels))
+    rows = read_rows(data, known.labels)
     needed = _FEWEST * 5 if method in FITTED else _FEWEST
     if len(rows) < needed:
         raise CompileError(f"{data} has {len(rows)} texts, and {method} needs {needed} or more to set a threshold")
@@ -128,16 +133,16 @@ def detector(method: str, features: Tensor, logits: Tensor, labels: Sequence[str
 
 @torch.inference_mode()
 def embed(
-    model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase", texts: list[str]
+    model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]
 ) -> tuple[Tensor, Tensor]:
     """What stands for each text, [texts, width], and its logits, [texts, labels]."""
     known = Classifier.of(model) if isinstance(model, CodaModel) else model
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # so that batches are short where texts are
+    order = sorted(range(len(texts)), key=lambda i: length(texts[i]))  # so that batches are short where texts are
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(texts)
     for start in range(0, len(order), _BATCH):
         some = order[start : start + _BATCH]
         encoded = tokenizer(
-            [texts[i] for i in some],
+            **columns([texts[i] for i in some]),
             truncation=True,
             max_length=known.inputs.max_tokens,
             padding=True,

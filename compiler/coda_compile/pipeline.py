@@ -12,6 +12,9 @@ from coda_compile import tasks, test_vectors
 from coda_compile.bundle import (
     check_output,
     describe,
+    label_names,
+    logits_of,
+    model_digest,
     replacing,
     write_config,
     write_manifest,
@@ -130,12 +133,12 @@ def compile(
             set_classes(each.model, problem_type, labels)
             if reduction is not None:
                 _run_at(each.model, reduction)
-            check_ood(ood, ood_data, each.model.coda_config.task)
+            check_ood(ood, ood_data, each.model.coda_config.task, logits_of(each.model), label_names(each.model))
         fitted_on = ood_files(ood_data, list(sources))
         if several:
             tasks.check({name: each.model for name, each in sources.items()})
     source = next(iter(sources.values()))
-    words = tokenizer or source.tokenizer
+    words, digest = tokenizer or source.tokenizer, model_digest(source.model)
     pruning = None
     if prune_gates is not None:
         with stage("prune"):
@@ -166,7 +169,7 @@ def compile(
                 adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
                 parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
-            described = describe(source.model)
+            described = describe(source.model, digest)
             case = kept_case(Inputs.of(source.model))
             for name, each in sources.items():
                 answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coda_targets import Bundle
 from coda_targets.routing import Decision, RoutingProbe
-from coda_targets.text import TextCodec
+from coda_targets.text import Text, TextCodec
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -27,13 +27,20 @@ class RoutedWords:
 
 
 def predict(
-    bundle: Bundle, texts: Iterable[str], *, batch: int = 8, routing: bool = False, task: str | None = None
-) -> Iterator[tuple[str, dict[str, Any], RoutedWords | None]]:
-    """Yield each text with its result and, when asked for, its routing.
+    bundle: Bundle,
+    texts: Iterable[Text],
+    *,
+    batch: int = 8,
+    routing: bool = False,
+    task: str | None = None,
+    raw: bool = False,
+) -> Iterator[tuple[Text, dict[str, Any], RoutedWords | None]]:
+    """Yield each text, or pair of texts, with its result and, when asked for, its routing.
 
     Args:
         task: of a bundle with several; the first one where none is named.
         batch: texts run at once; results do not depend on it beyond float noise.
+        raw: logits instead of scores.
     """
     codec = TextCodec(bundle, task)
     probe = RoutingProbe.of(bundle) if routing else None
@@ -45,20 +52,22 @@ def predict(
             outputs = bundle.run(encoded.inputs, task=task)
         else:
             outputs, decisions = probe.run(bundle.prepare(encoded.inputs), bundle.adapter(task))
-        records = codec.decode(outputs, encoded)
+        records = codec.decode(outputs, encoded, raw=raw)
         for i, (text, record) in enumerate(zip(chunk, records, strict=True)):
             yield text, record, routed_words(text, encoded.encodings[i], decisions, i) if routing else None
 
 
-def routed_words(text: str, encoding: "Encoding", decisions: list[Decision], example: int) -> RoutedWords:
-    """Map routed token positions back to the words of a text."""
-    spans: dict[int, tuple[int, int]] = {}
-    for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
-        if word is not None:
+def routed_words(text: Text, encoding: "Encoding", decisions: list[Decision], example: int) -> RoutedWords:
+    """Map routed token positions back to the words of a text, or of both of a pair."""
+    words = list(zip(encoding.sequence_ids, encoding.word_ids, strict=True))  # numbered in each text by itself
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    for word, (start, end) in zip(words, encoding.offsets, strict=True):
+        if None not in word:
             first, last = spans.get(word, (start, end))
             spans[word] = (min(first, start), max(last, end))
     layers = []
     for decision in decisions:
-        heavy = {encoding.word_ids[position] for position in decision.selected(example)}
+        heavy = {words[position] for position in decision.selected(example)}
         layers.append((decision.layer, [word in heavy for word in spans]))
-    return RoutedWords([text[start:end] for start, end in spans.values()], layers)
+    texts = (text,) if isinstance(text, str) else text
+    return RoutedWords([texts[which][start:end] for (which, _), (start, end) in spans.items()], layers)

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coda_compile.bundle import label_names, logits_of
 from coda_compile.errors import CompileError
 from coda_compile.pruning import PrunedLayer, Pruning
 from coda_models.layer import Routing
 from coda_models.model import CodaModel, CodaOutput
 from coda_ops.capacity import slot_count
+from coda_targets.manifest import MULTI_LABEL, REGRESSION
 
 _MOST_CHANGED = 0.01  # of the answers to the texts, before a threshold is refused
 _FAR = 0.01  # 1 - cosine, from which a sentence embedding counts as another answer
@@ -29,8 +31,16 @@ def prune_slots(model: CodaModel, threshold: float, texts: Iterable[Mapping[str,
         texts: the model's inputs, batch by batch without padding.
 
     Raises:
-        CompileError: no layer routes, or more than one answer in a hundred is another then.
+        CompileError: no layer routes, more than one answer in a hundred is another then, or the model gives numbers,
+            which are neither the same nor others.
     """
+    meaning = logits_of(model)
+    if meaning is not None and (meaning.problem_type == REGRESSION or len(label_names(model)) < 2):
+        raise CompileError(
+            "--prune-gates bounds how many answers are others, and this model gives a number (problem_type "
+            f"{meaning.problem_type!r}, num_labels = {len(label_names(model))}): leave it whole"
+        )
+    each = meaning is not None and meaning.problem_type == MULTI_LABEL
     batches = list(texts)
     if not batches:
         raise CompileError("--prune-gates looks at gates in texts, and --calibrate holds none: give some")
@@ -46,7 +56,7 @@ def prune_slots(model: CodaModel, threshold: float, texts: Iterable[Mapping[str,
         raise CompileError("this model routes in no layer, so that there are no gates to prune")
     if pruned:
         model.set_reduction([str(ratio) for ratio in ratios])
-    compared = [_compare(old, model(**batch)) for old, batch in zip(before, batches, strict=True)]
+    compared = [_compare(old, model(**batch), each) for old, batch in zip(before, batches, strict=True)]
     others, far = torch.cat([others for others, _ in compared]), torch.cat([far for _, far in compared])
     if float(others.float().mean()) > _MOST_CHANGED:
         share = f"{int(others.sum())} of {others.numel()} answers to the texts of --calibrate"
@@ -71,10 +81,16 @@ def _dropped(routings: Sequence[Routing], ratio: Fraction) -> float:
     return max((float(gates.max()) for gates in lost if gates.numel()), default=0.0)
 
 
-def _compare(old: CodaOutput, new: CodaOutput) -> tuple[Tensor, Tensor]:
-    """Which answers are others now, and how far each of them moved. [answers] each"""
+def _compare(old: CodaOutput, new: CodaOutput, each: bool) -> tuple[Tensor, Tensor]:
+    """Which answers are others now, and how far each of them moved. [answers] each
+
+    An answer is the best label or, where ``each`` is right or wrong by itself, all that are more likely than not.
+    """
     if old.logits is not None and new.logits is not None:
-        other = old.logits.argmax(-1) != new.logits.argmax(-1)
+        if each:
+            other = ((old.logits > 0) != (new.logits > 0)).any(-1)
+        else:
+            other = old.logits.argmax(-1) != new.logits.argmax(-1)
         return other.flatten(), (old.logits - new.logits).abs().amax(-1).flatten()
     assert old.sentence_embedding is not None
     assert new.sentence_embedding is not None

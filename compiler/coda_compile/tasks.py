@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor
 
-from coda_compile.bundle import label_names, ood_info
+from coda_compile.bundle import label_names, logits_of, ood_info
 from coda_compile.errors import CompileError
 from coda_models.model import CodaModel
 from coda_targets import adapters
@@ -108,7 +108,7 @@ def make_swappable(compiled: ir.Model, model: CodaModel) -> None:
 
 def info(name: str, model: CodaModel) -> TaskInfo:
     """What the manifest says of a task."""
-    return TaskInfo(name, adapters.path_of(name), label_names(model), ood_info(model.ood))
+    return TaskInfo(name, adapters.path_of(name), label_names(model), logits_of(model), ood_info(model.ood))
 
 
 def write(folder: Path, name: str, model: CodaModel) -> Path:

@@ -22,6 +22,7 @@ from coda_targets.manifest import (
     CONFIG,
     GRAPH_LEVELS,
     MANIFEST,
+    LogitsInfo,
     Manifest,
     OodInfo,
     TaskInfo,
@@ -149,6 +150,14 @@ class Bundle:
             InputError: no such task.
         """
         return self.manifest.labels if task is None else self._task(task).labels
+
+    def logits(self, task: str | None = None) -> LogitsInfo | None:
+        """What the logits mean, of a task or of the only one; ``None`` without a classifier.
+
+        Raises:
+            InputError: no such task.
+        """
+        return self.manifest.logits if task is None else self._task(task).logits
 
     def ood(self, task: str | None = None) -> OodInfo | None:
         """How texts out of distribution are told, by a task or by the only one.

@@ -16,6 +16,9 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CONFIG = "config.json"
 GRAPH_LEVELS = ("disable", "basic", "extended", "all")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 _MOST_THREADS = 1024
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
 _RELEASE = re.compile(r"\d{1,9}(\.\d{1,9})*")
@@ -67,6 +70,20 @@ class SessionInfo:
 
 
 @dataclass(frozen=True)
+class LogitsInfo:
+    """What a classifier's logits mean.
+
+    Attributes:
+        activation: what makes scores of them, one of ``ACTIVATIONS``.
+        problem_type: one of ``PROBLEM_TYPES``, transformers' words: one of the labels is right, each is right or wrong
+            by itself, or each names a number.
+    """
+
+    activation: str
+    problem_type: str
+
+
+@dataclass(frozen=True)
 class OodInfo:
     """How texts unlike the known ones are told.
 
@@ -88,12 +105,14 @@ class TaskInfo:
     Attributes:
         adapter: path of its file, relative to the manifest.
         labels: class names in order of its logits.
+        logits: what they mean; of classifiers.
         ood: where it scores how far out a text is.
     """
 
     name: str
     adapter: str
     labels: tuple[str, ...]
+    logits: LogitsInfo | None = None
     ood: OodInfo | None = None
 
 
@@ -116,9 +135,12 @@ class Manifest:
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
         max_tokens: longest input the positions allow.
         labels: class names in order of the logits; empty without a classifier.
+        logits: what they mean; of classifiers.
+        model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
         ood: of models that score how far out a text is.
-        tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels`` are its own.
+        tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels``, ``logits`` and
+            ``model_sha256`` are its own.
         minimum_onnxruntime: the first release that knows this opset and IR version, and runs its operators rightly.
     """
 
@@ -140,6 +162,8 @@ class Manifest:
     layers: tuple[LayerInfo, ...]
     coda_config: dict[str, Any]
     session: SessionInfo
+    model_sha256: str
+    logits: LogitsInfo | None = None
     ood: OodInfo | None = None
     tasks: tuple[TaskInfo, ...] = ()
     files: tuple[FileInfo, ...] = ()
@@ -180,6 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "outputs": tuple(_tensor(item) for item in plain["outputs"]),
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
                 "session": _session(plain["session"]),
+                "logits": _logits(plain["logits"]),
                 "ood": _ood(plain["ood"]),
                 "tasks": tuple(_task(item) for item in plain["tasks"]),
                 "files": tuple(FileInfo(**item) for item in plain["files"]),
@@ -219,8 +244,17 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "max_tokens": manifest.max_tokens > 0,
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
+        "logits": _means(manifest.labels, manifest.logits),
+        "tasks": all(_means(task.labels, task.logits) for task in manifest.tasks),
         "session": manifest.session.graph_level in GRAPH_LEVELS and 0 <= manifest.session.threads <= _MOST_THREADS,
     }
+
+
+def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:
+    """Whether what is said of logits is known, and is said where there are any."""
+    if logits is None:
+        return not labels
+    return bool(labels) and logits.activation in ACTIVATIONS and logits.problem_type in PROBLEM_TYPES
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -249,12 +283,17 @@ def _session(item: dict[str, Any]) -> SessionInfo:
     return SessionInfo(**{**item, "providers": tuple(item["providers"])})
 
 
+def _logits(item: dict[str, Any] | None) -> LogitsInfo | None:
+    return None if item is None else LogitsInfo(**item)
+
+
 def _ood(item: dict[str, Any] | None) -> OodInfo | None:
     return None if item is None else OodInfo(**item)
 
 
 def _task(item: dict[str, Any]) -> TaskInfo:
-    return TaskInfo(**{**item, "labels": tuple(item["labels"]), "ood": _ood(item["ood"])})
+    read = {"labels": tuple(item["labels"]), "logits": _logits(item["logits"]), "ood": _ood(item["ood"])}
+    return TaskInfo(**{**item, **read})
 
 
 def _path(folder: Path, name: str) -> Path:

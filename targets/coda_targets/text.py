@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coda_targets.bundle import Arrays, Bundle
-from coda_targets.errors import BundleError, TargetError
+from coda_targets.errors import BundleError, InputError, TargetError
+from coda_targets.manifest import MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 TOKENIZER = "tokenizer.json"
+Text = str | tuple[str, str]  # a pair for models that compare two, such as cross-encoders
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,16 @@ class TextCodec:
     def __init__(self, bundle: Bundle, task: str | None = None) -> None:
         self._manifest = bundle.manifest
         self._labels = bundle.labels(task)
+        self._logits = bundle.logits(task)
         with bundle.reading(TOKENIZER):
             self._tokenizer = _load(bundle.folder)
         self._tokenizer.enable_padding(**_padding(self._tokenizer))
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Tokenise, truncate as the model was trained to, and pad to the longest."""
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Tokenise texts or pairs of them, truncate as the model was trained to, and pad to the longest.
+
+        A pair that is too long loses tokens of its longer text first, as it does in transformers.
+        """
         encodings = self._tokenizer.encode_batch(list(texts))
         columns = {
             "input_ids": [e.ids for e in encodings],
@@ -57,13 +63,26 @@ class TextCodec:
         wanted = [tensor.name for tensor in self._manifest.inputs]
         return Encoded({name: np.asarray(columns[name], dtype=np.int64) for name in wanted}, encodings)
 
-    def decode(self, outputs: Arrays, encoded: Encoded) -> list[dict[str, Any]]:
-        """One plain record a text: label and probability, labelled tokens, or an embedding."""
-        if self._manifest.task == "feature-extraction":
+    def decode(self, outputs: Arrays, encoded: Encoded, *, raw: bool = False) -> list[dict[str, Any]]:
+        """One plain record a text, as transformers' pipelines score them.
+
+        ``label`` and ``score`` where one label is right or there is but one number, ``labels``, best first, where each
+        is right or wrong by itself, ``tokens`` with a label and a score each, or an ``embedding``.
+
+        Args:
+            raw: give ``logits`` instead of scores, of every label in the model's order.
+
+        Raises:
+            InputError: raw logits of a model that has none.
+        """
+        if self._logits is None:
+            if raw:
+                raise InputError(f"raw logits are a classifier's, and this model does {self._manifest.task}")
             return [{"embedding": [float(x) for x in row]} for row in outputs["sentence_embedding"]]
-        probabilities = softmax(outputs["logits"])
+        values = outputs["logits"] if raw else scores(outputs["logits"], self._logits.activation)
+        name = self._all if raw else self._some
         if self._manifest.task == "sequence-classification":
-            records = [self._best(row) for row in probabilities]
+            records = [name(row) for row in values]
             if "ood_score" in outputs:
                 for record, score, flag in zip(records, outputs["ood_score"], outputs["is_ood"], strict=True):
                     record |= {"ood_score": float(score), "is_ood": bool(flag)}
@@ -71,17 +90,35 @@ class TextCodec:
         return [
             {
                 "tokens": [
-                    {"token": token, **self._best(p)}
-                    for token, special, p in zip(e.tokens, e.special_tokens_mask, row, strict=True)
+                    {"token": token, **name(value)}
+                    for token, special, value in zip(e.tokens, e.special_tokens_mask, row, strict=True)
                     if not special
                 ]
             }
-            for e, row in zip(encoded.encodings, probabilities, strict=True)
+            for e, row in zip(encoded.encodings, values, strict=True)
         ]
 
-    def _best(self, probabilities: NDArray[Any]) -> dict[str, Any]:
-        best = int(probabilities.argmax())
-        return {"label": self._labels[best], "score": float(probabilities[best])}
+    def _all(self, logits: NDArray[Any]) -> dict[str, Any]:
+        named = zip(self._labels, logits, strict=True)
+        return {"logits": [{"label": label, "logit": float(logit)} for label, logit in named]}
+
+    def _some(self, scored: NDArray[Any]) -> dict[str, Any]:
+        records = [{"label": label, "score": float(score)} for label, score in zip(self._labels, scored, strict=True)]
+        kind = None if self._logits is None else self._logits.problem_type
+        if kind == MULTI_LABEL or (kind == REGRESSION and len(records) > 1):
+            return {"labels": sorted(records, key=lambda record: -record["score"])}
+        return records[int(scored.argmax())]
+
+
+def scores(logits: NDArray[Any], activation: str) -> NDArray[np.float64]:
+    """What an activation of the manifest makes of logits, over the last axis.
+
+    In float64, where scores of logits beyond 17 are still apart.
+    """
+    values = logits.astype(np.float64)
+    if activation == "softmax":
+        return softmax(values)
+    return np.exp(-np.logaddexp(0.0, -values)) if activation == "sigmoid" else values
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

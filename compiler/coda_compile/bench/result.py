@@ -99,6 +99,7 @@ class BenchResult:
     Attributes:
         command: what reproduces it.
         model: the name of what was measured.
+        model_sha256: of its tensors, as in the manifests of bundles that were compiled from it.
         threads: of each contender.
         rounds: for each input.
         matrix_rates: multiply-adds a second of this machine's own matrix product in onnxruntime, by precision.
@@ -106,6 +107,7 @@ class BenchResult:
 
     command: str
     model: str
+    model_sha256: str
     machine: Machine
     threads: int
     rounds: int

@@ -138,6 +138,8 @@ def bench(
                 if asked:
                     raise CodaError(f"a bundle has one {what} only: give its checkpoint to measure others")
             model.check()
+            if dense is not None and model.manifest.layers:  # or else its tensors stand in an ONNX file's form
+                _check_same(dense, model)
             taking_part.add_bundle(model)
         else:
             _compile_each(model, plan, folder, taking_part, stage)
@@ -176,6 +178,7 @@ def bench(
     return BenchResult(
         command=command,
         model=name,
+        model_sha256=taking_part.manifest.model_sha256,
         machine=this_machine(),
         threads=threads,
         rounds=plan.rounds,
@@ -184,6 +187,14 @@ def bench(
         bounds=tuple(_bounds(measurements, taking_part, rates)),
         skipped=tuple(taking_part.skipped),
     )
+
+
+def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
+    """Refuse dense baselines of another model."""
+    from coda_compile.bundle import model_digest
+
+    if model_digest(dense) != bundle.manifest.model_sha256:
+        raise CodaError(f"{bundle.folder} was compiled from another model than the one to compare it with")
 
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:

@@ -69,7 +69,7 @@ def make_report(
         CodaError: an output that cannot be written, or a bundle, benchmark or data set that cannot be read.
     """
     check_result_file(output, b"<")
-    result = None if bench is None else read_result(bench)
+    result = None if bench is None else _read_bench(bench, bundle)
     proof = _read_proof(bundle.folder)
     with stage("check"):
         bundle.check()
@@ -85,6 +85,17 @@ def make_report(
         with replacing_file(output) as new:
             new.write_bytes(page.encode("utf-8", "replace"))  # names of folders may be any bytes
     return output
+
+
+def _read_bench(path: Path, bundle: Bundle) -> BenchResult:
+    """A benchmark of the bundle's model, on whatever machine and at whatever r, precision and target."""
+    result = read_result(path)
+    if result.model_sha256 != bundle.manifest.model_sha256:
+        raise CodaError(
+            f"{path} measured {result.model!r}, another model than {bundle.folder} was compiled from: measure that one "
+            "with coda-compile bench MODEL --json FILE"
+        )
+    return result
 
 
 def _read_proof(folder: Path) -> _Proof:

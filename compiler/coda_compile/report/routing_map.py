@@ -48,7 +48,9 @@ def route_text(bundle: Bundle, text: str) -> RoutedText:
 
 def _result(record: dict[str, Any]) -> str:
     if "label" in record:
-        return f"{record['label']}, probability {record['score']:.2f}"
+        return f"{record['label']}, score {record['score']:.2f}"
+    if "labels" in record:
+        return ", ".join(f"{one['label']} {one['score']:.2f}" for one in record["labels"])
     if "tokens" in record:
         return f"{len(record['tokens'])} labelled tokens"
     return f"an embedding of {len(record['embedding'])} numbers"

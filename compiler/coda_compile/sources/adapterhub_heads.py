@@ -8,7 +8,7 @@ from torch import nn
 
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources import json_object
-from coda_compile.sources.classes import name_classes, take_beside
+from coda_compile.sources.classes import forget_cross_encoder, name_classes, take_beside
 from coda_models.architectures import FirstToken
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.model import CodaModel
@@ -80,8 +80,10 @@ def add_head(model: CodaModel, plain: Any, head: Any, place: Path) -> None:
     config, number = model.hf_config, int(head.config["num_labels"])
     if (place / _HEAD_CONFIG).is_file() and read_json(place / _HEAD_CONFIG).get("config") is not None:
         config.problem_type = _problem_type(kind, number)
+        forget_cross_encoder(config)
     elif config.num_labels != number:  # the configuration of another head
         config.problem_type = None
+        forget_cross_encoder(config)
     numbers = head.config.get("label2id") or {f"LABEL_{i}": i for i in range(number)}
     if sorted(numbers.values()) != list(range(number)):
         raise CheckpointError(f"{place / _HEAD_CONFIG} does not name each of its {number} classes once")

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
 from coda_models.plain_json import json_object
+from coda_targets.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
     from coda_models.model import CodaModel
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
+# Keys of config.json that sentence-transformers writes, the second before its version 4.
+CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def check_problem_type(problem_type: object, where: str) -> str | None:
@@ -57,6 +59,13 @@ def take_beside(config: Any, folder: Path) -> None:
                 "configuration of its own model there"
             )
         name_classes(config, names)
+    config.update({key: plain[key] for key in CROSS_ENCODER_KEYS if key in plain})
+
+
+def forget_cross_encoder(config: Any) -> None:
+    """Drop what a configuration says of the scores of another head than the one that it has now, in place."""
+    for key in CROSS_ENCODER_KEYS:
+        vars(config).pop(key, None)
 
 
 def set_classes(model: "CodaModel", problem_type: str | None, labels: Sequence[str] | None) -> None:
@@ -67,6 +76,7 @@ def set_classes(model: "CodaModel", problem_type: str | None, labels: Sequence[s
     """
     check_asked(model.coda_config.task, int(model.hf_config.num_labels), problem_type, labels)
     if problem_type is not None:
+        forget_cross_encoder(model.hf_config)
         model.hf_config.problem_type = problem_type
     if labels is not None:
         name_classes(model.hf_config, labels)

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM
 
 from coda_compile.errors import CompileError
+from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import Source
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_models.architectures import FAMILIES
@@ -55,6 +56,8 @@ def read(folder: Path) -> Source:
     wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
     model = convert(pretrained, config)
     check_finite(model.state_dict(), folder)
+    if task == "sequence-classification":
+        model.hf_config.update(cross_encoder_keys(folder, plain))
     check_same(model, inputs, wanted, "transformers")
     return Source("Hugging Face model", model, load_tokenizer(folder))
 

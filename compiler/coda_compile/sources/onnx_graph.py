@@ -12,6 +12,7 @@ import onnx_ir as ir
 from coda_compile.cases import Inputs, make_case
 from coda_compile.errors import CompileError
 from coda_compile.export import AXES
+from coda_compile.logits import cross_encoder_keys, logits_info
 from coda_compile.sources import json_object
 from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
@@ -19,12 +20,14 @@ from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
 from coda_targets import get_target
 from coda_targets.bundle import Arrays, open_session, run_session
+from coda_targets.manifest import LogitsInfo
 from coda_targets.weights import find_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_CONFIG = "config.json"
 CLASSES, _EMBEDDING = "logits", "sentence_embedding"  # an output's name says what a model is for
 _CLASSIFIERS = tuple(head for head, task in TASK_OF_HEAD.items() if task.endswith("classification"))
 _QUIET = {"log_severity_level": 4}  # how many tokens there may be is found by asking for too many
@@ -42,6 +45,7 @@ class Graph:
         task: as in ``CodaConfig``.
         inputs: what it takes.
         labels: in order of the logits; empty where it classifies nothing.
+        logits: what they mean, as the config.json beside it says.
         config: of the config.json beside it, empty where there is none.
         tokenizer: beside it.
         run: see ``original``.
@@ -52,6 +56,7 @@ class Graph:
     task: str
     inputs: Inputs
     labels: tuple[str, ...]
+    logits: LogitsInfo | None
     config: dict[str, Any]
     tokenizer: "PreTrainedTokenizerBase | None"
     run: Callable[[Arrays], Arrays]
@@ -75,7 +80,8 @@ def read(path: Path) -> Graph:
     inputs = replace(inputs, max_tokens=_longest(run, inputs, _allowed(config, tokenizer), path))
     inputs = replace(inputs, types=_types(run, inputs))
     task, labels = _task(model, run(make_case(inputs, 2, min(3, inputs.max_tokens), ragged=True).inputs), config, path)
-    return Graph(path, model, task, inputs, labels, config, tokenizer, run)
+    logits = logits_info(task, config, len(labels), path.parent / _CONFIG)
+    return Graph(path, model, task, inputs, labels, logits, config, tokenizer, run)
 
 
 def original(path: Path, model: ir.Model, *, features: str | None = None) -> Callable[[Arrays], Arrays]:
@@ -170,13 +176,13 @@ def _check_weights(model: ir.Model, path: Path) -> None:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    beside = path.parent / "config.json"
+    beside = path.parent / _CONFIG
     if not beside.is_file():
         return {}
     plain = json_object(beside)
     if plain is None:
         raise CompileError(f"{beside} is not a Hugging Face configuration")
-    return plain
+    return plain | cross_encoder_keys(path.parent, plain)
 
 
 def _vocabulary(model: ir.Model, config: dict[str, Any], path: Path) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
+from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources import Source, huggingface
 from coda_compile.sources.classes import take_beside
@@ -76,6 +77,8 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
         _check_names(folder, set(tensors), expected)
         model = _converted(adapted, pretrained, plain, task, tensors, base)
     check_finite(model.state_dict(), folder)
+    for written in (Path(base), folder) if task == "sequence-classification" else ():
+        model.hf_config.update(cross_encoder_keys(written, model.hf_config.to_dict()))
     return Source(f"PEFT {plain['peft_type']}", model, load_tokenizer(folder) or load_tokenizer(base))
 
 
