@@ -174,6 +174,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
         )
     tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
     tokenizer.model_max_length = max_tokens
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its class may say, not its file
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
     backend.enable_padding(

@@ -63,8 +63,8 @@ def check(method: str | None, data: object, task: str, logits: LogitsInfo | None
     """Refuse what cannot be fitted, before anything else is done.
 
     Raises:
-        CompileError: an unknown method, a method without data or data without one, or a model that does
-            not choose one label of several for a text.
+        CompileError: an unknown method, a method without data or data without one.
+        CodaError: a model that does not choose one label of several for a text.
     """
     if (method is None) != (data is None):
         raise CompileError("--ood SCORE and --ood-data FILE go together: the threshold is taken from the data")

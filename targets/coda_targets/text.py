@@ -1,5 +1,6 @@
 """From text to arrays and from logits to labels, with the tokenizer that a bundle carries."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 TOKENIZER = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_TYPES = "token_type_ids"
 Text = str | tuple[str, str]  # a pair for models that compare two, such as cross-encoders
 
 
@@ -45,20 +48,22 @@ class TextCodec:
         self._manifest = bundle.manifest
         self._labels = bundle.labels(task)
         self._logits = bundle.logits(task)
-        with bundle.reading(TOKENIZER):
+        with bundle.reading(TOKENIZER, _CONFIG):
             self._tokenizer = _load(bundle.folder)
+            self._types = _tells_types(bundle.folder)
         self._tokenizer.enable_padding(**_padding(self._tokenizer))
 
     def encode(self, texts: Sequence[Text]) -> Encoded:
         """Tokenise texts or pairs of them, truncate as the model was trained to, and pad to the longest.
 
-        A pair that is too long loses tokens of its longer text first, as it does in transformers.
+        A pair that is too long loses tokens of its longer text first, as it does in transformers. An empty second text
+        makes a pair as well.
         """
         encodings = self._tokenizer.encode_batch(list(texts))
         columns = {
             "input_ids": [e.ids for e in encodings],
             "attention_mask": [e.attention_mask for e in encodings],
-            "token_type_ids": [e.type_ids for e in encodings],
+            _TYPES: [e.type_ids if self._types else [0] * len(e.ids) for e in encodings],
         }
         wanted = [tensor.name for tensor in self._manifest.inputs]
         return Encoded({name: np.asarray(columns[name], dtype=np.int64) for name in wanted}, encodings)
@@ -142,6 +147,17 @@ def _load(folder: Path) -> "Tokenizer":
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
+
+
+def _tells_types(folder: Path) -> bool:
+    """Whether the tokenizer tells the second text of a pair from the first; in transformers not all do."""
+    path = folder / _CONFIG
+    if not path.is_file():
+        return True
+    try:
+        return _TYPES in json.loads(path.read_text("utf-8")).get("model_input_names", [_TYPES])
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise BundleError(f"{path} is damaged: it is no tokenizer's; compile the model again") from None
 
 
 def _padding(tokenizer: "Tokenizer") -> dict[str, Any]:

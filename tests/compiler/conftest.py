@@ -1,12 +1,18 @@
-"""An exported graph without any pass run on it, exported once; every test gets its own copy."""
+"""An exported graph without any pass run on it, exported once; every test gets its own copy. And the command line."""
 
+import signal
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.compiler.commands import Call, Ended
 from tests.conftest import tiny_coda
 
+from coda_compile.cli import main
 from coda_compile.export import export
 from coda_models import CodaConfig
 
@@ -33,3 +39,28 @@ def plain() -> Callable[[], ir.Model]:
         return ir.from_proto(model)
 
     return make
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """``main`` itself, in this process and in an empty folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["coda-compile", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return Ended(status, *capfd.readouterr())
+
+    return run

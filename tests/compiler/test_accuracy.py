@@ -3,15 +3,20 @@
 from pathlib import Path
 
 import pytest
+from tests.compiler.test_logits import PAIRS, model_of, of_pipeline, saved
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
-from coda_compile.accuracy import Accuracy, measure, read_rows, wilson
+from coda_compile.accuracy import Accuracy, measure, wilson
+from coda_compile.choice import choose
 from coda_compile.errors import CodaError
+from coda_compile.evaluate import evaluate
 from coda_compile.predict import predict
+from coda_compile.sources import read_source
+from coda_compile.texts import read_rows
 from coda_models import CodaConfig
-from coda_targets import Bundle
+from coda_targets import Bundle, get_target
 
 LABELS = ("neg", "pos")
 
@@ -47,11 +52,11 @@ def test_share_of_none_right():
 
 @pytest.mark.parametrize("text", ["text,label\nfine,pos\n", "\ufefflabel,other,text\n1,x,fine\n"])
 def test_columns_may_stand_anywhere_and_labels_may_be_numbers(text: str, tmp_path: Path):
-    assert list(read_rows(csv(tmp_path, text), LABELS)) == [("fine", "pos")]
+    assert read_rows(csv(tmp_path, text), LABELS) == [("fine", "pos")]
 
 
 def test_quoted_texts_keep_their_lines(tmp_path: Path):
-    assert list(read_rows(csv(tmp_path, 'text,label\n"a, b\nc",neg\n'), LABELS)) == [("a, b\nc", "neg")]
+    assert read_rows(csv(tmp_path, 'text,label\n"a, b\nc",neg\n'), LABELS) == [("a, b\nc", "neg")]
 
 
 @pytest.mark.parametrize(
@@ -70,12 +75,12 @@ def test_quoted_texts_keep_their_lines(tmp_path: Path):
 )
 def test_bad_files(text: str | bytes, message: str, tmp_path: Path):
     with pytest.raises(CodaError, match=message):
-        list(read_rows(csv(tmp_path, text), LABELS))
+        read_rows(csv(tmp_path, text), LABELS)
 
 
 def test_no_file(tmp_path: Path):
     with pytest.raises(CodaError, match="does not exist"):
-        list(read_rows(tmp_path / "none.csv", LABELS))
+        read_rows(tmp_path / "none.csv", LABELS)
 
 
 def test_only_text_classifiers_have_an_accuracy(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
@@ -83,3 +88,53 @@ def test_only_text_classifiers_have_an_accuracy(tokenizer: PreTrainedTokenizerFa
     bundle = compile(model, output=tmp_path / "bundle", tokenizer=tokenizer)
     with pytest.raises(CodaError, match="this model does feature-extraction"):
         measure(bundle, csv(tmp_path, "text,label\na,pos\n"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        (
+            None,
+            1,
+            "^--data measures the accuracy of models that choose among labels, and this one has num_labels = 1: ",
+        ),
+        (
+            "multi_label_classification",
+            3,
+            "'single_label_classification', and this model's is 'multi_label_classificati",
+        ),
+        ("regression", 2, "problem_type 'single_label_classification', and this model's is 'regression'$"),
+    ],
+)
+def test_only_one_label_of_several_is_right_or_wrong(
+    kind: str | None, labels: int, message: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    folder = saved(tmp_path / "model", model_of(num_labels=labels, problem_type=kind), tokenizer)
+    bundle = compile(folder, output=tmp_path / "bundle")
+    path = csv(tmp_path, "text,label\na,LABEL_0\n")
+    with pytest.raises(CodaError, match=message):
+        measure(bundle, path)
+    with pytest.raises(CodaError, match=message):
+        evaluate(bundle, path)
+    with pytest.raises(CodaError, match=message):
+        choose(
+            read_source(folder).model,
+            get_target("cpu"),
+            data=path,
+            budget=1,
+            output=tmp_path / "chosen",
+            tokenizer=tokenizer,
+        )
+
+
+def test_pairs_are_labelled_as_the_pipeline_does(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    folder = saved(tmp_path / "model", model_of(num_labels=3), tokenizer)
+    said = [labels[0]["label"] for labels in of_pipeline(folder, PAIRS)]
+    alone = [labels[0]["label"] for labels in of_pipeline(folder, [first for first, _ in PAIRS])]
+    assert said != alone
+    rows = "".join(f"{first},{second},{label}\n" for (first, second), label in zip(PAIRS, said, strict=True))
+    bundle = compile(folder, output=tmp_path / "bundle")
+    path = csv(tmp_path, f"text,text_pair,label\n{rows}")
+    assert measure(bundle, path).share.middle == 1
+    (ours, theirs) = evaluate(bundle, path, original=read_source(folder))
+    assert ours.accuracy == theirs.accuracy == theirs.same == 1

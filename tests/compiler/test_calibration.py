@@ -86,3 +86,12 @@ def test_several_tasks_are_refused(tmp_path: Path, file: Path):
     models = {name: tiny_coda("bert", CodaConfig(reduction=2)) for name in ("one", "two")}
     with pytest.raises(CompileError, match=r"^several tasks cannot share int8-static: use --precision int8, or"):
         compile(models, output=tmp_path / "bundle", precision="int8-static", calibration=file)
+
+
+def test_pairs_are_read_as_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    (tmp_path / "pairs.csv").write_text("text,text_pair\ngood,bad w1\n")
+    taken = Inputs(("input_ids", "attention_mask", "token_type_ids"), 100, 0, 66)
+    (found,) = calibration.inputs(tmp_path / "pairs.csv", tokenizer, taken)
+    wanted = tokenizer("good", "bad w1", return_tensors="pt")
+    assert wanted["token_type_ids"].sum() == 3
+    assert all(torch.equal(found[name], wanted[name]) for name in taken.names)

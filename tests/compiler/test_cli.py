@@ -2,19 +2,17 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.compiler.commands import Call, Ended, whole
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
@@ -23,64 +21,6 @@ from coda_compile.cli import cli, main
 from coda_models import CodaConfig, save
 from coda_targets import Bundle
 from coda_targets.manifest import MANIFEST
-
-ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def refused(self, status: int = 1) -> str:
-        """The one sentence of a command that failed."""
-        assert self.status == status, self
-        assert "Traceback" not in self.err + self.out
-        (line,) = self.err.strip().splitlines()
-        assert line.startswith("coda-compile: ")
-        return line.removeprefix("coda-compile: ")
-
-    def worked(self) -> str:
-        assert (self.status, self.err) == (0, "")
-        return self.out
-
-
-def whole(*arguments: str, cwd: Path, **options: Any) -> Ended:
-    """A process of its own."""
-    command = [sys.executable, "-m", "coda_compile", *arguments]
-    done = subprocess.run(command, capture_output=True, cwd=cwd, env=ENVIRONMENT, **options)
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """``main`` itself, in this process and in an empty folder."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["coda-compile", *arguments])
-        capfd.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return Ended(status, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -418,98 +358,6 @@ def test_full_disk(call: Call, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     assert message.startswith("no space left on the disk writing ")
     assert message.endswith("report.json: free some and try again; nothing was kept")
     assert list(Path.cwd().iterdir()) == []
-
-
-# Running.
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.split("\n")[:-1]]
-
-
-def test_run_on_arguments(call: Call, compiled: Bundle):
-    good, bad = records(call("run", str(compiled.folder), "good film", "bad [plot] é\u2028x").worked())
-    assert (good["text"], bad["text"]) == ("good film", "bad [plot] é\u2028x")
-    assert set(good) == {"text", "label", "score"}
-
-
-def test_run_on_a_file(call: Call, compiled: Bundle):
-    Path("texts").write_text("good film\n\n  \nbad\r\nw1 w2", "utf-8")
-    texts = [record["text"] for record in records(call("run", str(compiled.folder), "-f", "texts").worked())]
-    assert texts == ["good film", "bad", "w1 w2"]
-
-
-def test_run_on_stdin(compiled: Bundle, tmp_path: Path):
-    done = whole("run", str(compiled.folder), "--batch", "2", cwd=tmp_path, input="good\nbad é\nfilm\n".encode())
-    assert [record["text"] for record in records(done.worked())] == ["good", "bad é", "film"]
-    dash = whole("run", str(compiled.folder), "-f", "-", cwd=tmp_path, input=b"good\n")
-    assert records(dash.worked())[0] == pytest.approx(records(done.out)[0], abs=1e-5)
-
-
-@pytest.mark.parametrize("text", [b"", b"\n \n"])
-def test_run_on_empty_stdin(compiled: Bundle, tmp_path: Path, text: bytes):
-    assert whole("run", str(compiled.folder), cwd=tmp_path, input=text).worked() == ""
-
-
-def test_run_without_any_stdin(compiled: Bundle, tmp_path: Path):
-    command = f"exec {sys.executable} -m coda_compile run {compiled.folder} <&-"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
-    assert "no text to run on" in Ended(done.returncode, done.stdout, done.stderr).refused()
-
-
-@pytest.mark.parametrize("way", ["stdin", "file", "argument"])
-def test_run_on_what_is_not_utf8(compiled: Bundle, tmp_path: Path, way: str):
-    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
-    arguments = {"stdin": [], "file": ["-f", "latin"], "argument": [os.fsdecode(b"caf\xe9")]}[way]
-    done = whole("run", str(compiled.folder), *arguments, cwd=tmp_path, input=b"caf\xe9\n")
-    assert done.refused() == "the input is not UTF-8 text: convert it, for example with iconv"
-
-
-def test_run_into_a_closed_pipe_or_a_full_device(compiled: Bundle, tmp_path: Path):
-    command = [sys.executable, "-m", "coda_compile", "run", str(compiled.folder), "good"]
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        closed = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
-    finally:
-        os.close(write)
-    assert (closed.returncode, closed.stderr) == (1, "")
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert "no space left" in Ended(done.returncode, "", done.stderr).refused()
-
-
-def test_show_routing(call: Call, compiled: Bundle):
-    lines = call("run", str(compiled.folder), "--show-routing", "good [film] w1 w2").worked().splitlines()
-    assert json.loads(lines[0])["text"] == "good [film] w1 w2"
-    assert len(lines) == 3
-    for layer, line in enumerate(lines[1:]):
-        assert line.split()[:2] == ["layer", str(layer)]
-        assert "words" in line
-
-
-def test_run_on_a_bundle_without_a_tokenizer(call: Call, copied: Path):
-    (copied / "tokenizer.json").unlink()
-    assert "holds no tokenizer: feed token ids through Bundle.run" in call("run", str(copied), "good").refused()
-
-
-def test_run_on_what_is_no_bundle(call: Call):
-    assert "is no bundle: it has no manifest.json" in call("run", "nowhere", "good").refused()
-
-
-@pytest.mark.parametrize("routing", [[], ["--show-routing"]])
-@pytest.mark.parametrize("content", [None, b"", b"damaged"])
-def test_run_on_a_damaged_model(call: Call, copied: Path, content: bytes | None, routing: list[str]):
-    (copied / "model.onnx").unlink()
-    if content is not None:
-        (copied / "model.onnx").write_bytes(content)
-    assert "model.onnx" in call("run", str(copied), *routing, "good").refused()
-
-
-def test_run_on_a_target_that_runs_nothing(call: Call, copied: Path):
-    plain = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps({**plain, "target": "null"}))
-    assert "target 'null' cannot run here" in call("run", str(copied), "good").refused()
 
 
 # Verifying and inspecting.

@@ -68,6 +68,12 @@ def test_texts_without_a_score(compiled: Bundle, files: dict[str, Path]):
         evaluate(compiled, files["data"], outside=files["outside"])
 
 
+def test_pairs_and_single_texts_are_not_told_apart(detecting: Bundle, files: dict[str, Path], tmp_path: Path):
+    (tmp_path / "pairs.csv").write_text("text,text_pair\ngood,bad\n")
+    with pytest.raises(CodaError, match=r"one holds pairs of texts and one does not: give both a text_pair"):
+        evaluate(detecting, files["data"], outside=tmp_path / "pairs.csv")
+
+
 def test_another_original(detecting: Bundle, tokenizer: PreTrainedTokenizerFast, files: dict[str, Path]):
     tagger = Source("model in memory", tiny_coda("bert", CodaConfig(task="token-classification")), tokenizer)
     with pytest.raises(CodaError, match="was made from another model: it has other labels"):

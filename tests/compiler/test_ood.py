@@ -135,8 +135,29 @@ def test_what_cannot_be_fitted(
 
 def test_other_tasks_have_no_score(tokenizer: PreTrainedTokenizerFast, known: Path, tmp_path: Path):
     tagger = tiny_coda("bert", CodaConfig(task="token-classification"))
-    with pytest.raises(CompileError, match="are for sequence-classification, and this model does token-class"):
+    with pytest.raises(CodaError, match="are for sequence-classification, and this model does token-class"):
         compile(tagger, output=tmp_path / "bundle", tokenizer=tokenizer, ood="energy", ood_data=known)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_that_are_right_by_themselves_have_no_score(
+    model: CodaModel, tokenizer: PreTrainedTokenizerFast, known: Path, method: str
+):
+    model.hf_config.problem_type = "multi_label_classification"
+    said = "^out-of-distribution scores are for problem_type 'single_label_classification', and this model's is 'multi"
+    with pytest.raises(CodaError, match=said):
+        ood.fit(model, tokenizer, method, known)
+
+
+def test_pairs_are_known_as_pairs(model: CodaModel, tokenizer: PreTrainedTokenizerFast):
+    firsts, seconds = some_texts(20), some_texts(20, seed=1)
+    _, logits = ood.embed(model, tokenizer, list(zip(firsts, seconds, strict=True)))
+    with torch.inference_mode():
+        wanted = [
+            model(**tokenizer(a, b, truncation=True, max_length=66, return_tensors="pt")).logits[0]
+            for a, b in zip(firsts, seconds, strict=True)
+        ]
+    torch.testing.assert_close(logits, torch.stack(wanted), atol=1e-5, rtol=1e-4)
 
 
 Rows = list[tuple[str, str]]

@@ -17,9 +17,10 @@ from coda_compile import compile
 from coda_compile.cases import Inputs, make_case
 from coda_compile.cli import cli
 from coda_compile.errors import CodaError, CompileError
-from coda_compile.prune_slots import prune_slots
+from coda_compile.prune_slots import _compare, prune_slots
 from coda_compile.pruning import PrunedLayer, Pruning, read_pruning
 from coda_models import CodaConfig, CodaModel, save
+from coda_models.model import CodaOutput
 from coda_ops.capacity import slot_count
 from coda_targets.bundle import Arrays
 
@@ -102,6 +103,23 @@ def test_other_tasks_are_compared_by_what_they_answer(task: str, monkeypatch: py
     assert pruning.layers
     assert 0 < pruning.changed < pruning.answers or task == "feature-extraction"
     assert pruning.moved > 0
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("regression", 3), (None, 1), ("multi_label_classification", 1)])
+def test_numbers_are_no_answers_to_compare(kind: str | None, labels: int):
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    model.hf_config.id2label = {i: f"LABEL_{i}" for i in range(labels)}
+    model.hf_config.problem_type = kind
+    with pytest.raises(
+        CompileError, match=rf"this model gives a number \(problem_type '\w+', num_labels = {labels}\): l"
+    ):
+        prune_slots(model, 0.5, tensors(arrays(model, 9)))
+
+
+def test_labels_that_are_right_by_themselves_are_compared_by_themselves():
+    old, new = (CodaOutput(logits=torch.tensor(rows)) for rows in ([[3.0, 0.1], [3.0, -1]], [[3.0, -0.1], [2.0, -1]]))
+    assert _compare(old, new, each=True)[0].tolist() == [True, False]
+    assert _compare(old, new, each=False)[0].tolist() == [False, False]
 
 
 def test_what_cannot_be_pruned_is_said(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from coda_compile import console
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
-from coda_targets.manifest import MANIFEST, Manifest, SessionInfo, check_files, hash_file, list_files, read_manifest
+from coda_targets.manifest import (
+    MANIFEST,
+    LogitsInfo,
+    Manifest,
+    SessionInfo,
+    check_files,
+    hash_file,
+    list_files,
+    read_manifest,
+)
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -35,6 +44,7 @@ def test_says_what_was_compiled(compiled: Bundle):
     assert all((tensor.dtype, tensor.shape) == ("int64", ("batch", "sequence")) for tensor in manifest.inputs)
     assert [(o.name, o.dtype, o.shape) for o in manifest.outputs] == [("logits", "float32", ("batch", 3))]
     assert manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert manifest.logits == LogitsInfo("softmax", "single_label_classification")
     assert [(x.reduction, x.attention, x.slots) for x in manifest.layers] == [("2", "k_to_k", 33)] * 2
     assert (manifest.width, manifest.feed_forward, manifest.max_tokens) == (32, 48, 66)
     assert manifest.operators["ai.coda::Route"] == 2
@@ -122,6 +132,11 @@ def test_missing_field(copied: Path, name: str):
         ("inputs", 3),
         ("inputs", [{"name": "input_ids"}]),
         ("inputs", [{"name": 1, "dtype": "int64", "shape": []}]),
+        ("logits", None),
+        ("logits", {"activation": "tanh", "problem_type": "regression"}),
+        ("logits", {"activation": "none", "problem_type": "ranking"}),
+        ("logits", {"activation": "none"}),
+        ("labels", []),
         ("layers", [{}]),
         ("layers", [3]),
         ("layers", [{"reduction": 2, "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from coda_compile.accuracy import Accuracy, measure
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, read_result
-from coda_compile.errors import as_sentences
+from coda_compile.errors import CodaError, as_sentences
 from coda_compile.explain import Explanation, explain, layer_ranges
 from coda_compile.parity import Tolerances
 from coda_compile.profile import profile_bundle

@@ -154,6 +154,19 @@ def test_a_bundle_is_measured_as_it_is(compiled: Bundle, capsys: pytest.CaptureF
         bench(compiled, plan=Plan(reductions=("2",)))
 
 
+def test_what_was_measured_is_known_whatever_it_was_compiled_to(compiled: Bundle, tmp_path: Path):
+    plan = Plan(
+        tokens=(4,), rounds=4, threads=1, precisions=("fp32",), reductions=("4",), skip=tuple(b.name for b in BASELINES)
+    )
+    measured = bench(tiny_coda("bert", CodaConfig(reduction=2)), plan=plan)
+    assert measured.model_sha256 == compiled.manifest.model_sha256
+    rounded = compile(tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path / "int8", precision="int8")
+    assert rounded.manifest.model_sha256 == compiled.manifest.model_sha256
+    other = tiny_coda("bert", CodaConfig(reduction=2), seed=1)
+    with pytest.raises(CodaError, match="was compiled from another model than the one to compare it with"):
+        bench(compiled, dense=other, plan=Plan(tokens=(4,), rounds=4, threads=1))
+
+
 def test_a_graph_whose_layers_nobody_knows_has_no_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bundle = compile(write(lora_classifier(), tmp_path / "lora"), output=tmp_path / "bundle")
     measured = bench(bundle, plan=Plan(tokens=(8,), rounds=4, threads=1))

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
+from tests.conftest import tiny_coda
+
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped
 from coda_compile.bench.statistics import ratio_interval, summarise
+from coda_compile.bundle import model_digest
+from coda_models import CodaConfig
 
 NOISE = (0.99, 1.0, 1.02, 0.98, 1.01, 1.0, 1.03, 0.97)
 DENSE = {
@@ -36,6 +40,7 @@ def made_up(
     return BenchResult(
         command="coda-compile bench 'my model.pt' --json bench.json",
         model="my model.pt",
+        model_sha256=model_digest(tiny_coda("bert", CodaConfig(reduction=2))),  # which ``compiled`` was made from
         machine=machine or this_machine(),
         threads=2,
         rounds=len(NOISE),

@@ -209,6 +209,15 @@ def test_a_benchmark_without_dense_contenders_gives_no_speed_up(compiled: Bundle
     assert "fewer multiply-adds than the dense adapter" in Page(page.read_text("utf-8")).text
 
 
+def test_a_benchmark_of_another_model_is_refused(compiled: Bundle, tmp_path: Path):
+    bench = written(replace(made_up(), model_sha256="0" * 64), tmp_path)
+    with pytest.raises(
+        CodaError, match=r"bench\.json measured 'my model\.pt', another model than .* was compiled from"
+    ):
+        make_report(compiled, tmp_path / "page.html", bench=bench)
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_benchmark_without_measurements_is_refused(compiled: Bundle, tmp_path: Path):
     empty = written(replace(made_up(), measurements=()), tmp_path)
     with pytest.raises(CodaError, match="holds no measurements"):
