@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.compiler.test_logits import PAIRS, model_of, of_pipeline, saved
+from tests.compiler.test_logits import model_of, of_pipeline, saved
+from tests.compiler.test_ood import some_texts
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
@@ -129,10 +130,11 @@ def test_only_one_label_of_several_is_right_or_wrong(
 
 def test_pairs_are_labelled_as_the_pipeline_does(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     folder = saved(tmp_path / "model", model_of(num_labels=3), tokenizer)
-    said = [labels[0]["label"] for labels in of_pipeline(folder, PAIRS)]
-    alone = [labels[0]["label"] for labels in of_pipeline(folder, [first for first, _ in PAIRS])]
+    pairs = list(zip(some_texts(30), some_texts(30, seed=1), strict=True))
+    said = [labels[0]["label"] for labels in of_pipeline(folder, list(pairs))]
+    alone = [labels[0]["label"] for labels in of_pipeline(folder, [first for first, _ in pairs])]
     assert said != alone
-    rows = "".join(f"{first},{second},{label}\n" for (first, second), label in zip(PAIRS, said, strict=True))
+    rows = "".join(f"{first},{second},{label}\n" for (first, second), label in zip(pairs, said, strict=True))
     bundle = compile(folder, output=tmp_path / "bundle")
     path = csv(tmp_path, f"text,text_pair,label\n{rows}")
     assert measure(bundle, path).share.middle == 1

@@ -184,6 +184,16 @@ def test_as_a_cross_encoder_scores_pairs(
     assert_scores(bundle, of_cross_encoder(tmp_path / "model"))
 
 
+def test_a_bundle_opens_as_a_cross_encoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    from sentence_transformers import CrossEncoder
+
+    plain = saved(tmp_path / "plain", model_of(num_labels=1), tokenizer)
+    CrossEncoder(str(plain), device="cpu", activation_fn=nn.Identity()).save_pretrained(str(tmp_path / "model"))
+    bundle = compile(tmp_path / "model", output=tmp_path / "bundle")
+    opened = CrossEncoder(str(bundle.folder), device="cpu", backend="onnx", model_kwargs={"file_name": "model.onnx"})
+    np.testing.assert_allclose(opened.predict(PAIRS), of_cross_encoder(tmp_path / "model")[: len(PAIRS), 0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("keys", "labels"),
     [
