@@ -67,6 +67,8 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
     if (pruning := read_pruning(folder)) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
+    if steps := _embedding(manifest):
+        out.print(f"  a text's embedding: {steps}", soft_wrap=True)
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()
@@ -133,6 +135,8 @@ def inspected(bundle: Bundle) -> None:
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
+    if steps := _embedding(m):
+        out.print(f"  embeds   {steps}", soft_wrap=True)
     if m.tasks:
         out.print(f"  tasks    {', '.join(task.name for task in m.tasks)}", soft_wrap=True)
     if m.ood is not None:
@@ -150,6 +154,16 @@ def inspected(bundle: Bundle) -> None:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
     out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def _embedding(m: Manifest) -> str:
+    """How tokens become one embedding, of models that embed texts and tell it."""
+    if m.task != "feature-extraction" or not m.coda_config:
+        return ""
+    pooling, modules = m.coda_config.get("pooling"), m.coda_config.get("modules")
+    poolings = pooling if isinstance(pooling, list) else [pooling]
+    kinds = [one.get("kind") for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    return ", ".join([f"{' + '.join(map(str, poolings))} of the tokens", *map(str, kinds)])
 
 
 def _layers(m: Manifest) -> None:

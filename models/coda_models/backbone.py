@@ -134,7 +134,7 @@ def folder_of(source: Path | str, revision: str | None = None) -> Path | None:
         try:
             found = Path(snapshot_download(str(source), revision=revision, local_files_only=offline, **_SMALL))
         except Exception:  # huggingface_hub's and its HTTP library's own: what is in the cache is all there is
-            break
+            continue
         if (found / _LISTING).is_file():  # sentence-transformers or a run before has fetched them all
             break
     return found

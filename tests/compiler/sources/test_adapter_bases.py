@@ -13,6 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from sentence_transformers.sentence_transformer import modules
 from tests.conftest import tiny_backbone
 from tests.sentences import TEXTS, edit, embedded, encoded, opened, save_sentence
@@ -218,3 +219,11 @@ def test_what_lies_beside_an_encoder(tmp_path: Path, hub: Hub, monkeypatch: pyte
     assert folder_of("me/base") == cached
     assert folder_of("me/base") == cached
     assert asked == [True, False, True]
+
+    def absent(name: str, *, local_files_only: bool, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(cached)
+
+    monkeypatch.setattr("coda_models.backbone.snapshot_download", absent)
+    assert folder_of("me/base") == cached

@@ -16,6 +16,7 @@ from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_for
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
+from coda_compile.console import inspected
 from coda_compile.sources import read_source
 from coda_models import load, save
 from coda_ops.errors import CodaError
@@ -414,10 +415,12 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(
         close(read_embeddings(folder), encoded(opened(folder)))
 
 
-def test_all_of_a_bundle_says_where_texts_are_cut(folder: Path, tmp_path: Path):
+def test_all_of_a_bundle_says_where_texts_are_cut(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     edit(folder / "sentence_bert_config.json", max_seq_length=12)
     bundle = compile(folder, output=tmp_path / "b")
     assert lengths(bundle) == {12}
+    inspected(bundle)
+    assert "embeds   mean of the tokens, Dense, LayerNorm\n" in capsys.readouterr().out
     wanted = encoded(opened(folder))
     close(embedded(bundle), wanted)
     close(encoded(opened(bundle.folder, backend="onnx")), wanted)
