@@ -97,17 +97,17 @@ def _check(source: Source, bundle: Bundle, name: str) -> None:
     """Refuse a model that was trained on another backbone, whose parameters the graph has no place for, or whose
     tokenizer cuts texts elsewhere."""
     model, longest = source.model, bundle.manifest.max_tokens
+    own = model.coda_config.to_dict()
+    if own["backbone_sha256"] != bundle.manifest.coda_config.get("backbone_sha256"):
+        raise CompileError(f"{name} was trained on another backbone than the tasks in {bundle.folder}")
+    if _comparable(own) != _comparable(bundle.manifest.coda_config):
+        raise CompileError(f"{name} has another configuration than the tasks in {bundle.folder}")
     if source.tokenizer is not None and model.max_tokens != longest:
         raise CompileError(
             f"{name} cuts texts at {model.max_tokens} tokens and the tasks in {bundle.folder} at {longest}: compile it "
             "into a bundle of its own"
         )
     model.max_tokens = longest
-    own = model.coda_config.to_dict()
-    if own["backbone_sha256"] != bundle.manifest.coda_config.get("backbone_sha256"):
-        raise CompileError(f"{name} was trained on another backbone than the tasks in {bundle.folder}")
-    if _comparable(own) != _comparable(bundle.manifest.coda_config):
-        raise CompileError(f"{name} has another configuration than the tasks in {bundle.folder}")
     places = {one.name: one.shape for one in bundle.session.get_overridable_initializers()}
     shapes = {key: list(tensor.shape) for key, tensor in tasks.parameters(model).items()}
     fits = shapes.keys() == places.keys() and all(_fits(shapes[key], places[key]) for key in shapes)

@@ -161,8 +161,8 @@ def pool(x: Tensor, mask: Tensor, pooling: str) -> Tensor:
         highest = x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
         return highest.masked_fill(~mask.any(1, keepdim=True), 0.0)
     weights = _weights(mask, pooling).unsqueeze(-1).to(x.dtype)
-    total = weights.sum(1).clamp(min=1)  # nothing stands for an empty text
-    return (x * weights).sum(1) / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
+    weighted, total = (x * weights).sum(1), weights.sum(1).clamp(min=1)  # nothing stands for an empty text
+    return weighted / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
 
 
 def _weights(mask: Tensor, pooling: str) -> Tensor:

@@ -23,7 +23,7 @@ def read_json(path: Path, kind: type, expected: str) -> Any:
     except (OSError, ValueError, RecursionError):
         plain = None
     if not isinstance(plain, kind):
-        raise CompileError(f"{path} is damaged or missing: {expected}")
+        raise CompileError(f"{path} is {'damaged' if path.exists() else 'missing'}: {expected}")
     return plain
 
 
