@@ -84,13 +84,15 @@ def test_revision_of_a_base(tmp_path: Path, hub: Hub, tokenizer: PreTrainedToken
     assert (states(other.eval(), inputs) - wanted).abs().max() > 0.1
 
 
-def test_a_base_that_is_passed_has_no_revision(tmp_path: Path, hub: Hub):
+def test_a_base_that_is_passed_has_no_revision(tmp_path: Path, hub: Hub, tokenizer: PreTrainedTokenizerFast):
     tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path / "v1")
     hub("me/base", v1=tmp_path / "v1")
     folder = lora(tmp_path / "lora", "me/base", revision="v1")
     other = tiny_backbone("bert", "feature-extraction", 5)
     other.save_pretrained(tmp_path / "other")
-    model = read_source(folder, backbone=str(tmp_path / "other")).model
+    tokenizer.save_pretrained(tmp_path / "other")
+    hub("me/other", main=tmp_path / "other")
+    model = read_source(folder, backbone="me/other").model
     inputs = model.example_inputs(2, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
