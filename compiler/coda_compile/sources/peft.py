@@ -11,7 +11,7 @@ from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources import Source
 from coda_compile.sources.classes import take_beside
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
-from coda_compile.sources.sentence import Sentence, sentence_of_adapter
+from coda_compile.sources.sentence import sentence_of_adapter
 from coda_compile.sources.tensors import read_tensors
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
@@ -84,15 +84,10 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
     if sentence is not None:
         sentence.complete(model, tokenizer)
     check_finite(model.state_dict(), folder)
-    return _source(f"PEFT {plain['peft_type']}", model, tokenizer, sentence)
-
-
-def _source(kind: str, model: CodaModel, tokenizer: Any, sentence: Sentence | None) -> Source:
-    return (
-        Source(kind, model, tokenizer)
-        if sentence is None
-        else Source(kind + sentence.note, model, tokenizer, sentence.about)
-    )
+    kind = f"PEFT {plain['peft_type']}"
+    if sentence is None:
+        return Source(kind, model, tokenizer)
+    return Source(kind + sentence.note, model, tokenizer, sentence.about)
 
 
 def _check(folder: Path, plain: dict[str, Any]) -> str:
