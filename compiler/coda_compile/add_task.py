@@ -15,6 +15,7 @@ from coda_compile.parity import Tolerances
 from coda_compile.pipeline import read_model, verify_or_keep
 from coda_compile.quantize import quantize_model
 from coda_compile.replace_folder import Stage, locked
+from coda_compile.sources import Source
 from coda_compile.verify import elsewhere, expected
 from coda_models.model import CodaModel
 from coda_targets import Bundle
@@ -66,7 +67,7 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         check_output(bundle.folder)
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
-        _check(source.model, bundle, name)
+        _check(source, bundle, name)
         if manifest.precision != "fp32":
             quantize_model(source.model, manifest.precision, adapters=False)
     with replacing(bundle.folder, held=True) as folder:
@@ -92,13 +93,21 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _check(model: CodaModel, bundle: Bundle, name: str) -> None:
-    """Refuse a model that was trained on another backbone, or whose parameters the graph has no place for."""
+def _check(source: Source, bundle: Bundle, name: str) -> None:
+    """Refuse a model that was trained on another backbone, whose parameters the graph has no place for, or whose
+    tokenizer cuts texts elsewhere."""
+    model, longest = source.model, bundle.manifest.max_tokens
     own = model.coda_config.to_dict()
     if own["backbone_sha256"] != bundle.manifest.coda_config.get("backbone_sha256"):
         raise CompileError(f"{name} was trained on another backbone than the tasks in {bundle.folder}")
     if _comparable(own) != _comparable(bundle.manifest.coda_config):
         raise CompileError(f"{name} has another configuration than the tasks in {bundle.folder}")
+    if source.tokenizer is not None and model.max_tokens != longest:
+        raise CompileError(
+            f"{name} cuts texts at {model.max_tokens} tokens and the tasks in {bundle.folder} at {longest}: compile it "
+            "into a bundle of its own"
+        )
+    model.max_tokens = longest
     places = {one.name: one.shape for one in bundle.session.get_overridable_initializers()}
     shapes = {key: list(tensor.shape) for key, tensor in tasks.parameters(model).items()}
     fits = shapes.keys() == places.keys() and all(_fits(shapes[key], places[key]) for key in shapes)

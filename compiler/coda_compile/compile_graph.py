@@ -33,6 +33,7 @@ from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
+from coda_compile.sources.truncation import longest
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
 from coda_targets import Bundle, Target
@@ -65,6 +66,7 @@ def compile_graph(
         digest = _digest(graph.model)
         _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
+    graph = replace(graph, inputs=replace(graph.inputs, max_tokens=longest(graph.inputs.max_tokens, words)))
     reference = graph.run
     if ood is not None and ood_data is not None:
         with stage("ood"):

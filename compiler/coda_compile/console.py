@@ -67,6 +67,8 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
     if (pruning := read_pruning(folder)) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
+    if steps := _embedding(manifest):
+        out.print(f"  a text's embedding: {steps}", soft_wrap=True)
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()
@@ -135,6 +137,8 @@ def inspected(bundle: Bundle) -> None:
         out.print(f"  labels   {shown}", soft_wrap=True)
     if m.logits is not None:
         out.print(f"  scores   {_scored(m)}", soft_wrap=True)
+    if steps := _embedding(m):
+        out.print(f"  embeds   {steps}", soft_wrap=True)
     if m.tasks:
         told = [f" ({task.logits.activation})" if task.logits and task.logits != m.logits else "" for task in m.tasks]
         listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))
@@ -168,6 +172,16 @@ def _scored(m: Manifest) -> str:
         REGRESSION: "each label names a number",
     }
     return f"{made}, {ways[m.logits.problem_type]}"
+
+
+def _embedding(m: Manifest) -> str:
+    """How tokens become one embedding, of models that embed texts and tell it."""
+    if m.task != "feature-extraction" or not m.coda_config:
+        return ""
+    pooling, modules = m.coda_config.get("pooling"), m.coda_config.get("modules")
+    poolings = pooling if isinstance(pooling, list) else [pooling]
+    kinds = [one.get("kind") for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    return ", ".join([f"{' + '.join(map(str, poolings))} of the tokens", *map(str, kinds)])
 
 
 def _layers(m: Manifest) -> None:

@@ -200,7 +200,13 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
                 role = _role(child, inner)
                 if role is not None:
                     tags[f"{path}.{child}"] = (layer, role)
-    top = {"model.embeddings": "embeddings", "model.head": "head", "model.ood": "ood", "model.final_norm": "norm"}
+    top = {
+        "model.embeddings": "embeddings",
+        "model.head": "head",
+        "model.after_pooling": "head",
+        "model.ood": "ood",
+        "model.final_norm": "norm",
+    }
     for node in model.graph:
         scopes = [s for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")) if isinstance(s, str)]
         found = next((tags[s] for s in reversed(scopes) if s in tags), None)

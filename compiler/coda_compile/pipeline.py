@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile import calibration as calibrating
-from coda_compile import tasks, test_vectors
+from coda_compile import sentence_folder, tasks, test_vectors
 from coda_compile.bundle import (
     check_output,
     describe,
@@ -36,6 +36,7 @@ from coda_compile.prune_slots import prune_slots
 from coda_compile.quantize import quantize_model
 from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.sources.classes import set_classes
+from coda_compile.sources.truncation import longest
 from coda_compile.verify import elsewhere, expected, verify
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
@@ -73,7 +74,7 @@ def compile(
         target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
-        tokenizer: put into the bundle instead of the source's own.
+        tokenizer: put into the bundle instead of the source's own; texts are cut where either says.
         problem_type: what a text classifier's logits stand for, one of ``sources.classes.PROBLEM_TYPES``, where its
             source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
@@ -135,10 +136,13 @@ def compile(
                 _run_at(each.model, reduction)
             check_ood(ood, ood_data, each.model.coda_config.task, logits_of(each.model), label_names(each.model))
         fitted_on = ood_files(ood_data, list(sources))
+        source = next(iter(sources.values()))
+        words = tokenizer or source.tokenizer
+        for each in sources.values():
+            each.model.max_tokens = longest(each.model.max_tokens, words)
         if several:
             tasks.check({name: each.model for name, each in sources.items()})
-    source = next(iter(sources.values()))
-    words, digest = tokenizer or source.tokenizer, model_digest(source.model)
+    digest = model_digest(source.model)
     pruning = None
     if prune_gates is not None:
         with stage("prune"):
@@ -179,6 +183,7 @@ def compile(
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
+                sentence_folder.write(folder, source.model, source.about)
             write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
             write_manifest(folder, described, compiled, lowered_for, precision, infos)

@@ -41,17 +41,19 @@ def check(models: Mapping[str, CodaModel]) -> None:
     if not any(layer.adapter is not None for layer in model.coda_layers()):
         raise CompileError(f"{first} has no adapters to swap: tasks on one backbone are CoDA checkpoints")
     for name, other in others:
-        for what, a, b in zip(("backbones", "configurations", "heads"), _shared(model), _shared(other), strict=True):
+        named = ("backbones", "configurations", "heads", "longest texts")
+        for what, a, b in zip(named, _shared(model), _shared(other), strict=True):
             if a != b:
                 raise CompileError(f"{first} and {name} have different {what}: compile them into bundles of their own")
 
 
-def _shared(model: CodaModel) -> tuple[Any, Any, Any]:
-    """What tasks of one graph have in common: backbone, configuration, and shapes of what is trained."""
+def _shared(model: CodaModel) -> tuple[Any, Any, Any, int]:
+    """What tasks of one graph have in common: backbone, configuration, shapes of what is trained, longest text."""
     config = model.coda_config.to_dict()
     digest = config.pop("backbone_sha256")
     config.pop("backbone")
-    return digest, config, {name: _axes(model, name, tensor) for name, tensor in parameters(model).items()}
+    axes = {name: _axes(model, name, tensor) for name, tensor in parameters(model).items()}
+    return digest, config, axes, model.max_tokens
 
 
 def parameters(model: CodaModel) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,6 +26,11 @@ from coda_models.standard_names import strange_names
 from coda_models.untrusted import check_shards, check_tokenizer, settled
 from coda_ops.errors import CodaError, first_line
 
+_LISTING = "modules.json"  # of sentence-transformers
+_SMALL: dict[str, Any] = {
+    "allow_patterns": ["*.json", "[0-9]_*/*"],
+    "ignore_patterns": ["*.index.json", "0_*/*.bin", "0_*/*.safetensors"],
+}
 AUTO_CLASSES: dict[str, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
@@ -49,6 +54,7 @@ def load_backbone(
     source: Path | str,
     task: str,
     *,
+    revision: str | None = None,
     hf_config: PretrainedConfig | None = None,
     trained: bool = False,
     supplied: Collection[str] = (),
@@ -58,6 +64,7 @@ def load_backbone(
 
     Args:
         source: a folder, or a hub name that is looked up in the local cache first and then on the hub.
+        revision: of a hub name, a branch, tag or commit; by default the newest.
         hf_config: the configuration to load it with; by default the encoder's own, changed by ``options``.
         trained: refuse weights that lack some, which transformers would fill at random; a head that is yet to be
             trained, or comes with a delta, is lacking.
@@ -67,9 +74,10 @@ def load_backbone(
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
         UnsupportedModelError: a configuration that no standard class is all there is to.
     """
-    config = settled(hf_config or _changed(_attempt(source, AutoConfig.from_pretrained), options), source)
+    found = hf_config or _changed(_attempt(source, AutoConfig.from_pretrained, revision), options)
+    config = settled(found, source)
     with quiet():
-        model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), config=config)
+        model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), revision, config=config)
     if strange := strange_names(info["unexpected_keys"], config):
         raise BackboneError(
             f"the weights in {source} hold {strange[0]!r}, for which {type(model).__name__} as config.json "
@@ -105,12 +113,31 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside an encoder, or ``None`` where there is none."""
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _VOCABULARIES):
         return None
-    tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer)
+    tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer, revision)
     return tokenizer
+
+
+def folder_of(source: Path | str, revision: str | None = None) -> Path | None:
+    """Where the small files beside an encoder lie: its folder or, of a hub name, a snapshot with all that is in reach.
+
+    Returns:
+        ``None`` where neither the local cache nor a hub in reach has any.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    found = None
+    for offline in (True, False):
+        try:
+            found = Path(snapshot_download(str(source), revision=revision, local_files_only=offline, **_SMALL))
+        except Exception:  # huggingface_hub's and its HTTP library's own: what is in the cache is all there is
+            continue
+        if (found / _LISTING).is_file():  # sentence-transformers or a run before has fetched them all
+            break
+    return found
 
 
 def _changed(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedConfig:
@@ -124,7 +151,7 @@ def _changed(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedCon
 
 def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: Any) -> Any:
     """A model, and what transformers says of its tensors."""
-    read = cache(partial(_json, source, local_files_only))
+    read = cache(partial(_json, source, local_files_only, options.get("revision")))
     if read(_ADAPTER) is not None:  # transformers would load another model, the one that this file names
         raise BackboneError(f"{source} is an adapter, and a backbone is a whole model: merge it first")
     check_shards(read, source)
@@ -132,15 +159,16 @@ def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: 
 
 
 def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
-    check_tokenizer(cache(partial(_json, source, local_files_only)), source)
+    check_tokenizer(cache(partial(_json, source, local_files_only, options.get("revision"))), source)
     return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **options)
 
 
-def _json(source: str, local_files_only: bool, name: str) -> dict[str, Any] | None:
+def _json(source: str, local_files_only: bool, revision: str | None, name: str) -> dict[str, Any] | None:
     """What a JSON file of a folder, or of a hub name, holds; ``None`` where there is none or it holds no object."""
     path = cached_file(
         source,
         name,
+        revision=revision,
         local_files_only=local_files_only,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -148,8 +176,10 @@ def _json(source: str, local_files_only: bool, name: str) -> dict[str, Any] | No
     return None if path is None else json_object(Path(path))
 
 
-def _attempt(source: Path | str, load: Any, **options: Any) -> Any:
+def _attempt(source: Path | str, load: Any, revision: str | None = None, **options: Any) -> Any:
     """Load offline, then online where the source may be a hub name; never run code that comes with it."""
+    if revision is not None and not Path(source).exists():
+        options["revision"] = revision
     try:
         return load(str(source), local_files_only=True, trust_remote_code=False, **options)
     except CodaError:

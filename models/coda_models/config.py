@@ -6,11 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 from coda_models.errors import ConfigError
+from coda_models.sentence import POOLINGS, SentenceModule
 
 CONFIG_VERSION = 1
 ATTENTIONS = ("k_to_k", "k_to_all")
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
-POOLINGS = ("mean", "first")
 
 Reduction = int | str | Fraction
 
@@ -45,9 +45,10 @@ class CodaConfig:
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
-        pooling: what stands for the whole text, the ``mean`` of its tokens or the ``first``; by default the mean for
-            feature extraction and the first for sequence classification, as transformers' heads take it. A mean goes
-            to the same head in the first token's place.
+        pooling: what stands for the whole text, one of ``POOLINGS``; by default the mean for feature extraction and the
+            first token for sequence classification, as transformers' heads take it. Another one goes to the same head
+            in the first token's place. Feature extraction takes several, one behind the other.
+        modules: what follows pooling in feature extraction.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.
@@ -65,7 +66,8 @@ class CodaConfig:
     epsilon_decay: float = 0.7
     epsilon_final: float = 0.03
     task: str = "sequence-classification"
-    pooling: str | None = None
+    pooling: str | Sequence[str] | None = None
+    modules: Sequence[SentenceModule] = ()
     backbone: str = ""
     backbone_sha256: str = ""
     version: int = CONFIG_VERSION
@@ -78,13 +80,10 @@ class CodaConfig:
             )
         if self.pooling is None:
             object.__setattr__(self, "pooling", "mean" if self.task == "feature-extraction" else "first")
-        for name, known in (("attention", ATTENTIONS), ("task", TASKS), ("pooling", POOLINGS)):
+        for name, known in (("attention", ATTENTIONS), ("task", TASKS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
-        if self.task == "token-classification" and self.pooling != "first":
-            raise ConfigError(
-                f"pooling {self.pooling!r} leaves no tokens to classify: token-classification takes each by itself"
-            )
+        self._check_embedding()
         for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -107,6 +106,37 @@ class CodaConfig:
             if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in layers):
                 raise ConfigError(f"routed_layers {layers} must be layer indices from 0 on")
             object.__setattr__(self, "routed_layers", tuple(sorted(set(layers))))
+
+    def _check_embedding(self) -> None:
+        """Settle pooling, as text where it is one, and what follows it."""
+        single = self.pooling is None or isinstance(self.pooling, str)
+        poolings = (self.pooling,) if single else self.pooling
+        if not isinstance(poolings, (list, tuple)) or not poolings:
+            raise ConfigError(f"pooling {self.pooling!r} is neither a name nor a list of some")
+        if unknown := [one for one in poolings if one not in POOLINGS]:
+            raise ConfigError(f"pooling {unknown[0]!r} is unknown: use one of {', '.join(POOLINGS)}")
+        object.__setattr__(self, "pooling", poolings[0] if len(poolings) == 1 else tuple(poolings))
+        if not isinstance(self.modules, (list, tuple)):
+            raise ConfigError(f"modules {self.modules!r} is no list of what follows pooling")
+        modules = tuple(SentenceModule(**one) if isinstance(one, dict) else one for one in self.modules)
+        if not all(isinstance(one, SentenceModule) for one in modules):
+            raise ConfigError(f"modules {self.modules!r} is no list of what follows pooling")
+        if any(one.kind == "Truncate" for one in modules[:-1]):
+            raise ConfigError("a Truncate is the last of the modules: what lies behind it would see a part")
+        object.__setattr__(self, "modules", modules)
+        if self.task == "token-classification" and self.pooling != "first":
+            raise ConfigError(
+                f"pooling {self.pooling!r} leaves no tokens to classify: token-classification takes each by itself"
+            )
+        if self.task != "feature-extraction" and (len(poolings) > 1 or modules):
+            what = "several poolings" if len(poolings) > 1 else f"a {modules[0].kind}"
+            raise ConfigError(f"{self.task} has no place for {what} between the encoder and its head")
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """Pooling as several: an embedding is one behind the other."""
+        assert self.pooling is not None  # settled when it was made
+        return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
 
     def layer_reductions(self, layers: int) -> list[Fraction]:
         """r of each of ``layers`` layers, 1 where a layer does not route; without adapters none does.
@@ -135,6 +165,8 @@ class CodaConfig:
         plain = asdict(self)
         r = self.reduction
         plain["reduction"] = [str(x) for x in r] if isinstance(r, tuple) else str(r)
+        plain["pooling"] = self.pooling if isinstance(self.pooling, str) else list(self.poolings)
+        plain["modules"] = [asdict(module) for module in self.modules]
         plain["routed_layers"] = None if self.routed_layers is None else list(self.routed_layers)
         return plain
 

@@ -14,6 +14,7 @@ from coda_models.attention import RelativeBias
 from coda_models.config import CodaConfig, Reduction
 from coda_models.layer import CodaLayer, Routing
 from coda_models.ood import OodDetector
+from coda_models.sentence import build_modules, pool
 
 
 @dataclass
@@ -24,7 +25,7 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
         loss: scalar, when labels were given.
         logits: [batch, labels] or, for token classification, [batch, tokens, labels].
         last_hidden_state: [batch, tokens, width], feature extraction only.
-        sentence_embedding: [batch, width], feature extraction only.
+        sentence_embedding: [batch, width behind the last module], feature extraction only.
         hidden_states: the embeddings and the output of every layer, [batch, tokens, width] each, when asked for.
         features: [batch, width], what stands for each text, sequence classification only.
         ood_score: [batch], higher for texts less like the known ones, where the model has a detector.
@@ -66,6 +67,7 @@ class CodaModel(nn.Module):
         self.relative_bias = relative_bias
         self.final_norm = final_norm
         self.head = head
+        self.after_pooling = build_modules(config.modules, int(hf_config.hidden_size) * len(config.poolings))
         self.ood: OodDetector | None = None
         self.input_names = input_names
         self.max_tokens = max_tokens
@@ -132,7 +134,7 @@ class CodaModel(nn.Module):
 
     def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
         if self.head is None:
-            return {"last_hidden_state": x, "sentence_embedding": self._pooled(x, mask)}
+            return {"last_hidden_state": x, "sentence_embedding": self._embedding(x, mask)}
         found: dict[str, Tensor | None] = {}
         if self.coda_config.task == "sequence-classification":
             found["features"] = features = self._pooled(x, mask)
@@ -145,19 +147,24 @@ class CodaModel(nn.Module):
         return {"loss": loss, "logits": logits, **found}
 
     def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What stands for each text. [batch, width]"""
-        if self.coda_config.pooling == "first":
-            return x.select(1, 0)
-        weights = mask.unsqueeze(-1).to(x.dtype)
-        return (x * weights).sum(1) / weights.sum(1).clamp(min=1)  # nothing stands for an empty text
+        """What goes to the head for each text. [batch, width]"""
+        (pooling,) = self.coda_config.poolings
+        return x.select(1, 0) if pooling == "first" else pool(x, mask, pooling)  # transformers' heads look at no mask
+
+    def _embedding(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[batch, tokens, width] -> [batch, width behind the last module]."""
+        pooled = [pool(x, mask, pooling) for pooling in self.coda_config.poolings]
+        embedding: Tensor = self.after_pooling(pooled[0] if len(pooled) == 1 else torch.cat(pooled, -1))
+        return embedding
 
     def trainable_names(self) -> list[str]:
-        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5)."""
+        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5), and for embeddings
+        what follows pooling."""
         norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return [
             name
             for name, _ in self.named_parameters()
-            if name.startswith("head.")
+            if name.startswith(("head.", "after_pooling."))
             or ".adapter." in name
             or ".router." in name
             or any(name.startswith(norm) for norm in norms)

@@ -133,7 +133,8 @@ class Manifest:
         layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
         coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
-        max_tokens: longest input the positions allow.
+        max_tokens: longest input; the tokenizer cuts texts there. The smallest of what positions, tokenizer_config.json
+            and sentence_bert_config.json of the model allowed.
         labels: class names in order of the logits; empty without a classifier.
         logits: what they mean; of classifiers.
         model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,7 +21,7 @@ from coda_compile.add_task import add_task
 from coda_compile.errors import CompileError, OutputError, VerificationError
 from coda_compile.predict import predict
 from coda_compile.test_vectors import verify_bundle
-from coda_models import CodaConfig, CodaModel, convert
+from coda_models import CodaConfig, CodaModel, convert, save
 from coda_models.ood import METHODS
 from coda_targets import Bundle
 from coda_targets.errors import BundleError, InputError
@@ -186,6 +187,23 @@ def test_tasks_that_cannot_be_added(own: Bundle, name: str, make: Any, message: 
     with pytest.raises(CompileError, match=message):
         add_task(own, name, make())
     assert sorted(path.name for path in own.folder.rglob("*")) == before
+
+
+def shorter(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A checkpoint whose tokenizer cuts texts at 20 tokens."""
+    words = deepcopy(tokenizer)
+    words.model_max_length = 20
+    save(task_model(3), folder / "short.pt", tokenizer=words)
+    return folder / "short.pt"
+
+
+def test_a_task_that_cuts_texts_elsewhere(own: Bundle, tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    path = shorter(tmp_path, tokenizer)
+    with pytest.raises(CompileError, match="c cuts texts at 20 tokens and the tasks in .* at 66: compile it into a"):
+        add_task(own, "c", path)
+    save(task_model(1), tmp_path / "long.pt", tokenizer=tokenizer)
+    with pytest.raises(CompileError, match="a and b have different longest texts: compile them into bundles of their"):
+        compile({"a": tmp_path / "long.pt", "b": path}, output=tmp_path / "b")
 
 
 def test_a_task_with_another_head(own: Bundle):

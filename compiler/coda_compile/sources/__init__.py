@@ -1,8 +1,8 @@
 """What can be compiled, recognised by what lies on disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
 from coda_models.plain_json import json_object as json_object
@@ -26,15 +26,18 @@ class Source:
         kind: what it was recognised as, for people.
         model: in evaluation mode, float32.
         tokenizer: ``None`` where the source has none.
+        about: what sentence-transformers says of the model and changes no embedding, such as prompts.
     """
 
     kind: str
     model: "CodaModel"
     tokenizer: "PreTrainedTokenizerBase | None"
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def read_source(path: Path, *, backbone: str | None = None) -> Source:
-    """Load a ``model.pt``, a CoDA checkpoint folder, a Hugging Face folder, or adapters that PEFT or AdapterHub saved.
+    """Load a ``model.pt``, a CoDA checkpoint folder, a folder of transformers or sentence-transformers, or adapters of
+    PEFT or AdapterHub. The model takes no more tokens than its tokenizer gives.
 
     Args:
         backbone: of a delta or an adapter, a folder or a hub name; by default what it names.
@@ -43,6 +46,15 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         CompileError: the path is none of these.
         CodaError: as the loaders say.
     """
+    from coda_compile.sources.truncation import longest
+
+    source = _read(path, backbone)
+    source.model.max_tokens = longest(source.model.max_tokens, source.tokenizer)
+    return source
+
+
+def _read(path: Path, backbone: str | None) -> Source:
+    """A source as its library has it."""
     if not path.exists():
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
     if path.is_dir() and (path / "manifest.json").is_file():
@@ -51,7 +63,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
         return _read_adapter(path, backbone)
     if find_onnx(path) is not None:
         raise CompileError(f"{path} is an ONNX file, which can be compiled and no more: give what it was exported from")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise CompileError(f"{path} is a folder without config.json: give a checkpoint or Hugging Face folder")
 
     from coda_compile.sources import checkpoint, huggingface

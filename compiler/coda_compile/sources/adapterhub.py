@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG, Source
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_json
-from coda_compile.sources.huggingface import read_pooling
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
-from coda_models.backbone import load_backbone, load_tokenizer, quiet
+from coda_compile.sources.sentence import Sentence, sentence_of_adapter
+from coda_models.backbone import folder_of, load_backbone, load_tokenizer, quiet
 from coda_models.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -71,10 +70,16 @@ def read(folder: Path, backbone: str | None) -> Source:
         _check_ready(library, names, head)
         inputs = few_tokens(plain.config)
         wanted = wanted_answers(library, inputs, "the adapters library")
-        model = _converted(library, plain, names, head, place, base)
+        sentence = sentence_of_adapter(folder, folder_of(base)) if head is None else None
+        model = _converted(library, plain, names, head, place, sentence)
+    tokenizer = load_tokenizer(folder) or load_tokenizer(base)
+    if sentence is not None:
+        sentence.complete(model, tokenizer)
     check_finite(model.state_dict(), folder)
     check_same(model, inputs, wanted, "the adapters library")
-    return Source("AdapterHub adapter", model, load_tokenizer(folder) or load_tokenizer(base))
+    if sentence is None:
+        return Source("AdapterHub adapter", model, tokenizer)
+    return Source(f"AdapterHub adapter{sentence.note}", model, tokenizer, sentence.about)
 
 
 @contextmanager
@@ -183,16 +188,17 @@ def _check_ready(library: Any, names: list[str], head: Any) -> None:
         raise UnsupportedModelError(f"a head of type {kind!r} is not supported: use one of {', '.join(HEADS)}")
 
 
-def _converted(library: Any, plain: Any, names: list[str], head: Any, place: Path, base: str) -> CodaModel:
+def _converted(
+    library: Any, plain: Any, names: list[str], head: Any, place: Path, sentence: Sentence | None
+) -> CodaModel:
     """The library's model as one of ours."""
     for name in _loras(library, names):
         _merge(library, name)
     own = library.base_model.state_dict()
     plain.load_state_dict({name: own[name] for name in plain.state_dict()})
-    model = convert(plain, CodaConfig(reduction=1, bottleneck=0, task="feature-extraction", pooling="first"))
-    if head is None:
-        model.coda_config = replace(model.coda_config, pooling=read_pooling(Path(base)))
-    else:
+    settings = {"task": "feature-extraction", "pooling": "first"} if sentence is None else sentence.settings
+    model = convert(plain, CodaConfig(reduction=1, bottleneck=0, **settings))
+    if head is not None:
         add_head(model, plain, head, place)
     for (i, theirs), layer in zip(library.base_model.iter_layers(), model.coda_layers(), strict=True):
         _add_bottlenecks(theirs, layer.block, names)

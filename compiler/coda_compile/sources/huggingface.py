@@ -1,4 +1,4 @@
-"""Plain Hugging Face folders: fully fine-tuned encoders, without routers or adapters."""
+"""Folders of transformers and sentence-transformers: fully fine-tuned encoders, without routers or adapters."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,15 @@ from coda_compile.errors import CompileError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import Source
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
+from coda_compile.sources.sentence import (
+    MODULES,
+    Sentence,
+    is_sentence,
+    read_sentence,
+    refuse_other_models,
+    transformer_of,
+)
+from coda_compile.sources.truncation import read_truncation
 from coda_models.architectures import FAMILIES
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
@@ -25,12 +34,36 @@ TASK_OF_HEAD = {
 
 
 def read(folder: Path) -> Source:
-    """Load a folder that ``save_pretrained`` of transformers wrote.
+    """Load a folder that ``save_pretrained`` of transformers or of sentence-transformers wrote.
 
     Raises:
-        CompileError: a config.json that is none.
-        UnsupportedModelError: another architecture, or a head that no task here has.
+        CompileError: a config.json that is none, or another damaged file.
+        UnsupportedModelError: another architecture, or a head or module that no task here has.
     """
+    refuse_other_models(folder)
+    embeds = is_sentence(folder)
+    transformer = transformer_of(folder) if embeds else folder
+    task = _task(transformer, embeds=embeds)
+    sentence = read_sentence(folder) if task == "feature-extraction" else None
+    settings = {"task": task} if sentence is None else sentence.settings
+    pretrained = load_backbone(transformer, task, trained=True)
+    inputs = few_tokens(pretrained.config, padded=True)
+    wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
+    model = convert(pretrained, CodaConfig(reduction=1, bottleneck=0, **settings))
+    tokenizer = load_tokenizer(transformer)
+    if sentence is None:
+        read_truncation(folder, task, stands=(folder / MODULES).is_file()).apply(model, tokenizer)
+        if task == "sequence-classification":
+            model.hf_config.update(cross_encoder_keys(folder, model.hf_config.to_dict()))
+    else:
+        sentence.complete(model, tokenizer)
+    check_finite(model.state_dict(), folder)
+    check_same(model, inputs, wanted, "transformers")
+    return Source(_kind(sentence), model, tokenizer, {} if sentence is None else sentence.about)
+
+
+def _task(folder: Path, *, embeds: bool) -> str:
+    """What a transformer is for, by its head, unless modules make embeddings of what lies below it."""
     try:
         plain = json.loads((folder / "config.json").read_text("utf-8"))
         architecture = str((plain.get("architectures") or [""])[0])
@@ -39,6 +72,8 @@ def read(folder: Path) -> Source:
         raise CompileError(f"{folder / 'config.json'} is not a Hugging Face configuration") from None
     if family not in FAMILIES:
         raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
+    if embeds:
+        return "feature-extraction"
     head = next((head for head in TASK_OF_HEAD if architecture.endswith(head)), None)
     if head is None:
         known = ", ".join(sorted(set(TASK_OF_HEAD.values())))
@@ -48,18 +83,7 @@ def read(folder: Path) -> Source:
             f"{architecture} in {folder / 'config.json'} is no class of transformers' own, so what it computes is not "
             f"known: {', '.join(standard)} would be"
         )
-    task = TASK_OF_HEAD[head]
-    pooling = read_pooling(folder) if task == "feature-extraction" else None
-    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
-    pretrained = load_backbone(folder, task, trained=True)
-    inputs = few_tokens(pretrained.config, padded=True)
-    wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
-    model = convert(pretrained, config)
-    check_finite(model.state_dict(), folder)
-    if task == "sequence-classification":
-        model.hf_config.update(cross_encoder_keys(folder, plain))
-    check_same(model, inputs, wanted, "transformers")
-    return Source("Hugging Face model", model, load_tokenizer(folder))
+    return TASK_OF_HEAD[head]
 
 
 def _standard_classes(family: str, head: str) -> list[str]:
@@ -69,13 +93,5 @@ def _standard_classes(family: str, head: str) -> list[str]:
     return [auto._model_mapping[CONFIG_MAPPING[kind]].__name__ for kind in alike]
 
 
-def read_pooling(folder: Path) -> str:
-    """What a sentence-transformers folder says of its pooling; the mean where it says nothing."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-        return "first" if plain.get("pooling_mode_cls_token") else "mean"
-    except (OSError, ValueError, AttributeError):
-        raise CompileError(f"{path} is damaged: it should say how sentences are pooled") from None
+def _kind(sentence: Sentence | None) -> str:
+    return f"Hugging Face model{'' if sentence is None else sentence.note}"

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from coda_compile.errors import CompileError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
-from coda_compile.sources import Source, huggingface
+from coda_compile.sources import Source
 from coda_compile.sources.classes import take_beside
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
+from coda_compile.sources.sentence import sentence_of_adapter
 from coda_compile.sources.tensors import read_tensors
-from coda_models.backbone import load_backbone, load_tokenizer
+from coda_models.backbone import folder_of, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
@@ -52,13 +53,17 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
     base = backbone or plain.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CompileError(f"{folder / CONFIG} names no base model: pass its folder with --backbone PATH")
+    revision = None if backbone else _revision(folder, plain)
     tensors = read_tensors(folder, *WEIGHTS)
+    beside = folder_of(base, revision)
+    sentence = sentence_of_adapter(folder, beside) if task == "feature-extraction" else None
     import peft  # after everything that can be told without it
 
     labels = _labels(tensors)
     pretrained = load_backbone(
         base,
         task,
+        revision=revision,
         trained=True,
         supplied=[name.removeprefix("base_model.").removeprefix("model.") for name in tensors],
         **({} if labels is None else {"num_labels": labels}),
@@ -75,11 +80,19 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
         except Exception as error:  # peft, torch and safetensors each have their own kinds
             raise CheckpointError(f"{folder} does not fit the base model {base}: {first_line(error)}") from error
         _check_names(folder, set(tensors), expected)
-        model = _converted(adapted, pretrained, plain, task, tensors, base)
+        config = CodaConfig(reduction=1, bottleneck=0, **({"task": task} if sentence is None else sentence.settings))
+        model = _converted(adapted, pretrained, plain, config, tensors)
+    tokenizer = load_tokenizer(folder) or load_tokenizer(base, revision)
+    if sentence is not None:
+        sentence.complete(model, tokenizer)
     check_finite(model.state_dict(), folder)
-    for written in (Path(base), folder) if task == "sequence-classification" else ():
-        model.hf_config.update(cross_encoder_keys(written, model.hf_config.to_dict()))
-    return Source(f"PEFT {plain['peft_type']}", model, load_tokenizer(folder) or load_tokenizer(base))
+    for written in (beside, folder) if task == "sequence-classification" else ():
+        if written is not None:
+            model.hf_config.update(cross_encoder_keys(written, model.hf_config.to_dict()))
+    kind = f"PEFT {plain['peft_type']}"
+    if sentence is None:
+        return Source(kind, model, tokenizer)
+    return Source(kind + sentence.note, model, tokenizer, sentence.about)
 
 
 def _check(folder: Path, plain: dict[str, Any]) -> str:
@@ -98,6 +111,14 @@ def _check(folder: Path, plain: dict[str, Any]) -> str:
     return _TASKS[task]
 
 
+def _revision(folder: Path, plain: dict[str, Any]) -> str | None:
+    """Of the base model, as ``AutoPeftModel`` loads it."""
+    revision = plain.get("revision")
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise CompileError(f"{folder / CONFIG} has revision {revision!r}: it should name a branch, tag or commit")
+    return revision
+
+
 def _labels(tensors: dict[str, Tensor]) -> int | None:
     """The number of labels that a saved head has, since neither configuration need say it."""
     heads = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
@@ -114,16 +135,14 @@ def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
 
 
 def _converted(
-    adapted: Any, pretrained: Any, plain: dict[str, Any], task: str, tensors: dict[str, Tensor], base: str
+    adapted: Any, pretrained: Any, plain: dict[str, Any], config: CodaConfig, tensors: dict[str, Tensor]
 ) -> CodaModel:
     """The adapted model as one of ours, compared with PEFT's own on a few tokens."""
     method = plain["peft_type"]
-    untyped = method not in MERGED and task == "feature-extraction"  # PEFT drops token types here
+    untyped = method not in MERGED and config.task == "feature-extraction"  # PEFT drops token types here
     inputs = few_tokens(pretrained.config, types=not untyped)
     what = f"{method} on this {pretrained.config.model_type}"
     wanted = wanted_answers(adapted, inputs, "PEFT", what)  # before it is merged in place
-    pooling = huggingface.read_pooling(Path(base)) if task == "feature-extraction" else None
-    config = CodaConfig(reduction=1, bottleneck=0, task=task, pooling=pooling)
     prompt = tensors.get(_PROMPT)
     if prompt is None:
         model = convert(adapted.merge_and_unload(), config)

@@ -17,10 +17,10 @@ def read_tensors(folder: Path, *names: str) -> dict[str, Tensor]:
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder} holds no {' or '.join(names)}: save the adapter again")
+        raise CheckpointError(f"{folder} holds no {' or '.join(names)}: save it again")
     tensors = _safe(path) if path.suffix == ".safetensors" else read_archive(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds something else than named tensors: save the adapter again")
+        raise CheckpointError(f"{path} holds something else than named tensors: save it again")
     check_finite(tensors, path)
     return tensors
 
