@@ -84,7 +84,10 @@ def test_compile_is_the_default_command(call: Call, arguments: list[str]):
         (["model.pt", "-o"], "Option '-o' requires an argument."),
         (["run", "b", "--batch", "0", "x"], "Invalid value for '--batch': 0 is not in the range x>=1."),
         (["run", "b", "--threads", "-1", "x"], "Invalid value for '--threads': -1 is not in the range x>=0."),
-        (["run", "b", "--file", "nowhere.txt"], "Invalid value for '--file' / '-f': 'nowhere.txt': No such file"),
+        (
+            ["run", "b", "--file", "nowhere.txt"],
+            "Invalid value for '--file' / '-f': File 'nowhere.txt' does not exist.",
+        ),
     ],
 )
 def test_wrong_usage_is_one_sentence(call: Call, arguments: list[str], message: str):
