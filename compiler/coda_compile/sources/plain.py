@@ -1,11 +1,11 @@
 """JSON files of other libraries, in which every key has a meaning."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from coda_compile.errors import CompileError
 from coda_models.errors import UnsupportedModelError
+from coda_models.plain_json import json_value
 
 
 def read_json(path: Path, kind: type, expected: str) -> Any:
@@ -18,11 +18,8 @@ def read_json(path: Path, kind: type, expected: str) -> Any:
     Raises:
         CompileError: it cannot be read, or holds something else.
     """
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        plain = None
-    if not isinstance(plain, kind):
+    plain = json_value(path, kind)
+    if plain is None:
         raise CompileError(f"{path} is {'damaged' if path.exists() else 'missing'}: {expected}")
     return plain
 
