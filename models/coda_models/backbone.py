@@ -1,6 +1,6 @@
 """Pretrained Hugging Face encoders: from a folder, the local hub cache or the hub, or built from a config alone."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from coda_models.errors import BackboneError
 from coda_models.plain_json import json_object
 from coda_models.standard_names import strange_names
-from coda_models.untrusted import check_shards, check_tokenizer, settled
+from coda_models.untrusted import check_listed, check_shards, check_tokenizer, settled
 from coda_ops.errors import CodaError, first_line
 
 _LISTING = "modules.json"  # of sentence-transformers
@@ -151,20 +151,26 @@ def _changed(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedCon
 
 def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: Any) -> Any:
     """A model, and what transformers says of its tensors."""
-    read = cache(partial(_json, source, local_files_only, options.get("revision")))
+    find = partial(_find, source, local_files_only, options.get("revision"))
+    read = cache(partial(_json, find))
     if read(_ADAPTER) is not None:  # transformers would load another model, the one that this file names
         raise BackboneError(f"{source} is an adapter, and a backbone is a whole model: merge it first")
     check_shards(read, source)
-    return auto.from_pretrained(source, local_files_only=local_files_only, output_loading_info=True, **options)
+    loaded = auto.from_pretrained(source, local_files_only=local_files_only, output_loading_info=True, **options)
+    index = None if find(SAFE_WEIGHTS_NAME) else find(SAFE_WEIGHTS_INDEX_NAME)
+    if index is not None:
+        check_listed(index)
+    return loaded
 
 
 def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
-    check_tokenizer(cache(partial(_json, source, local_files_only, options.get("revision"))), source)
+    find = partial(_find, source, local_files_only, options.get("revision"))
+    check_tokenizer(cache(partial(_json, find)), source)
     return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **options)
 
 
-def _json(source: str, local_files_only: bool, revision: str | None, name: str) -> dict[str, Any] | None:
-    """What a JSON file of a folder, or of a hub name, holds; ``None`` where there is none or it holds no object."""
+def _find(source: str, local_files_only: bool, revision: str | None, name: str) -> Path | None:
+    """A file of a folder, or of a hub name; ``None`` where there is none."""
     path = cached_file(
         source,
         name,
@@ -173,7 +179,13 @@ def _json(source: str, local_files_only: bool, revision: str | None, name: str) 
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else json_object(Path(path))
+    return None if path is None else Path(path)
+
+
+def _json(find: Callable[[str], Path | None], name: str) -> dict[str, Any] | None:
+    """What a JSON file holds; ``None`` where there is none or it holds no object."""
+    path = find(name)
+    return None if path is None else json_object(path)
 
 
 def _attempt(source: Path | str, load: Any, revision: str | None = None, **options: Any) -> Any:

@@ -3,13 +3,15 @@ what no standard class does."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from coda_models.architectures import FAMILIES
 from coda_models.errors import BackboneError, UnsupportedModelError
+from coda_models.plain_json import json_object
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -74,6 +76,25 @@ def check_shards(read: ReadJson, source: object) -> None:
         for shard in listed.values() if isinstance(listed, dict) else ():
             if not _plain(shard):
                 raise BackboneError(f"{name} in {source} names weights outside of its folder: {shard!r}")
+
+
+def check_listed(index: Path) -> None:
+    """Refuse weights that hold a tensor which their index does not list, since transformers leaves it out.
+
+    Args:
+        index: of safetensors files that lie beside it, as ``check_shards`` has seen.
+
+    Raises:
+        BackboneError: names the first such tensor.
+    """
+    listed: dict[str, str] = (json_object(index) or {}).get("weight_map", {})
+    for shard in sorted(set(listed.values())):
+        with safe_open(index.parent / shard, "pt") as file:
+            if unlisted := sorted(set(file.keys()) - set(listed)):
+                raise BackboneError(
+                    f"{index.parent / shard} holds {unlisted[0]!r}, which {index.name} does not list, so it would be "
+                    "left out: save the model again"
+                )
 
 
 def check_tokenizer(read: ReadJson, source: object) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import modeling_utils as transformers_models
@@ -116,6 +117,19 @@ def shards(folder: Path, *, safe: bool) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="20KB", safe_serialization=safe)
+
+
+def test_an_index_that_does_not_list_what_is_there(folder: Path):
+    """transformers leaves such a tensor out without a word; ours is refused, and a whole index is not."""
+    shards(folder, safe=True)
+    load_backbone(folder, TASK, trained=True)
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"]
+    shard = folder / listed["classifier.bias"]
+    save_file({**load_file(shard), "bert.more": torch.ones(2)}, shard, metadata={"format": "pt"})
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(BackboneError, match="holds 'bert.more', which model.safetensors.index.json does not list"):
+        load_backbone(folder, TASK, trained=True)
 
 
 def test_an_index_that_lists_what_is_not_there(folder: Path):
