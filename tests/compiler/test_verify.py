@@ -342,7 +342,7 @@ def test_where_float32_cannot_tell_float64_decides(tmp_path: Path, monkeypatch: 
     assert decided
     verify_bundle(bundle)
     proto = onnx.load(str(bundle.model_path))
-    for name, by in (("model.layers.1.router.weight", 0.5), ("model.head.2.bias", 0.5)):
+    for name, by in (("model.layers.1.router.weight", 0.5), ("model.head.out_proj.bias", 0.5)):
         wrong = onnx.ModelProto.FromString(proto.SerializeToString())
         nudge(name, by)(wrong)
         onnx.save(wrong, str(bundle.model_path))

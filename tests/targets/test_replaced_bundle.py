@@ -85,7 +85,9 @@ def test_adapter_of_another_bundle_is_refused(copied: Path):
     (copied / "adapters").mkdir()
     adapters.write(copied / "adapters" / "a.onnx_adapter", {"x": np.ones(3, np.float32)})
     accept(copied)
-    edit(copied, tasks=[{"name": "a", "adapter": "adapters/a.onnx_adapter", "labels": ["l"], "ood": None}])
+    logits = {"activation": "sigmoid", "problem_type": "single_label_classification"}
+    task = {"name": "a", "adapter": "adapters/a.onnx_adapter", "labels": ["l"], "logits": logits, "ood": None}
+    edit(copied, tasks=[task])
     bundle, kept = Bundle(copied), Bundle(copied)
     assert kept.adapter("a") is kept.adapter("a")
     replace(copied)
