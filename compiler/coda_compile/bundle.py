@@ -72,7 +72,8 @@ def check_output(folder: Path) -> None:
     if not any(folder.iterdir()):
         return
     try:
-        foreign = unlisted(folder, read_manifest(folder))
+        empty = [place for place in folder.rglob("*") if place.is_dir() and not any(place.iterdir())]
+        foreign = [*unlisted(folder, read_manifest(folder)), *(str(place.relative_to(folder)) for place in empty)]
     except BundleError:
         raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR") from None
     if foreign:

@@ -113,7 +113,7 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def _remove_leftover(folder: Path) -> None:
-    if folder.is_symlink():
+    if folder.is_symlink() or not _is_mine(folder):
         return
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -123,11 +123,21 @@ def _remove_leftover(folder: Path) -> None:
     except AttributeError:  # no such flags on Windows, and no such locks
         return
     try:
-        here = os.read(lock, 256) in (_machine(), b"")  # empty where it ended before anything was written
+        said = os.read(lock, 256)
+        here = said == _machine()
+        if not said:  # a lock says where it is from before anything lies beside it
+            here = {path.name for path in folder.iterdir()} == {_LOCK}
+            if not here:
+                return
         if try_lock(lock) and (here or time.time() - os.fstat(lock).st_mtime > _LONG_AGO):
             _clear(folder)
     finally:
         os.close(lock)
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether this user made a folder; of another user's nothing is put anywhere."""
+    return not hasattr(os, "geteuid") or folder.stat().st_uid == os.geteuid()
 
 
 def _make(parent: Path) -> tuple[Path, int]:
@@ -137,6 +147,7 @@ def _make(parent: Path) -> tuple[Path, int]:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if try_lock(lock) is not False and (folder / _LOCK).exists():
                 os.write(lock, _machine())
+                os.fsync(lock)
                 return folder, lock
             os.close(lock)
         except FileNotFoundError:  # another process took it for a leftover before it was locked
@@ -149,16 +160,21 @@ def _make(parent: Path) -> tuple[Path, int]:
 def _clear(folder: Path) -> None:
     """Remove a private folder, its lock last."""
     aside = folder / _MOVED_ASIDE
-    for kept in aside.iterdir() if aside.is_dir() else ():
+    for kept in aside.iterdir() if _is_folder(aside) else ():
         place = folder.parent / kept.name
-        if not os.path.lexists(place):
+        if _is_folder(kept) and not os.path.lexists(place):
             kept.rename(place)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)  # of a link it removes nothing
     shutil.rmtree(folder / _CONTENT, ignore_errors=True)
     with suppress(OSError):
         if {path.name for path in folder.iterdir()} <= {_LOCK}:  # or else something in it cannot be removed
             (folder / _LOCK).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one itself, no link to one: whoever wrote a link may mean somebody else's folder."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def try_lock(file: int) -> bool | None:

@@ -254,7 +254,7 @@ def test_what_is_written_is_on_the_disk_before_it_is_put_there(old: Path, monkey
     with replacing(old) as new:
         write_new(new)
     at = happened.index("exchange")
-    assert set(happened[:at]) == {"manifest.json", "weights", "data", "new"}
+    assert set(happened[:at]) == {"lock", "manifest.json", "weights", "data", "new"}
     assert happened[at + 1 :] == [old.parent.name]
 
 

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and what killed writers leave is removed: nothing else ever is."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -101,13 +102,52 @@ def test_other_things_in_a_leftover_are_left_alone(tmp_path: Path):
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_what_was_moved_aside_comes_back_where_its_place_is_empty(tmp_path: Path, taken: bool):
-    script = 'aside = folder.parent / "old"; aside.mkdir(); (aside / "b").write_text("old")'
-    kill_inside(tmp_path, script)
+    kill_inside(tmp_path, 'b = folder.parent / "old" / "b"; b.mkdir(parents=True); (b / "c").write_text("old")')
     if taken:
-        (tmp_path / "b").write_text("new")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "c").write_text("new")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    assert (tmp_path / "b").read_text() == ("new" if taken else "old")
+    assert (tmp_path / "b" / "c").read_text() == ("new" if taken else "old")
+
+
+@pytest.mark.parametrize("lock", ["", None])
+@pytest.mark.parametrize("linked", ["old", "old/home", "new"])
+def test_no_link_in_a_leftover_is_followed(tmp_path: Path, linked: str, lock: str | None):
+    """A stranger's archive may hold what looks like one."""
+    home, archive = tmp_path / "home", tmp_path / "archive"
+    (home / "letters").mkdir(parents=True)
+    archive.mkdir()
+    left = kill_inside(archive)
+    (left / "new" / "gigabytes").unlink()
+    (left / "new").rmdir()
+    (left / linked).parent.mkdir(exist_ok=True)
+    (left / linked).symlink_to(home)
+    if lock is not None:
+        (left / "lock").write_text(lock)
+    remove_leftovers(archive)
+    assert sorted(path.name for path in home.rglob("*")) == ["letters"]
+    assert [path for path in archive.iterdir() if path != left] == []
+
+
+def test_leftover_with_an_empty_lock_holds_nothing_of_ours(tmp_path: Path):
+    """A lock says where it is from before anything lies beside it."""
+    left = kill_inside(tmp_path, 'b = folder.parent / "old" / "b"; b.mkdir(parents=True)')
+    (left / "lock").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.rmtree(left / "old")
+    shutil.rmtree(left / "new")
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftover_of_another_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    left = kill_inside(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
+    remove_leftovers(tmp_path)
+    assert (left / "new" / "gigabytes").is_file()
 
 
 def test_file_is_replaced_whole(tmp_path: Path):
