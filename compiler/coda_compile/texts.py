@@ -12,6 +12,7 @@ from coda_targets.text import Text
 MEASURED = "--data measures the accuracy of"  # for messages
 _PAIR = "text_pair"
 _JSON_LINES = (".jsonl", ".ndjson")
+_OTHER_TABLES = (".json", ".tsv", ".xlsx", ".parquet")
 _NOT_UTF8 = "the input is not UTF-8 text: convert it, for example with iconv"
 
 
@@ -30,7 +31,7 @@ def read_rows(path: Path, labels: tuple[str, ...]) -> list[tuple[Text, str]]:
     rows = list(_rows(path, ("text", "label")))
     cells = [row["label"] or "" for row, _ in rows]
     known = dict(zip(labels, labels, strict=True))
-    if cells[0] not in known and not any(name.isdecimal() for name in labels):
+    if cells[0] not in known and not any(map(_is_number, labels)):
         known = {str(i): name for i, name in enumerate(labels)}
     for cell, (_, line) in zip(cells, rows, strict=True):
         if cell not in known:
@@ -41,11 +42,20 @@ def read_rows(path: Path, labels: tuple[str, ...]) -> list[tuple[Text, str]]:
 def _expected(cell: str, first: str, labels: tuple[str, ...]) -> str:
     knows = f"this model knows {', '.join(labels)}"
     numbered = [str(i) for i in range(len(labels))]
-    if any(name.isdecimal() for name in labels):
+    if any(map(_is_number, labels)):
         return f"{knows}, and takes no numbers of labels, since some of its labels are numbers"
     if {cell, first} <= {*labels, *numbered}:
         return f"the first one is {first!r}, and a file holds names of labels alone or numbers alone"
     return knows
+
+
+def _is_number(name: str) -> bool:
+    """Whether a label reads as one, with a sign as well."""
+    try:
+        int(name)
+    except ValueError:
+        return False
+    return True
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -64,15 +74,22 @@ def stream_texts(path: Path) -> Iterator[Text]:
     an object a line; any other a text a line.
 
     Raises:
-        CodaError: what is wrong with the file, and where.
+        CodaError: what is wrong with the file, and where; one that holds pairs and single texts, too.
     """
-    if path.suffix.lower() == ".csv":
+    kind = path.suffix.lower()
+    if kind == ".csv":
         yield from (_text(row) for row, _ in _rows(path, ("text",)))
         return
+    if kind in _OTHER_TABLES:
+        raise CodaError(f"{path} is a {kind} file: give .csv, .jsonl, or a text a line in a file of another name")
     with path.open(encoding="utf-8-sig") as file:
-        objects = path.suffix.lower() in _JSON_LINES
+        paired = None
         for i, line in enumerate(lines(file), 1):
-            yield _object(line, f"text {i} of {path}") if objects else line
+            text = _object(line, f"text {i} of {path}") if kind in _JSON_LINES else line
+            if paired is not None and isinstance(text, tuple) != paired:
+                raise CodaError(f"text {i} of {path} is {'single' if paired else 'a pair'} and those before it are not")
+            paired = isinstance(text, tuple)
+            yield text
 
 
 def lines(file: Iterable[str]) -> Iterator[str]:
@@ -142,7 +159,21 @@ def _object(line: str, where: str) -> Text:
     first, second = (plain.get("text"), plain.get(_PAIR)) if isinstance(plain, dict) else (None, None)
     if not isinstance(first, str) or not isinstance(second, str | None):
         raise CodaError(f"{where} holds no text: give an object with the keys text and, of pairs, {_PAIR}")
+    _check_names(plain, where)
     return utf8(first) if second is None else (utf8(first), utf8(second))
+
+
+def _check_names(names: Iterable[str], where: str) -> None:
+    """Refuse what was meant to be one of the names that are read, and would be left out in silence."""
+    given = set(names)
+    for meant in {"text", _PAIR, "label"} - given:
+        careless = (name for name in sorted(given) if _letters(name).removesuffix("s") == _letters(meant))
+        if (name := next(careless, None)) is not None:
+            raise CodaError(f"{where} has {name!r}, which is not read: write {meant!r}")
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[dict[str, str | None], int]]:
@@ -150,10 +181,14 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[dict[str, str |
     asked = f"the column{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = sorted(set(wanted) - set(reader.fieldnames or ()))
+            reader = csv.DictReader(file, strict=True)
+            names = list(reader.fieldnames or ())
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise CodaError(f"{path} has two columns {twice[0]!r}: give each one a name of its own")
+            missing = sorted(set(wanted) - set(names))
             if missing:
                 raise CodaError(f"{path} has no column {missing[0]!r}: give a CSV file with {asked}")
+            _check_names(names, str(path))
             empty = True
             for row in reader:
                 empty = False
@@ -161,6 +196,8 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[dict[str, str |
                     raise CodaError(
                         f"line {reader.line_num} of {path} has more cells than the header: quote texts that hold commas"
                     )
+                if None in row.values():
+                    raise CodaError(f"line {reader.line_num} of {path} has fewer cells than the header: fill it up")
                 yield row, reader.line_num
             if empty:
                 raise CodaError(f"{path} has no rows below its header")
@@ -169,4 +206,4 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[dict[str, str |
     except UnicodeDecodeError:
         raise CodaError(f"{path} is not UTF-8 text: convert it, for example with iconv") from None
     except csv.Error as error:
-        raise CodaError(f"{path} is no CSV file: {error}") from None
+        raise CodaError(f"{path} cannot be read as CSV: {error}") from None
