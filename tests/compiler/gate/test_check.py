@@ -175,11 +175,12 @@ def test_the_command_ends_with_the_exit_code_of_its_verdict(compiled: Bundle, sl
     assert (tmp_path / "check.xml").is_file()
 
 
-def test_the_command_cannot_tell_from_one_launch(compiled: Bundle, tmp_path: Path):
-    options = ("--budget", "1", "--threads", "1", "--tokens", "8")
+def test_the_command_cannot_tell_from_a_few_launches(compiled: Bundle, tmp_path: Path):
+    """How many fit into a second is the machine's affair; a hundredth is not told from nothing by any of these numbers."""
+    options = ("--budget", "1", "--threads", "1", "--tokens", "8", "--by", "0.01")
     done = _command(compiled.folder, "--against", compiled.folder, *options, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (4, "")
-    assert "cannot tell: 1 launch fitted into 1 s" in done.stdout or "one core" in done.stdout
+    assert "cannot tell: " in done.stdout or "one core" in done.stdout
     assert "would help: " in done.stdout
 
 
