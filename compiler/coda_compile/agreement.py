@@ -6,16 +6,18 @@ from typing import Any
 
 import onnx
 
+from coda_compile.logits import logits_info
 from coda_ops.errors import first_line
 from coda_targets import Bundle, BundleError
-from coda_targets.manifest import CONFIG
+from coda_targets.manifest import CONFIG, LogitsInfo
 from coda_targets.weights import locations
 
 _TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClassification": "token-classification"}
 
 
 def check_agreement(bundle: Bundle) -> None:
-    """Compare labels and task with config.json, where other libraries read them, and weights with the list of files.
+    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, and
+    weights with the list of files.
 
     Raises:
         BundleError: what disagrees.
@@ -36,6 +38,18 @@ def check_agreement(bundle: Bundle) -> None:
         raise BundleError(
             f"{folder} is damaged: its manifest says {manifest.task}, its config.json {head}; compile the model again"
         )
+    logits = logits_info(manifest.task, config, len(manifest.labels), folder / CONFIG)
+    if logits != manifest.logits:
+        raise BundleError(
+            f"{folder} is damaged: its manifest takes logits for {_meaning(manifest.logits)}, its config.json for "
+            f"{_meaning(logits)}; compile the model again"
+        )
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and manifest.max_tokens > positions:
+        raise BundleError(
+            f"{folder} is damaged: its manifest allows {manifest.max_tokens} tokens, and its config.json says that the "
+            f"model has {positions} positions; compile the model again"
+        )
     try:
         proto = onnx.load(str(bundle.model_path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
@@ -46,6 +60,10 @@ def check_agreement(bundle: Bundle) -> None:
     foreign = next((name for name in locations(proto) if name not in listed), None)
     if foreign is not None:
         raise BundleError(f"{folder} is damaged: its model has weights in {foreign}, which its manifest does not list")
+
+
+def _meaning(logits: LogitsInfo | None) -> str:
+    return "nothing" if logits is None else f"{logits.problem_type} by {logits.activation}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

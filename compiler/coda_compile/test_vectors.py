@@ -26,6 +26,7 @@ from coda_targets.routing import Decision, RoutingProbe
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
 ROUTED = "routed_outputs"
+_MOST_ALLOWED = 1.0  # difference; eight bits allow a tenth of that
 
 
 def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
@@ -106,6 +107,8 @@ def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
         inputs, outputs, routed = _arrays(data, "input"), _arrays(data, "output"), _arrays(elsewhere, "output")
         plain = json.loads(stored.read_text("utf-8"))
         tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
+        if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
+            raise ValueError("their tolerances would prove nothing")
         mask = inputs["attention_mask"].astype(bool)
         routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions

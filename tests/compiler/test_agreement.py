@@ -32,6 +32,14 @@ def test_labels_are_those_that_transformers_reads(compiled: Bundle):
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, r"its config\.json LABEL_0, LABEL_1; compile again"),
         ({"architectures": ["BertForTokenClassification"]}, r"its manifest says sequence-classification, its config"),
         ({"architectures": ["BertModel"]}, r"its config\.json BertModel; compile the model again"),
+        (
+            {"problem_type": "multi_label_classification"},
+            r"takes logits for single_label_classification by softmax, its config\.json for multi_label_.* by sigmoid",
+        ),
+        (
+            {"max_position_embeddings": 8},
+            r"allows \d+ tokens, and its config\.json says that the model has 8 positions",
+        ),
     ],
 )
 def test_config_that_says_otherwise(copied: Path, fields: dict[str, Any], message: str):
@@ -44,6 +52,21 @@ def test_labels_of_the_manifest_that_were_exchanged(copied: Path):
     edit(copied, labels=["LABEL_1", "LABEL_0", "LABEL_2"])
     with pytest.raises(BundleError, match=r"its manifest has the labels LABEL_1, LABEL_0, LABEL_2, its config"):
         verify_bundle(Bundle(copied))
+
+
+def test_meaning_of_the_manifest_that_was_changed(copied: Path):
+    edit(copied, logits={"activation": "sigmoid", "problem_type": "single_label_classification"})
+    with pytest.raises(BundleError, match=r"its manifest takes logits for single_label_classification by sigmoid"):
+        verify_bundle(Bundle(copied))
+
+
+@pytest.mark.parametrize("tolerance", [1e9, float("inf"), float("nan"), -1])
+def test_tolerances_that_prove_nothing(copied: Path, tolerance: float):
+    expected = json.loads((copied / "expected.json").read_text())
+    expected["tolerances"]["outputs"] = tolerance
+    (copied / "expected.json").write_text(json.dumps(expected))
+    with pytest.raises(BundleError, match="their tolerances would prove nothing"):
+        verify_bundle(accept(copied))
 
 
 @pytest.mark.parametrize("content", ["[]", "no JSON"])
