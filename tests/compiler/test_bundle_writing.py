@@ -223,6 +223,13 @@ def test_file_that_no_bundle_lists_is_named_and_untouched(model, copied: Path, n
     assert contents(copied.parent) == before
 
 
+def test_empty_folder_that_no_bundle_lists_is_named_and_untouched(model, copied: Path):
+    (copied / "mine").mkdir()
+    with pytest.raises(OutputError, match=r"bundle/mine is not part of the bundle there: move it away"):
+        compile(model, output=copied)
+    assert (copied / "mine").is_dir()
+
+
 def test_link_that_no_bundle_lists_is_named_and_untouched(copied: Path, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (copied / "photos").symlink_to(tmp_path / "photos")
