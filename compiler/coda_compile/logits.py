@@ -6,6 +6,7 @@ from typing import Any
 
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_problem_type
+from coda_compile.sources.prompts import ABOUT, check_prompts
 from coda_models.plain_json import json_object
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LogitsInfo
 
@@ -16,7 +17,6 @@ _ACTIVATIONS = {
     for module in ("", "modules.linear." if name == "Identity" else "modules.activation.")
 }
 _CROSS_ENCODER, _OLDER = CROSS_ENCODER_KEYS
-_BESIDE = "config_sentence_transformers.json"  # which its newer releases keep it in
 
 
 def logits_info(task: str, config: Mapping[str, Any], labels: int, where: Path | str) -> LogitsInfo | None:
@@ -68,9 +68,10 @@ def cross_encoder_keys(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
     """What a folder's newer file says of its cross-encoder, as the key of config.json that older releases read.
 
     Raises:
-        CompileError: a file that holds no object.
+        CompileError: a file that holds no object, or prompts that are none.
+        UnsupportedModelError: a prompt that goes in front of every text.
     """
-    path = folder / _BESIDE
+    path = folder / ABOUT  # which newer releases keep it in
     if not path.is_file():
         return {}
     plain = json_object(path)
@@ -79,6 +80,7 @@ def cross_encoder_keys(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
     named = plain.get("activation_fn")
     if named is None and plain.get("model_type") != "CrossEncoder":
         return {}
+    check_prompts(path, plain)
     own = config.get(_CROSS_ENCODER, {})
     if not isinstance(own, dict):
         return {}

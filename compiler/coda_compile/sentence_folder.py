@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from coda_compile.sources.sentence import ABOUT, MODULES, POOLING_KEYS
+from coda_compile.sources.prompts import ABOUT
+from coda_compile.sources.sentence import MODULES, POOLING_KEYS
 from coda_models.model import CodaModel
 from coda_models.sentence import ACTIVATIONS, SentenceModule
 

@@ -1,6 +1,7 @@
 """What logits mean: scores are those of transformers' pipelines, and of sentence-transformers' for cross-encoders."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from coda_compile import compile
 from coda_compile.errors import CompileError
 from coda_compile.logits import logits_info
 from coda_compile.predict import predict
+from coda_compile.sources.prompts import ABOUT
 from coda_models import CodaConfig
+from coda_models.errors import UnsupportedModelError
 from coda_targets import Bundle
 from coda_targets.errors import InputError
 from coda_targets.manifest import LogitsInfo
@@ -245,6 +248,25 @@ def test_a_damaged_file_of_a_cross_encoder(tmp_path: Path, tokenizer: PreTrained
     (folder / "config_sentence_transformers.json").write_text(content)
     with pytest.raises(CompileError, match=r"config_sentence_transformers\.json is damaged"):
         compile(folder, output=tmp_path / "bundle")
+
+
+def test_a_prompt_in_front_of_every_pair(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    from sentence_transformers import CrossEncoder
+
+    plain = saved(tmp_path / "plain", model_of(num_labels=1), tokenizer)
+    said = {"prompts": {"query": "w9 w8 "}, "default_prompt_name": "query"}
+    CrossEncoder(str(plain), device="cpu", **said).save_pretrained(str(tmp_path / "model"))
+    prompted = of_cross_encoder(tmp_path / "model")
+    graph = write_onnx(model_of(num_labels=1), tmp_path / "graph", tokenizer=tokenizer)
+    shutil.copy(tmp_path / "model" / ABOUT, graph.parent)
+    for refused in (tmp_path / "model", graph):
+        with pytest.raises(UnsupportedModelError, match="puts the prompt 'query' in front of every text"):
+            compile(refused, output=tmp_path / "bundle")
+    about = json.loads((tmp_path / "model" / ABOUT).read_text())
+    (tmp_path / "model" / ABOUT).write_text(json.dumps({**about, "default_prompt_name": None}))
+    wanted = of_cross_encoder(tmp_path / "model")
+    assert np.abs(prompted - wanted).max() > 0.01
+    assert_scores(compile(tmp_path / "model", output=tmp_path / "bundle"), wanted)
 
 
 def test_a_graph_means_what_the_config_beside_it_says(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):

@@ -9,6 +9,7 @@ from torch import Tensor
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG
 from coda_compile.sources.plain import only, read_json
+from coda_compile.sources.prompts import ABOUT, check_prompts
 from coda_compile.sources.sentence_modules import MAKERS, make, settled
 from coda_compile.sources.truncation import Truncation, read_truncation
 from coda_models.errors import UnsupportedModelError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from coda_models.model import CodaModel
 
 MODULES = "modules.json"
-ABOUT = "config_sentence_transformers.json"
 POOLING_KEYS = {  # of each pooling the key that says so, and the word; in the order in which they are concatenated
     "first": ("pooling_mode_cls_token", "cls"),
     "max": ("pooling_mode_max_tokens", "max"),
@@ -124,7 +124,7 @@ def read_sentence(folder: Path) -> Sentence:
     if not is_sentence(folder):
         return _without_modules(folder)
     transformer, about = transformer_of(folder), _about(folder)
-    prompts = _prompts(folder, about)
+    prompts = check_prompts(folder / ABOUT, about)
     pooling: tuple[str, ...] | None = None
     modules: list[SentenceModule] = []
     tensors: dict[str, Tensor] = {}
@@ -213,21 +213,6 @@ def _inside(folder: Path, name: str) -> Path:
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     return dict(read_json(path, dict, "it should describe the model")) if path.is_file() else {}
-
-
-def _prompts(folder: Path, about: dict[str, Any]) -> dict[str, str | None]:
-    """Prompts by name: whoever gives a text chooses one, so that none may go in front by itself."""
-    path = folder / ABOUT
-    prompts = about.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
-        raise CompileError(f"{path} is damaged: prompts should be texts by name")
-    default = about.get("default_prompt_name")
-    if default is not None and prompts.get(str(default)):
-        raise UnsupportedModelError(
-            f"{path} puts the prompt {default!r} in front of every text (default_prompt_name), and a bundle takes "
-            "texts as they are: set it to null there, and put the prompt in front of the texts that you give"
-        )
-    return prompts
 
 
 def _pooling(path: Path) -> tuple[tuple[str, ...], bool]:
