@@ -34,10 +34,15 @@ FOLDER_KEY = "coda"  # where a folder's config.json keeps the CodaConfig
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory: the model in evaluation mode and, where it is known, its tokenizer."""
+    """A checkpoint in memory: the model in evaluation mode and, where it is known, its tokenizer.
+
+    Attributes:
+        backbone: of a delta, the folder or hub name that the rest came from.
+    """
 
     model: CodaModel
     tokenizer: PreTrainedTokenizerBase | None
+    backbone: Path | str | None = None
 
 
 def save(
@@ -110,6 +115,7 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         return from_pretrained(path)
     payload = _read(path)
     config = CodaConfig.from_dict(payload["coda_config"])
+    source: Path | str | None = None
     if payload["kind"] == "delta":
         source = backbone or config.backbone
         if not source:
@@ -124,7 +130,7 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         tokenizer.truncation_side = payload["truncation_side"]
     expected = set(model.trainable_names()) if payload["kind"] == "delta" else set(model.state_dict())
     _fill(model, payload["state"], expected, payload["sha256"], path)
-    return Loaded(model, tokenizer)
+    return Loaded(model, tokenizer, source)
 
 
 def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizerBase | None:

@@ -3,10 +3,30 @@
 from pathlib import Path
 
 from coda_compile.sources import Source
+from coda_compile.sources.sentence import MODULES, is_sentence
+from coda_compile.sources.truncation import Truncation, read_truncation
+from coda_models.backbone import folder_of
 from coda_models.checkpoint import load
 
 
 def read(path: Path, backbone: str | None) -> Source:
-    """Load a checkpoint with its backbone."""
+    """Load a checkpoint with its backbone.
+
+    A complete one carries a tokenizer that cuts texts as it was trained to; of a delta the backbone says how.
+
+    Raises:
+        CodaError: as ``load`` and ``read_truncation`` say.
+    """
     loaded = load(path, backbone=backbone)
+    beside = None if loaded.backbone is None else folder_of(loaded.backbone)
+    if beside is not None:
+        _truncation(beside, loaded.model.coda_config.task).apply(loaded.model, loaded.tokenizer)
     return Source("CoDA checkpoint", loaded.model, loaded.tokenizer)
+
+
+def _truncation(folder: Path, task: str) -> Truncation:
+    """How a backbone cuts texts, unless its modules are for something else than the delta."""
+    listed = (folder / MODULES).is_file()
+    if listed and is_sentence(folder) != (task == "feature-extraction"):
+        return Truncation()
+    return read_truncation(folder, task, stands=listed)

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import compile
 from coda_compile.console import inspected
 from coda_compile.sources import read_source
-from coda_models import load, save
+from coda_models import CodaConfig, convert, load, save
+from coda_models.backbone import load_backbone
 from coda_ops.errors import CodaError
 from coda_targets import Bundle
 
@@ -184,6 +185,25 @@ def test_prompts_and_similarity_are_carried_along(tmp_path: Path, tokenizer: Pre
     wanted = encoded(theirs, prompt_name="query")
     close(encoded(ours, prompt_name="query"), wanted)
     assert np.abs(wanted - encoded(theirs)).max() > 0.1
+
+
+@pytest.mark.parametrize("cut", [{"max_seq_length": 12}, {"do_lower_case": True}], ids=str)
+def test_a_delta_cuts_texts_as_its_backbone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, cut: dict[str, Any]):
+    folder = save_sentence(tmp_path / "m", tokenizer, modules.Dense(32, 8), modules.Normalize(), pooling="cls")
+    edit(folder / "sentence_bert_config.json", **cut)
+    source, texts = read_source(folder), [*TEXTS, "GOOD Film"]
+    save(source.model, tmp_path / "delta.pt", tokenizer=source.tokenizer, delta=True)
+    bundle = compile(tmp_path / "delta.pt", output=tmp_path / "b", backbone=str(folder))
+    close(embedded(bundle, texts), encoded(opened(folder), texts))
+
+
+def test_a_delta_that_classifies_over_an_embedder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    """What a folder's modules make of texts is not what the delta does, and transformers reads no file of theirs."""
+    folder = save_sentence(tmp_path / "m", tokenizer)
+    edit(folder / "sentence_bert_config.json", max_seq_length=12)
+    model = convert(load_backbone(folder, "sequence-classification", num_labels=3), CodaConfig(reduction=2))
+    save(model, tmp_path / "delta.pt", tokenizer=tokenizer, delta=True)
+    assert read_source(tmp_path / "delta.pt", backbone=str(folder)).model.max_tokens == 66
 
 
 @pytest.mark.parametrize("prompt", ["", None])
