@@ -18,6 +18,7 @@ from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import PassReport, operator_counts
 from coda_compile.pruning import REPORT, Pruning
 from coda_compile.replace_folder import replacing as replacing
+from coda_compile.sources.classes import class_names
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.digest import tensor_digest
@@ -228,16 +229,21 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
 
 
 def label_names(model: CodaModel) -> tuple[str, ...]:
-    """Classes in order of the logits; none of a model that classifies nothing."""
-    names = dict(model.hf_config.id2label or {}) if model.coda_config.task.endswith("classification") else {}
-    return tuple(str(names[i]) for i in sorted(names))
+    """Classes in order of the logits; none of a model that classifies nothing.
+
+    Raises:
+        CompileError: its configuration does not name each of them once.
+    """
+    if not model.coda_config.task.endswith("classification"):
+        return ()
+    return class_names(model.hf_config.id2label, int(model.hf_config.num_labels), "the model's config.json")
 
 
 def logits_of(model: CodaModel) -> LogitsInfo | None:
     """What a model's logits mean; ``None`` where it classifies nothing.
 
     Raises:
-        CompileError: an activation or a problem type that is not known.
+        CompileError: an activation or a problem type that is not known, or classes that are not named.
     """
     config = portable_config(model.hf_config)
     return logits_info(model.coda_config.task, config, len(label_names(model)), "the model's config.json")

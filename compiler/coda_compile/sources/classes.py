@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Keys of config.json that sentence-transformers writes, the second before its version 4.
 CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+_SHOWN = 8  # numbers of classes in a message
 
 
 def check_problem_type(problem_type: object, where: str) -> str | None:
@@ -34,6 +35,25 @@ def name_classes(config: Any, names: Sequence[str]) -> None:
     config.label2id = {name: i for i, name in enumerate(names)}
 
 
+def class_names(named: Any, number: int, where: Path | str) -> tuple[str, ...]:
+    """Names of so many classes in order of the logits, of an ``id2label``.
+
+    Raises:
+        CompileError: it does not name each of them once, by its number.
+    """
+    try:
+        by_number = sorted((int(i), str(name)) for i, name in named.items())
+    except (AttributeError, TypeError, ValueError):
+        raise CompileError(f"{where} is damaged: its id2label should name classes by their numbers") from None
+    if (numbers := [i for i, _ in by_number]) != list(range(number)):
+        some = ", ".join(map(str, numbers[:_SHOWN])) + (" and more" if len(numbers) > _SHOWN else "")
+        raise CompileError(
+            f"{where} names {f'classes {some}' if some else 'no classes'} where the logits have 0 to {number - 1}: let "
+            "its id2label name each of these once, or put the model's own there"
+        )
+    return tuple(name for _, name in by_number)
+
+
 def take_beside(config: Any, folder: Path) -> None:
     """Give a configuration what the whole model's config.json beside an adapter says of the classes, in place.
 
@@ -49,16 +69,7 @@ def take_beside(config: Any, folder: Path) -> None:
     if (problem_type := check_problem_type(plain.get("problem_type"), str(path))) is not None:
         config.problem_type = problem_type
     if (named := plain.get("id2label")) is not None:
-        try:
-            names = [str(name) for _, name in sorted((int(i), name) for i, name in named.items())]
-        except (AttributeError, TypeError, ValueError):
-            raise CompileError(f"{path} is damaged: its id2label should name classes by their numbers") from None
-        if len(names) != config.num_labels:
-            raise CompileError(
-                f"{path} names {len(names)} labels but the adapter beside it tells {config.num_labels} apart: put the "
-                "configuration of its own model there"
-            )
-        name_classes(config, names)
+        name_classes(config, class_names(named, config.num_labels, path))
     config.update({key: plain[key] for key in CROSS_ENCODER_KEYS if key in plain})
 
 

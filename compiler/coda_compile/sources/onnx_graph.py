@@ -14,6 +14,7 @@ from coda_compile.errors import CompileError
 from coda_compile.export import AXES
 from coda_compile.logits import cross_encoder_keys, logits_info
 from coda_compile.sources import json_object
+from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
 from coda_ops import DOMAIN
@@ -264,11 +265,6 @@ def _task(model: ir.Model, example: Arrays, config: dict[str, Any], path: Path) 
     if task is None:
         raise CompileError(f"{path} gives {CLASSES} of {logits.ndim} axes: a classifier's have two, a tagger's three")
     named = config.get("id2label")
-    if not isinstance(named, dict):
+    if named is None:
         return task, tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
-    if len(named) != logits.shape[-1]:
-        raise CompileError(
-            f"{path} tells {logits.shape[-1]} labels apart and the config.json beside it names {len(named)}: put the "
-            "model's own there"
-        )
-    return task, tuple(str(named[key]) for key in sorted(named, key=int))
+    return task, class_names(named, logits.shape[-1], path.parent / _CONFIG)

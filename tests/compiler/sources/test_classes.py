@@ -1,6 +1,7 @@
 """What logits stand for reaches a bundle as its source says it, or its user."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from tests.compiler.exports import write
 from tests.compiler.sources.test_peft import adapted
 from tests.conftest import tiny_backbone
+from transformers import PreTrainedTokenizerFast, pipeline
 
 from coda_compile import compile
 from coda_compile.errors import CompileError
 from coda_compile.sources import read_source
+from coda_models.errors import BackboneError
 from coda_targets import Bundle
 
 NAMES = {0: "toxic", 1: "spam", 2: "rude"}
@@ -65,7 +68,10 @@ def test_a_base_with_another_head_says_nothing_of_the_adapters(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"id2label": {"0": "no", "1": "yes"}}, "names 2 labels but the adapter beside it tells 3 apart: put the conf"),
+        ({"id2label": {"0": "no", "1": "yes"}}, "names classes 0, 1 where the logits have 0 to 2: let its id2label na"),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "names classes 1, 2, 3 where the logits have 0 to 2: let its"),
+        ({"id2label": {}}, "names no classes where the logits have 0 to 2: let its id2label name each"),
+        ({"id2label": {str(i): "x" for i in range(9)}}, "names classes 0, 1, 2, 3, 4, 5, 6, 7 and more where the"),
         ({"id2label": {"zero": "no"}}, "is damaged: its id2label should name classes by their numbers"),
         ({"id2label": 3}, "is damaged: its id2label should name classes by their numbers"),
         ({"problem_type": "several"}, "problem_type 'several' of .* is unknown: use one of single_label_class"),
@@ -89,6 +95,36 @@ def test_of_an_onnx_file(tmp_path: Path):
     assert said(compile(path, output=tmp_path / "bundle", problem_type=SEVERAL, labels=labels)) == ALL
     with pytest.raises(CompileError, match="--labels names 2 classes but this model tells 3 apart"):
         compile(path, output=tmp_path / "other", labels=["no", "yes"])
+
+
+@pytest.mark.parametrize("numbers", ["123", "015"])
+def test_classes_that_are_numbered_otherwise(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, numbers: str):
+    """transformers' pipeline finds no name for some logit."""
+    folder, named = tmp_path / "model", dict(zip(numbers, NAMES.values(), strict=True))
+    model = tiny_backbone("bert")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    edit(folder / "config.json", id2label=named, label2id={name: int(i) for i, name in named.items()})
+    with pytest.raises(KeyError):
+        pipeline("text-classification", model=str(folder), device="cpu")("good film", top_k=None)
+    graph = write(model, tmp_path / "graph")
+    shutil.copy(folder / "config.json", graph.parent)
+    message = f"config.json names classes {', '.join(numbers)} where the logits have 0 to 2: let its id2label name each"
+    for refused in (folder, graph):
+        with pytest.raises(CompileError, match=message):
+            compile(refused, output=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert compile(folder, output=tmp_path / "bundle", labels=["a", "b", "c"]).manifest.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("named", [None, {"0": "no", "1": "yes"}, dict(enumerate("abcd"))], ids=str)
+def test_another_number_of_classes_than_the_weights(tmp_path: Path, named: dict[str, str] | None):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", id2label=named)
+    with pytest.raises(
+        BackboneError, match=r"a head has one row for each class in id2label: size mismatch for .*\[3\b"
+    ):
+        read_source(tmp_path)
 
 
 @pytest.mark.parametrize(
