@@ -1,5 +1,6 @@
 """Pretrained Hugging Face encoders: from a folder, the local hub cache or the hub, or built from a config alone."""
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -166,7 +167,10 @@ def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: 
 def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
     find = partial(_find, source, local_files_only, options.get("revision"))
     check_tokenizer(cache(partial(_json, find)), source)
-    return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **options)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **options)
+    if tokenizer.model_input_names is None:  # null in its file, on which transformers itself would stumble later
+        tokenizer.model_input_names = type(tokenizer).model_input_names
+    return tokenizer
 
 
 def _find(source: str, local_files_only: bool, revision: str | None, name: str) -> Path | None:
@@ -198,14 +202,25 @@ def _attempt(source: Path | str, load: Any, revision: str | None = None, **optio
         raise
     except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
         if Path(source).exists():
-            raise BackboneError(f"the backbone in {source} cannot be read: {first_line(error)}") from error
+            raise BackboneError(f"the backbone in {source} cannot be read: {_reason(error)}") from error
     _ask_hub(str(source))
     try:
         return load(str(source), trust_remote_code=False, **options)
     except CodaError:
         raise
     except Exception as error:
-        raise BackboneError(f"the backbone {source!r} cannot be read from the hub: {first_line(error)}") from error
+        raise BackboneError(f"the backbone {source!r} cannot be read from the hub: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what is wrong; of tensors that do not fit, torch says it in its second."""
+    mismatch = re.search("size mismatch for .*", str(error))
+    if mismatch is None:
+        return first_line(error)
+    return (
+        "its weights have other shapes than its config.json describes, of which a head has one row for each class in "
+        f"id2label: {mismatch[0].rstrip('.')}"
+    )
 
 
 def _ask_hub(name: str) -> None:

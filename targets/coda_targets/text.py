@@ -155,7 +155,8 @@ def _tells_types(folder: Path) -> bool:
     if not path.is_file():
         return True
     try:
-        return _TYPES in json.loads(path.read_text("utf-8")).get("model_input_names", [_TYPES])
+        names = json.loads(path.read_text("utf-8")).get("model_input_names")
+        return names is None or _TYPES in names
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BundleError(f"{path} is damaged: it is no tokenizer's; compile the model again") from None
 

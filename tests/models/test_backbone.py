@@ -1,8 +1,11 @@
 """Backbones from folders, the cache and the hub; none of the tests asks a real hub."""
 
+import json
+
 import pytest
 import torch
 from tests.conftest import tiny_backbone
+from transformers import AutoTokenizer
 
 from coda_models import backbone as module
 from coda_models.backbone import build, load_backbone, load_tokenizer
@@ -159,3 +162,13 @@ def test_a_damaged_tokenizer_is_one_sentence(folder, tokenizer, text):
     with pytest.raises(BackboneError, match="cannot be read: .+") as caught:
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_whose_input_names_are_null(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    wanted = AutoTokenizer.from_pretrained(tmp_path)("good film", "bad")
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": None}))
+    found = load_tokenizer(tmp_path)
+    assert found is not None
+    assert found("good film", "bad") == wanted

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from coda_targets import Bundle, BundleError, TargetError
 from coda_targets.text import TextCodec, softmax
@@ -25,6 +25,21 @@ def test_encodes_as_the_tokenizer_does(compiled: Bundle, tokenizer: PreTrainedTo
     for name, array in encoded.inputs.items():
         assert array.dtype == np.int64
         np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("named", ["absent", None])
+def test_input_names_that_are_not_said(copied: Path, named: str | None):
+    path = copied / "tokenizer_config.json"
+    plain = json.loads(path.read_text())
+    del plain["model_input_names"]
+    path.write_text(json.dumps(plain))
+    wanted = AutoTokenizer.from_pretrained(copied)("good film", "bad plot", return_tensors="np")
+    if named is None:
+        path.write_text(json.dumps({**plain, "model_input_names": None}))
+    found = TextCodec(Bundle(copied)).encode([("good film", "bad plot")]).inputs
+    assert wanted["token_type_ids"].any()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, wanted[name])
 
 
 def test_truncates_to_the_longest_input(compiled: Bundle):
