@@ -2,11 +2,15 @@
 
 import onnx
 import onnxruntime
+import pytest
 from onnx import helper, numpy_helper
 
-from coda_ops import DOMAIN, VERSION
+from coda_ops import DOMAIN, VERSION, native
 from coda_ops.domain import BODY_OPSET
 
+needs_int8_kernels = pytest.mark.skipif(
+    native.library() is None or not native.allowed("avx2"), reason="no native kernel multiplies bytes here"
+)
 _RANKS = {
     "Route": 2,
     "PackTokens": 2,

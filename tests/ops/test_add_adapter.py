@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import open_node, run_node
+from tests.ops.one_node import needs_int8_kernels, open_node, run_node
 
 from coda_ops import DOMAIN, add_adapter, int8_add_adapter, int8_linear, native
 from coda_ops.int8_linear import Int8Weights
@@ -190,7 +190,7 @@ def test_scores_do_not_depend_on_threads():
     assert [a.tobytes() for a in one] == [b.tobytes() for b in four]
 
 
-@needs_kernels
+@needs_int8_kernels
 def test_a_router_of_another_width_is_refused():
     given_ = {**rounded(8, (3, 7), 64, 24), "router": np.ones((63, 1), np.float32)}
     with pytest.raises(Exception, match=r"router must be \[width, 1\]"):

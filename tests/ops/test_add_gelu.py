@@ -41,7 +41,8 @@ def test_the_kernel_is_exact_everywhere():
     x = np.concatenate([x, np.float32([0, -0.0, 1e-30, -1e-30, 1e30, -1e30])])[None]
     found = run_node(add_gelu.body(), {"x": x, "bias": np.zeros(x.size, np.float32)}, None, native.LIBRARY)[0]
     wanted = oracle(x)
-    assert np.abs(found - wanted)[0, :-6].max() < 7e-7  # a float32 of 12 is rounded by 5e-7
+    # A float32 of 12 is rounded by 5e-7; without fused products, before AVX2, the polynomials round once more.
+    assert np.abs(found - wanted)[0, :-6].max() < (7e-7 if native.allowed("avx2") else 8e-7)
     np.testing.assert_array_equal(found[0, -6:], np.float32([0, 0, 5e-31, -5e-31, 1e30, 0]))
     assert np.isnan(run_node(add_gelu.body(), {"x": x * np.nan, "bias": 0 * x[0]}, None, native.LIBRARY)[0]).all()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import open_node
+from tests.ops.one_node import needs_int8_kernels, open_node
 
 from coda_ops import DOMAIN, native
 from coda_ops.int8_linear import body, int8_linear, quantize
@@ -149,7 +149,7 @@ def test_opcheck_and_schema():
     assert onnx.defs.has("Int8Linear", DOMAIN)
 
 
-@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+@needs_int8_kernels
 def test_the_kernel_refuses_what_does_not_fit():
     x, weight, scale, bias = drawn(3)
     with pytest.raises(Exception, match=r"weight must be \[inputs, outputs\], scale and bias \[outputs\]"):
