@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_models.plain_json import json_object as json_object
+from coda_models.plain_json import json_object
 from coda_targets.bundle import MODEL
 
 if TYPE_CHECKING:

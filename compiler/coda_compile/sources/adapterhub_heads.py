@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from coda_compile.sources import ADAPTER_SETUP as SETUP
-from coda_compile.sources import json_object
 from coda_compile.sources.classes import forget_cross_encoder, name_classes, take_beside
 from coda_models.architectures import FirstToken
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.model import CodaModel
+from coda_models.plain_json import json_object
 from coda_ops.errors import first_line
 
 HEADS = {

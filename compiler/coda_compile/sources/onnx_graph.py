@@ -13,10 +13,10 @@ from coda_compile.cases import Inputs, make_case
 from coda_compile.errors import CompileError
 from coda_compile.export import AXES
 from coda_compile.logits import cross_encoder_keys, logits_info
-from coda_compile.sources import json_object
 from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
+from coda_models.plain_json import json_object
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
 from coda_targets import get_target
