@@ -19,8 +19,8 @@ import click
 from transformers import set_seed
 
 from coda_models import CodaModel, save
-from coda_models.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.train import TailCollator
+from coda_models.training.recipe import DENSE, ROUTED, Recipe, fit
+from coda_models.training.train import TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

@@ -20,11 +20,11 @@ import click
 from coda_compile import Bundle, compile
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.turns import Contender, in_turns
-from coda_compile.cost import multiply_adds
 from coda_compile.errors import CodaError
-from coda_compile.gate.ab import compare_latency
-from coda_compile.gate.check import BY, shared_inputs
-from coda_compile.gate.verdict import Verdict
+from coda_compile.inspect.cost import multiply_adds
+from coda_compile.regression.ab import compare_latency
+from coda_compile.regression.check import BY, shared_inputs
+from coda_compile.regression.verdict import Verdict
 
 INJECTED = 0.10
 LAUNCHES = 8  # of the measurement of what was injected; separate from the gate's own, which stop when they please

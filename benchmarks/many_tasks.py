@@ -17,8 +17,8 @@ import torch
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.statistics import ratio_interval
 from coda_models import CodaModel, load
 from coda_targets import Bundle
 

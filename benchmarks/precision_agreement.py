@@ -14,8 +14,8 @@ import click
 
 from coda_compile import compile
 from coda_compile.errors import CodaError
-from coda_compile.predict import predict
-from coda_compile.quantize import STATIC
+from coda_compile.inspect.predict import predict
+from coda_compile.precision.quantize import STATIC
 from coda_targets import get_target
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

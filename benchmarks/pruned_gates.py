@@ -16,8 +16,8 @@ from coda_compile import compile
 from coda_compile.bench import table
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.errors import CodaError
-from coda_compile.predict import predict
-from coda_compile.pruning import read_pruning
+from coda_compile.inspect.predict import predict
+from coda_compile.prepare.pruning import read_pruning
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

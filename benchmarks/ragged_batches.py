@@ -14,10 +14,10 @@ import numpy as np
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.statistics import ratio_interval
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
-from coda_targets.text import TextCodec
+from coda_compile.statistics import ratio_interval
+from coda_targets.modalities.text import TextCodec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

@@ -18,13 +18,13 @@ from typing import Any
 import click
 from transformers import set_seed
 
-from coda_compile.bundle import layer_infos
-from coda_compile.cost import layer_multiply_adds
+from coda_compile.bundling.writer import layer_infos
+from coda_compile.inspect.cost import layer_multiply_adds
 from coda_models import CodaModel, convert, load
 from coda_models.backbone import load_backbone
-from coda_models.recipe import ROUTED, fit
-from coda_models.sensitivity import CHOICES, choose_reductions, sensitivity
-from coda_models.train import SplicedTexts, TailCollator
+from coda_models.training.recipe import ROUTED, fit
+from coda_models.training.sensitivity import CHOICES, choose_reductions, sensitivity
+from coda_models.training.train import SplicedTexts, TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

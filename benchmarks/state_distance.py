@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coda_models import CodaModel, load
 from coda_models.config import ATTENTIONS
-from coda_models.train import TailCollator
+from coda_models.training.train import TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

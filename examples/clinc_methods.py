@@ -1,7 +1,7 @@
 """Nine ways to teach an encoder CLINC150's intents, each by the library that its users take and saved as it saves.
 
 Every way sees the same queries in batches of 32 for five epochs, by transformers' Trainer. CoDA goes on from its own
-dense adapter for another five, taught by it, as in ``coda_models.recipe``.
+dense adapter for another five, taught by it, as in ``coda_models.training.recipe``.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
-from coda_models.train import CodaTrainer, TailCollator, logits_of, soft_labelled, training_arguments
+from coda_models.training.train import CodaTrainer, TailCollator, logits_of, soft_labelled, training_arguments
 
 TOKENS = 64  # more than any query has
 EPOCHS = 5

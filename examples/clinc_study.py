@@ -31,15 +31,16 @@ from picture import browser, take
 from rich.console import Console
 from train_reviews import in_a_sentence
 
-from coda_compile import Bundle, compile, ood
+from coda_compile import Bundle, compile
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
-from coda_compile.evaluate import separate
+from coda_compile.inspect.evaluate import separate
+from coda_compile.prepare import fit_ood
 from coda_compile.sources import Source, read_source
 from coda_models.backbone import load_tokenizer
 from coda_models.ood import FITTED, FromLogits
 from coda_models.ood import METHODS as SCORES
-from coda_targets.text import TextCodec
+from coda_targets.modalities.text import TextCodec
 
 PRECISIONS = ("fp32", "int8")
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
@@ -157,10 +158,10 @@ def judge(source: Source, queries: Queries, classes: list[str]) -> dict[str, Any
     model, tokenizer = source.model, source.tokenizer
     assert tokenizer is not None
     texts = [text for text, _ in queries.test] + queries.outside
-    known = ood.embed(model, tokenizer, [text for text, _ in queries.train])
-    features, logits = ood.embed(model, tokenizer, texts)
+    known = fit_ood.embed(model, tokenizer, [text for text, _ in queries.train])
+    features, logits = fit_ood.embed(model, tokenizer, texts)
     intents = [intent for _, intent in queries.train]
-    detectors = {score: ood.detector(score, *known, intents, "the training queries") for score in SCORES}
+    detectors = {score: fit_ood.detector(score, *known, intents, "the training queries") for score in SCORES}
     wanted = np.array([classes.index(intent) for _, intent in queries.test])
 
     def verdict(logits: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, Any]:

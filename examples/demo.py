@@ -13,12 +13,12 @@ import train_reviews
 from rich.console import Console
 from rich.progress import Progress
 
-from coda_compile import Bundle, compile, console
-from coda_compile.bench.statistics import ratio_interval
+from coda_compile import Bundle, compile, terminal
 from coda_compile.bench.turns import Contender, in_turns
-from coda_compile.cost import dense_multiply_adds, multiply_adds
-from coda_compile.predict import predict
-from coda_targets.text import TextCodec
+from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
+from coda_compile.inspect.predict import predict
+from coda_compile.statistics import ratio_interval
+from coda_targets.modalities.text import TextCodec
 
 HERE = Path(__file__).parent
 out = Console(highlight=False)
@@ -47,7 +47,7 @@ def show_routing(bundle: Bundle) -> None:
     out.print("\n[bold]routing[/]: the words that took the heavy path, layer by layer")
     for _, record, words in predict(bundle, [text], routing=True):
         if words is not None:
-            console.routing(words)
+            terminal.routing(words)
         out.print(f"  → {record['label']} {record['score']:.0%}")
 
 
@@ -101,9 +101,9 @@ def main(model: Path, backbone: str, texts: Path, folder: Path, rounds: int) -> 
     folder.mkdir(parents=True, exist_ok=True)
     bundles = []
     for name, reduction in (("coda", None), ("dense", 1)):
-        progress = console.Progress()
+        progress = terminal.Progress()
         bundle = compile(model, output=folder / name, backbone=backbone, reduction=reduction, stage=progress.stage)
-        console.compiled(bundle, folder / name, progress.seconds)
+        terminal.compiled(bundle, folder / name, progress.seconds)
         bundles.append(bundle)
     coda, dense = bundles
     pairs = read_texts(texts, 8)

@@ -6,7 +6,7 @@ python examples/embed_python.py build/demo/coda
 import sys
 
 from coda_targets import Bundle
-from coda_targets.text import TextCodec
+from coda_targets.modalities.text import TextCodec
 
 bundle = Bundle(sys.argv[1])
 bundle.check()  # every file has the SHA-256 that the manifest records

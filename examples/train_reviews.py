@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.config import Reduction
-from coda_models.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.sensitivity import choose_reductions
-from coda_models.train import TailCollator, logits_of
+from coda_models.training.recipe import DENSE, ROUTED, Recipe, fit
+from coda_models.training.sensitivity import choose_reductions
+from coda_models.training.train import TailCollator, logits_of
 from coda_ops import CodaError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

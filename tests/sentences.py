@@ -15,7 +15,7 @@ from tests.conftest import tiny_backbone
 from transformers import PreTrainedTokenizerFast
 
 from coda_targets import Bundle
-from coda_targets.text import TextCodec
+from coda_targets.modalities.text import TextCodec
 
 TEXTS = ["good film", "bad plot w1 w2 w3 w4 w5", "w9 w8 w7 " * 60, "film"]
 OLD_KEYS = {

@@ -5,11 +5,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coda_compile.choice import choose
     from coda_compile.pipeline import compile
+    from coda_compile.tune.choice import choose
     from coda_targets import Bundle
 
-_HOMES = {"Bundle": "coda_targets", "choose": "coda_compile.choice", "compile": "coda_compile.pipeline"}
+_HOMES = {"Bundle": "coda_targets", "choose": "coda_compile.tune.choice", "compile": "coda_compile.pipeline"}
 __all__ = ["Bundle", "__version__", "choose", "compile"]
 
 __version__ = version("coda-compile")

@@ -1,5 +1,5 @@
 """``python -m coda_compile``."""
 
-from coda_compile.cli import main
+from coda_compile.cli.main import main
 
 main()

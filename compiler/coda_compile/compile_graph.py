@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnxscript import version_converter
 
-from coda_compile import graph_ood, test_vectors
-from coda_compile.bundle import (
+from coda_compile.bundling.writer import (
     NEWEST_OPSET,
     Described,
     check_output,
@@ -22,18 +21,20 @@ from coda_compile.bundle import (
     write_report,
     write_tokenizer,
 )
-from coda_compile.cases import cases, kept_case
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
-from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.logits import logits_info
 from coda_compile.lowering import of_kernels, verified_on, with_kernels
-from coda_compile.ood import check, fit
-from coda_compile.parity import CaseParity, Comparison, Tolerances
 from coda_compile.passes import run_passes
+from coda_compile.prepare import ood_of_graph
+from coda_compile.prepare.fit_ood import check, fit
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_compile.sources.truncation import longest
+from coda_compile.verify import reference_vectors
+from coda_compile.verify.cases import cases, kept_case
+from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
+from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
 from coda_targets import Bundle, Target
@@ -70,11 +71,11 @@ def compile_graph(
     reference = graph.run
     if ood is not None and ood_data is not None:
         with stage("ood"):
-            features = graph_ood.features_of(graph)
+            features = ood_of_graph.features_of(graph)
             run = original(path, compiled, features=features)
-            detector = fit(graph_ood.classifier(graph, run, features), words, ood, ood_data)
-            reference = graph_ood.scoring(graph, run, features, detector)
-            graph_ood.append(graph, run, features, detector)
+            detector = fit(ood_of_graph.classifier(graph, run, features), words, ood, ood_data)
+            reference = ood_of_graph.scoring(graph, run, features, detector)
+            ood_of_graph.append(graph, run, features, detector)
     with stage("passes"):
         passes = run_passes(compiled, target.lowering)
     with replacing(output, stage) as folder:
@@ -87,7 +88,7 @@ def compile_graph(
                     _verify(*compared, kernels, failure_folder(output))
         with stage("bundle"):
             case = kept_case(graph.inputs)
-            test_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
+            reference_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
             described = _describe(graph, detector, digest)
             write_config(folder, described.config)
             if words is not None:

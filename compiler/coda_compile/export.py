@@ -14,9 +14,9 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
-from coda_models.attention import Attention
-from coda_models.bottleneck import Bottlenecks
-from coda_models.layer import Block, CodaLayer, FeedForward
+from coda_models.layers.attention import Attention
+from coda_models.layers.bottleneck import Bottlenecks
+from coda_models.layers.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
 from coda_ops import (  # noqa: F401  registers the schemas
     DOMAIN,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from coda_compile import calibration as calibrating
-from coda_compile import sentence_folder, tasks, test_vectors
-from coda_compile.bundle import (
+from coda_compile.bundling import sentence_folder, tasks
+from coda_compile.bundling.writer import (
     check_output,
     describe,
     label_names,
@@ -21,28 +20,30 @@ from coda_compile.bundle import (
     write_report,
     write_tokenizer,
 )
-from coda_compile.cases import Inputs, kept_case
 from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
-from coda_compile.failure import failure_folder, keep_failure
 from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
-from coda_compile.ood import check as check_ood
-from coda_compile.ood import files as ood_files
-from coda_compile.ood import fit as fit_ood
-from coda_compile.parity import CaseParity, Tolerances
 from coda_compile.passes import run_passes
-from coda_compile.prune_slots import prune_slots
-from coda_compile.quantize import quantize_model
+from coda_compile.precision.quantize import quantize_model
+from coda_compile.prepare import calibration as calibrating
+from coda_compile.prepare.fit_ood import check as check_ood
+from coda_compile.prepare.fit_ood import files as ood_files
+from coda_compile.prepare.fit_ood import fit as fit_ood
+from coda_compile.prepare.prune_slots import prune_slots
 from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.sources.classes import set_classes
 from coda_compile.sources.truncation import longest
-from coda_compile.verify import elsewhere, expected, verify
+from coda_compile.verify import reference_vectors
+from coda_compile.verify.against_torch import elsewhere, expected, verify
+from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.parity import CaseParity, Tolerances
+from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError
-from coda_targets.adapters import Adapter
 from coda_targets.bundle import MODEL
+from coda_targets.task_adapters import Adapter
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -179,7 +180,7 @@ def compile(
                 answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
                 allowed = elsewhere(each.model, case, parity[name], precision)
                 named = "" if each is source else name
-                test_vectors.write(folder, case.inputs, *answers, allowed, task=named)
+                reference_vectors.write(folder, case.inputs, *answers, allowed, task=named)
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))

@@ -66,9 +66,9 @@ class LatencyGate:
         """
         __tracebackhide__ = True
         from coda_compile.errors import CodaError
-        from coda_compile.gate.ab import BUDGET_SECONDS, MOST_LAUNCHES
-        from coda_compile.gate.check import check
-        from coda_compile.gate.verdict import Verdict
+        from coda_compile.regression.ab import BUDGET_SECONDS, MOST_LAUNCHES
+        from coda_compile.regression.check import check
+        from coda_compile.regression.verdict import Verdict
 
         try:
             result = check(

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from coda_models.adapter import Adapter
 from coda_models.architectures import take_apart
 from coda_models.config import CodaConfig
 from coda_models.digest import tensor_digest
 from coda_models.errors import BackboneError, UnsupportedModelError
-from coda_models.layer import CodaLayer
+from coda_models.layers.adapter import Adapter
+from coda_models.layers.layer import CodaLayer
+from coda_models.layers.router import Router
 from coda_models.model import CodaModel
-from coda_models.router import Router
 from coda_ops.route import Schedule
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from coda_models.attention import RelativeBias
 from coda_models.config import CodaConfig, Reduction
-from coda_models.layer import CodaLayer, Routing
+from coda_models.layers.attention import RelativeBias
+from coda_models.layers.layer import CodaLayer, Routing
 from coda_models.ood import OodDetector
 from coda_models.sentence import build_modules, pool
 

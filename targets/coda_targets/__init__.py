@@ -5,6 +5,6 @@ Needs onnxruntime and numpy alone; tokenizers and onnx are imported where text o
 
 from coda_targets.bundle import Bundle
 from coda_targets.errors import BundleError, TargetError
-from coda_targets.target import Target, get_target, target_names
+from coda_targets.runtimes.target import Target, get_target, target_names
 
 __all__ = ["Bundle", "BundleError", "Target", "TargetError", "get_target", "target_names"]

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from coda_ops import native
 from coda_ops.errors import first_line
-from coda_targets import plugin
-from coda_targets.adapters import Adapter
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import (
     CONFIG,
@@ -32,8 +30,10 @@ from coda_targets.manifest import (
     release,
 )
 from coda_targets.manifest import MODEL as MODEL
-from coda_targets.saturation import saturates
-from coda_targets.target import Target, get_target
+from coda_targets.runtimes import plugin
+from coda_targets.runtimes.saturation import saturates
+from coda_targets.runtimes.target import Target, get_target
+from coda_targets.task_adapters import Adapter
 
 _LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
 Arrays = dict[str, NDArray[Any]]

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coda_ops.files import private_folder
-from coda_targets.adapters import Adapter
 from coda_targets.bundle import Arrays, Bundle, open_session, run_session
 from coda_targets.errors import BundleError, TargetError
-from coda_targets.target import Target
+from coda_targets.runtimes.target import Target
+from coda_targets.task_adapters import Adapter
 from coda_targets.weights import find_weights
 
 # Metadata keys that export.py puts on nodes: the index of their layer, and the part of the model that they belong to.

@@ -12,7 +12,7 @@ import pytest
 from tests.compiler.commands import Call, Ended
 from tests.conftest import tiny_coda
 
-from coda_compile.cli import main
+from coda_compile.cli.main import main
 from coda_compile.export import export
 from coda_models import CodaConfig
 

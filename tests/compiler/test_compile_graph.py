@@ -9,17 +9,17 @@ import onnx_ir as ir
 import pytest
 import torch
 from tests.compiler.exports import lora_classifier, with_lora, write
-from tests.compiler.test_ood import some_texts
-from tests.compiler.test_ood import write as write_texts
+from tests.compiler.prepare.test_fit_ood import some_texts
+from tests.compiler.prepare.test_fit_ood import write as write_texts
 from tests.conftest import tiny_backbone
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
 from coda_compile.errors import CodaError, CompileError, VerificationError
-from coda_compile.predict import predict
+from coda_compile.inspect.predict import predict
 from coda_compile.sources.onnx_graph import original, read
-from coda_compile.test_vectors import verify_bundle
+from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models.ood import METHODS
 from coda_targets import Bundle
 

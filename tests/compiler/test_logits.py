@@ -23,15 +23,15 @@ from transformers import (
 
 from coda_compile import compile
 from coda_compile.errors import CompileError
+from coda_compile.inspect.predict import predict
 from coda_compile.logits import logits_info
-from coda_compile.predict import predict
 from coda_compile.sources.prompts import ABOUT
 from coda_models import CodaConfig
 from coda_models.errors import UnsupportedModelError
 from coda_targets import Bundle
 from coda_targets.errors import InputError
 from coda_targets.manifest import LogitsInfo
-from coda_targets.text import Text, scores
+from coda_targets.modalities.text import Text, scores
 
 PAIRS: list[Text] = [
     ("good film", "bad plot w1"),

@@ -16,10 +16,10 @@ from tests.conftest import TINY, tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
-from coda_compile.cases import Case, Inputs, make_case
 from coda_compile.errors import CodaError, CompileError
-from coda_compile.parity import Comparison, Tolerances, margin
-from coda_compile.verify import reference
+from coda_compile.verify.against_torch import reference
+from coda_compile.verify.cases import Case, Inputs, make_case
+from coda_compile.verify.parity import Comparison, Tolerances, margin
 from coda_models import CodaConfig, CodaModel, convert
 from coda_ops.capacity import slot_count
 from coda_targets import Bundle, TargetError

@@ -10,7 +10,7 @@ import torch
 
 from coda_targets import Bundle
 from coda_targets.manifest import ACTIVATIONS, MANIFEST
-from coda_targets.text import scores
+from coda_targets.modalities.text import scores
 
 pytestmark = pytest.mark.node
 EXAMPLE = Path(__file__).parents[2] / "examples" / "node"

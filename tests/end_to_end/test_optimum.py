@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 from coda_compile import compile
 from coda_models import CodaConfig
 from coda_targets import Bundle
-from coda_targets.text import TextCodec
+from coda_targets.modalities.text import TextCodec
 
 TEXTS = ["good film", "bad plot w1 w2 w3 w4 w5", "w9 " * 200]
 

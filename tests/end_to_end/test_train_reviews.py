@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from tests.conftest import tiny_backbone
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from coda_models import load, recipe
+from coda_models import load
+from coda_models.training import recipe
 
 # Trainer saves two epochs of so small a model within one tick of the file system's clock.
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")

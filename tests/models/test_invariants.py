@@ -10,8 +10,8 @@ from tests.conftest import tiny_coda
 from torch import Tensor
 
 from coda_models import CodaConfig, CodaModel
-from coda_models.attention import bias_between, mask_bias
-from coda_models.layer import CodaLayer
+from coda_models.layers.attention import bias_between, mask_bias
+from coda_models.layers.layer import CodaLayer
 from coda_ops.capacity import slot_count
 
 some = settings(

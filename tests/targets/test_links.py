@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from tests.compiler.test_test_vectors import accept
+from tests.compiler.verify.test_reference_vectors import accept
 
 import coda_targets.manifest
-from coda_compile.profile import profile_bundle
-from coda_compile.test_vectors import verify_bundle
+from coda_compile.inspect.profile import profile_bundle
+from coda_compile.verify.reference_vectors import verify_bundle
 from coda_targets import Bundle, BundleError
+from coda_targets.modalities.text import TextCodec
 from coda_targets.routing import RoutingProbe
-from coda_targets.text import TextCodec
 
 IDS = np.array([[2, 5, 6, 7, 3]])
 

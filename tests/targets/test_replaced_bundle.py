@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compiler.test_test_vectors import accept
+from tests.compiler.verify.test_reference_vectors import accept
 from tests.targets.test_manifest import edit
 
 import coda_targets.bundle
-from coda_compile.replace_folder import replacing
-from coda_compile.test_vectors import verify_bundle
+from coda_compile.bundling.replace_folder import replacing
+from coda_compile.verify.reference_vectors import verify_bundle
 from coda_targets import Bundle, BundleError
+from coda_targets.modalities.text import TextCodec
 from coda_targets.routing import RoutingProbe
-from coda_targets.text import TextCodec
 
 IDS = np.array([[2, 5, 6, 7, 3]])
 REPLACED = r"bundle was replaced since it was opened: open it again$"
@@ -80,10 +80,10 @@ def test_replaced_while_the_model_is_loaded(copied: Path, when: str, monkeypatch
 
 
 def test_adapter_of_another_bundle_is_refused(copied: Path):
-    from coda_targets import adapters
+    from coda_targets import task_adapters
 
     (copied / "adapters").mkdir()
-    adapters.write(copied / "adapters" / "a.onnx_adapter", {"x": np.ones(3, np.float32)})
+    task_adapters.write(copied / "adapters" / "a.onnx_adapter", {"x": np.ones(3, np.float32)})
     accept(copied)
     logits = {"activation": "sigmoid", "problem_type": "single_label_classification"}
     task = {"name": "a", "adapter": "adapters/a.onnx_adapter", "labels": ["l"], "logits": logits, "ood": None}

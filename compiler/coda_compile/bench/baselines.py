@@ -18,12 +18,12 @@ from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
 from coda_compile.bench.turns import Contender, calibration_inputs
-from coda_compile.bundle import transformers_config, write_config
+from coda_compile.bundling.writer import transformers_config, write_config
 from coda_compile.export import export, save_onnx
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
 from coda_ops.errors import first_line
-from coda_targets.cpu import TARGET as CPU
+from coda_targets.runtimes.cpu import TARGET as CPU
 
 
 class Dense:

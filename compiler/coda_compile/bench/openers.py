@@ -13,7 +13,7 @@ import numpy as np
 from coda_ops import native
 from coda_targets import Bundle
 from coda_targets.bundle import Arrays, open_session
-from coda_targets.cpu import TARGET as CPU
+from coda_targets.runtimes.cpu import TARGET as CPU
 
 Run = Callable[[], object]
 Prepare = Callable[[Arrays], Run]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from coda_compile.bench.machine import Machine
-from coda_compile.bench.statistics import Interval, Summary
 from coda_compile.errors import CodaError
+from coda_compile.statistics import Interval, Summary
 from coda_targets.manifest import fits
 
 SCHEMA_VERSION = 1

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.matrix import matrix_rates
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, variant_of
-from coda_compile.bench.statistics import ratio_interval, summarise
 from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns, token_inputs
-from coda_compile.cost import dense_multiply_adds, multiply_adds
 from coda_compile.errors import CodaError, as_sentences
+from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
+from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
 from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL
@@ -191,7 +191,7 @@ def bench(
 
 def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
     """Refuse dense baselines of another model."""
-    from coda_compile.bundle import model_digest
+    from coda_compile.bundling.writer import model_digest
 
     if model_digest(dense) != bundle.manifest.model_sha256:
         raise CodaError(f"{bundle.folder} was compiled from another model than the one to compare it with")
@@ -199,7 +199,7 @@ def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
     from coda_compile.pipeline import compile
-    from coda_compile.quantize import STATIC
+    from coda_compile.precision.quantize import STATIC
 
     texts = calibration_inputs(int(model.hf_config.vocab_size), model.max_tokens)
     targets = [get_target(name) for name in plan.targets or ["cpu"]]

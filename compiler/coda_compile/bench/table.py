@@ -8,9 +8,9 @@ from rich.table import Table
 
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.result import BenchResult, Bound, Measurement
-from coda_compile.bench.statistics import Interval, ratio_interval
 from coda_compile.bench.turns import Timings
-from coda_compile.console import out, whole
+from coda_compile.statistics import Interval, ratio_interval
+from coda_compile.terminal import out, whole
 
 
 def show(result: BenchResult) -> None:

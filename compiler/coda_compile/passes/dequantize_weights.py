@@ -13,7 +13,7 @@ class DequantizeWeights(ir.passes.InPlacePass):
     """``ai.coda::Int8Linear`` → ``DequantizeLinear`` of its weights, ``MatMul``, ``Add``.
 
     The file then says that weights are rounded and nothing of activations: OpenVINO multiplies bytes where it meets
-    this form, and rounds activations for it as its processor allows (``coda_compile.rounding``).
+    this form, and rounds activations for it as its processor allows (``coda_compile.backends.openvino_rounding``).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -8,9 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from coda_compile.bench.result import BenchResult, Measurement
-from coda_compile.bench.statistics import Interval, ratio_interval
 from coda_compile.report.formats import Table, input_shape, interval, megabytes, milliseconds, percent, times
 from coda_compile.report.plots import NEUTRAL, SERIES, Bar, Plot, bars_figure, bars_height, escaped, layout
+from coda_compile.statistics import Interval, ratio_interval
 
 
 def name_of(row: Measurement) -> str:

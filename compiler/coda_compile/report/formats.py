@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coda_compile.bench.statistics import Interval
+from coda_compile.statistics import Interval
 
 
 @dataclass(frozen=True)

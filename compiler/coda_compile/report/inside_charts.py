@@ -5,11 +5,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from coda_compile.parity import Tolerances
-from coda_compile.predict import RoutedWords
-from coda_compile.profile import Profile
+from coda_compile.inspect.predict import RoutedWords
+from coda_compile.inspect.profile import Profile
 from coda_compile.report.formats import Table, milliseconds, percent, tiny
 from coda_compile.report.plots import NEUTRAL, SERIES, Bar, Plot, bars_figure, bars_height, escaped, layout, row_label
+from coda_compile.verify.parity import Tolerances
 
 _ROLES = {
     "attention": ("attention",),

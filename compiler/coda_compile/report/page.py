@@ -12,22 +12,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from coda_compile.accuracy import Accuracy, measure
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, read_result
 from coda_compile.errors import CodaError, as_sentences
-from coda_compile.explain import Explanation, explain, layer_ranges
-from coda_compile.parity import Tolerances
-from coda_compile.profile import profile_bundle
-from coda_compile.pruning import REPORT, Pruning, read_pruning
+from coda_compile.inspect.accuracy import Accuracy, measure
+from coda_compile.inspect.explain import Explanation, explain, layer_ranges
+from coda_compile.inspect.profile import profile_bundle
+from coda_compile.prepare.pruning import REPORT, Pruning, read_pruning
 from coda_compile.report import charts, inside_charts
 from coda_compile.report.formats import Table, percent, size
 from coda_compile.report.plots import Plot
 from coda_compile.report.routing_map import MOST_WORDS, SAMPLE, RoutedText, route_text
 from coda_compile.report.summary import cards, headline, reference_of, verdict
+from coda_compile.verify.parity import Tolerances
 from coda_ops.files import check_result_file, replacing_file
 from coda_targets import Bundle, BundleError
-from coda_targets.text import TOKENIZER
+from coda_targets.modalities.text import TOKENIZER
 
 Stage = Callable[[str], AbstractContextManager[object]]
 

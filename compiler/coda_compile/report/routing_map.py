@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coda_compile.errors import CodaError
-from coda_compile.predict import RoutedWords, predict
+from coda_compile.inspect.predict import RoutedWords, predict
 from coda_targets import Bundle
 
 MOST_WORDS = 120  # drawn in the map; all of them stand in the text and the table

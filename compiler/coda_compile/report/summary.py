@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coda_compile.accuracy import Accuracy
 from coda_compile.bench.result import BenchResult, Measurement, variant_of
 from coda_compile.bench.run import REFERENCE, reduction_of
-from coda_compile.bench.statistics import Interval
-from coda_compile.cost import fewer
-from coda_compile.parity import Tolerances
-from coda_compile.profile import Profile
+from coda_compile.inspect.accuracy import Accuracy
+from coda_compile.inspect.cost import fewer
+from coda_compile.inspect.profile import Profile
 from coda_compile.report.charts import name_of
 from coda_compile.report.formats import interval, megabytes, milliseconds, percent, times, tiny
+from coda_compile.statistics import Interval
+from coda_compile.verify.parity import Tolerances
 from coda_targets.manifest import Manifest
 
 

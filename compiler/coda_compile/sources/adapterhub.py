@@ -18,12 +18,12 @@ from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer, quiet
-from coda_models.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
-from coda_models.layer import PostNormBlock
+from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
+from coda_models.layers.layer import PostNormBlock
 from coda_models.model import CodaModel
 from coda_ops.errors import first_line
 

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from coda_compile.cases import Inputs, make_case
 from coda_compile.errors import CompileError
 from coda_compile.export import AXES
 from coda_compile.logits import cross_encoder_keys, logits_info
 from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
+from coda_compile.verify.cases import Inputs, make_case
 from coda_models.backbone import load_tokenizer
 from coda_models.plain_json import json_object
 from coda_ops import DOMAIN

@@ -19,8 +19,8 @@ from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
+from coda_models.layers.prompts import add_prefix, add_prompt
 from coda_models.model import CodaModel
-from coda_models.prompts import add_prefix, add_prompt
 from coda_ops.errors import CodaError, first_line
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

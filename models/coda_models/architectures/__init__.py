@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from coda_models.attention import RelativeBias
 from coda_models.errors import UnsupportedModelError
-from coda_models.layer import Block
+from coda_models.layers.attention import RelativeBias
+from coda_models.layers.layer import Block
 
 FAMILIES = {
     "bert": "bert",

@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from coda_models.architectures import Parts, choose_head, input_names
-from coda_models.attention import Attention
 from coda_models.errors import UnsupportedModelError
-from coda_models.layer import FeedForward, PostNormBlock
+from coda_models.layers.attention import Attention
+from coda_models.layers.layer import FeedForward, PostNormBlock
 
 
 def block(layer: Any, config: Any) -> PostNormBlock:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from coda_models.architectures import FirstToken, Parts, choose_head
-from coda_models.attention import Attention
-from coda_models.layer import FeedForward, PostNormBlock
+from coda_models.layers.attention import Attention
+from coda_models.layers.layer import FeedForward, PostNormBlock
 
 
 def _block(layer: Any, config: Any) -> PostNormBlock:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from coda_models.architectures import Parts, choose_head
-from coda_models.attention import Attention, RelativeBias
-from coda_models.layer import FeedForward, PostNormBlock
+from coda_models.layers.attention import Attention, RelativeBias
+from coda_models.layers.layer import FeedForward, PostNormBlock
 
 
 def _block(layer: Any, config: Any) -> PostNormBlock:

@@ -4,8 +4,8 @@ from typing import Any
 
 from coda_models.architectures import Parts, after_padding, choose_head, input_names
 from coda_models.architectures.bert import refuse_variants
-from coda_models.attention import Attention
-from coda_models.layer import FeedForward, PreNormBlock
+from coda_models.layers.attention import Attention
+from coda_models.layers.layer import FeedForward, PreNormBlock
 
 
 def _block(layer: Any, config: Any) -> PreNormBlock:

@@ -6,8 +6,8 @@ from tests.conftest import tiny_coda
 
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped
-from coda_compile.bench.statistics import ratio_interval, summarise
-from coda_compile.bundle import model_digest
+from coda_compile.bundling.writer import model_digest
+from coda_compile.statistics import ratio_interval, summarise
 from coda_models import CodaConfig
 
 NOISE = (0.99, 1.0, 1.02, 0.98, 1.01, 1.0, 1.03, 0.97)

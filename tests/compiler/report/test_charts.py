@@ -6,8 +6,8 @@ import pytest
 from tests.compiler.report.results import made_up
 
 from coda_compile.bench.result import Bound
-from coda_compile.bench.statistics import Interval
 from coda_compile.report import charts
+from coda_compile.statistics import Interval
 
 
 def test_latency_is_sorted_and_has_intervals():

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import compile
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import BenchResult
-from coda_compile.cli import main
+from coda_compile.cli.main import main
 from coda_compile.errors import CodaError
 from coda_compile.report.page import make_report
 from coda_compile.report.routing_map import route_text

@@ -16,8 +16,8 @@ from tests.compiler.sources.test_peft import answers, same, texts
 from tests.conftest import tiny_backbone
 
 from coda_compile import compile
-from coda_compile.cost import dense_multiply_adds
 from coda_compile.errors import CompileError
+from coda_compile.inspect.cost import dense_multiply_adds
 from coda_compile.sources import read_source
 from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
 from coda_targets import Bundle

@@ -137,7 +137,8 @@ def test_a_model_that_would_compute_something_else_is_refused(tmp_path: Path, mo
     saved(tmp_path, "mpnet")
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        "coda_models.attention.F.scaled_dot_product_attention", lambda q, *rest, **more: attention(2 * q, *rest, **more)
+        "coda_models.layers.attention.F.scaled_dot_product_attention",
+        lambda q, *rest, **more: attention(2 * q, *rest, **more),
     )
     with pytest.raises(CompileError, match="would not compute what transformers does"):
         read_source(tmp_path)

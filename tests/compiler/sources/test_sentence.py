@@ -16,8 +16,8 @@ from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_for
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
-from coda_compile.console import inspected
 from coda_compile.sources import read_source
+from coda_compile.terminal import inspected
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
 from coda_ops.errors import CodaError
@@ -414,7 +414,7 @@ def lengths(bundle: Bundle) -> set[int]:
 
 
 def embedded_tokens(bundle: Bundle) -> int:
-    from coda_targets.text import TextCodec
+    from coda_targets.modalities.text import TextCodec
 
     return int(TextCodec(bundle).encode(TEXTS).inputs["input_ids"].shape[1])
 

@@ -16,7 +16,7 @@ from coda_models import CodaConfig, save, save_pretrained
 from coda_ops.errors import CodaError
 from coda_targets import Bundle
 from coda_targets.errors import InputError
-from coda_targets.text import TextCodec
+from coda_targets.modalities.text import TextCodec
 
 LONG = "w9 w8 w7 " * 60
 

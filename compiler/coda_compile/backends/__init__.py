@@ -1,0 +1,1 @@
+"""How models are compiled for each target: passes, function bodies, precisions and tolerances."""

@@ -1,0 +1,328 @@
+"""Writing a bundle: whole or not at all, and the same bytes for the same inputs."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile.bundling.replace_folder import replacing as replacing
+from coda_compile.errors import CompileError, CompileWarning, OutputError
+from coda_compile.logits import logits_info
+from coda_compile.passes import PassReport, operator_counts
+from coda_compile.prepare.pruning import REPORT, Pruning
+from coda_compile.sources.classes import class_names
+from coda_compile.verify.parity import CaseParity, Tolerances
+from coda_models.backbone import AUTO_CLASSES
+from coda_models.checkpoint import portable_config
+from coda_models.digest import tensor_digest
+from coda_models.model import CodaModel
+from coda_models.ood import OodDetector
+from coda_models.provenance import public_name, without_places
+from coda_ops import RUNTIME_DOMAIN
+from coda_targets import BundleError, Target
+from coda_targets.manifest import (
+    MANIFEST,
+    LayerInfo,
+    LogitsInfo,
+    Manifest,
+    OodInfo,
+    SessionInfo,
+    TaskInfo,
+    TensorInfo,
+    list_files,
+    read_manifest,
+    release,
+    unlisted,
+)
+
+_PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+# First onnxruntime release for each opset and IR version, from its own table of compatibility.
+_RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
+NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
+_RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
+_RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
+_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
+_RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to replace anything but a bundle with nothing else in it, or an empty folder.
+
+    Args:
+        folder: absolute, no link.
+
+    Raises:
+        OutputError: something else is there, it cannot be replaced, or its parent is not there.
+    """
+    if not folder.parent.is_dir():
+        raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder with -o DIR")
+    if not folder.exists():
+        return
+    if folder.is_dir() and (folder.is_mount() or folder in (Path.cwd(), *Path.cwd().parents)):
+        what = "a mount point" if folder.is_mount() else "the current folder or holds it"
+        raise OutputError(f"{folder} is {what} and cannot be replaced: choose a folder inside with -o {folder}/NAME")
+    if not folder.is_dir():
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR")
+    if not any(folder.iterdir()):
+        return
+    try:
+        empty = [place for place in folder.rglob("*") if place.is_dir() and not any(place.iterdir())]
+        foreign = [*unlisted(folder, read_manifest(folder)), *(str(place.relative_to(folder)) for place in empty)]
+    except BundleError:
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR") from None
+    if foreign:
+        raise OutputError(
+            f"{folder / foreign[0]} is not part of the bundle there: move it away, or choose another folder with -o DIR"
+        )
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a bundle says of the model in it; the fields are those of ``Manifest``.
+
+    Attributes:
+        config: for config.json, as transformers and optimum expect it.
+    """
+
+    task: str
+    architecture: str
+    config: dict[str, Any]
+    max_tokens: int
+    labels: tuple[str, ...]
+    logits: LogitsInfo | None
+    model_sha256: str
+    width: int = 0
+    feed_forward: int = 0
+    layers: tuple[LayerInfo, ...] = ()
+    coda_config: dict[str, Any] = field(default_factory=dict)
+    ood: OodInfo | None = None
+
+
+def describe(model: CodaModel, model_sha256: str) -> Described:
+    """A model in memory.
+
+    Args:
+        model_sha256: of the model as it came, see ``model_digest``.
+    """
+    hf, coda = model.hf_config, model.coda_config
+    block = next(iter(model.coda_layers())).block
+    return Described(
+        task=coda.task,
+        architecture=str(hf.model_type),
+        config=transformers_config(model),
+        max_tokens=model.max_tokens,
+        labels=label_names(model),
+        logits=logits_of(model),
+        model_sha256=model_sha256,
+        width=int(hf.hidden_size),
+        feed_forward=int(block.feed_forward.up.out_features),
+        layers=layer_infos(model, model.max_tokens),
+        coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
+        ood=ood_info(model.ood),
+    )
+
+
+def transformers_config(model: CodaModel) -> dict[str, Any]:
+    """The backbone's configuration, for the head that the model has."""
+    config = portable_config(model.hf_config)
+    task = model.coda_config.task
+    config["architectures"] = [AUTO_CLASSES[task]._model_mapping[type(model.hf_config)].__name__]
+    return config
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.json."""
+    _write_json(folder / "config.json", without_places(config))
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
+    """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
+
+    One that has no tokenizer.json form is left out, and tokens that the model cannot look up are named, each with a
+    ``CompileWarning``.
+
+    Args:
+        vocabulary: how many tokens the model knows.
+
+    Raises:
+        CompileError: a tokenizer without a padding token.
+    """
+    if not tokenizer.is_fast:
+        warnings.warn(
+            f"the bundle goes without a tokenizer, since {type(tokenizer).__name__} has no tokenizer.json form: feed "
+            "token ids, or pass a fast one with --tokenizer PATH",
+            CompileWarning,
+            stacklevel=2,
+        )
+        return
+    if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary]:
+        warnings.warn(
+            f"the tokenizer has {len(beyond)} more tokens than the {vocabulary} that the model knows, {min(beyond)!r} "
+            "among them, and texts that hold one cannot be run: train the model with resize_token_embeddings, or leave "
+            "them out",
+            CompileWarning,
+            stacklevel=2,
+        )
+    if tokenizer.pad_token_id is None:
+        raise CompileError(
+            f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again"
+        )
+    tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
+    tokenizer.model_max_length = max_tokens
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its class may say, not its file
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    backend.enable_padding(
+        pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
+    )
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
+
+
+def write_report(
+    folder: Path,
+    passes: list[PassReport],
+    parity: Mapping[str, list[CaseParity]],
+    tolerances: Tolerances,
+    pruning: Pruning | None = None,
+) -> None:
+    """report.json: what was pruned, what every pass did, and how every verified input compared, by task where there are
+    several."""
+    cases = [
+        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
+    ]
+    plain = {
+        "schema_version": 1,
+        "pruning": None if pruning is None else asdict(pruning),
+        "passes": [asdict(report) for report in passes],
+        "parity": {"tolerances": asdict(tolerances), "cases": cases},
+    }
+    _write_json(folder / REPORT, plain)
+
+
+def _plain_parity(case: CaseParity) -> dict[str, Any]:
+    plain = asdict(case)
+    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
+    return plain
+
+
+def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
+    """How each layer routes a text of some tokens, bottom first."""
+    config = model.coda_config
+    return tuple(
+        LayerInfo(
+            str(layer.reduction),
+            layer.attention,
+            layer.block.light_width + (0 if layer.adapter is None else config.bottleneck),
+            layer.slots(tokens),
+        )
+        for layer in model.coda_layers()
+    )
+
+
+def label_names(model: CodaModel) -> tuple[str, ...]:
+    """Classes in order of the logits; none of a model that classifies nothing.
+
+    Raises:
+        CompileError: its configuration does not name each of them once.
+    """
+    if not model.coda_config.task.endswith("classification"):
+        return ()
+    return class_names(model.hf_config.id2label, int(model.hf_config.num_labels), "the model's config.json")
+
+
+def logits_of(model: CodaModel) -> LogitsInfo | None:
+    """What a model's logits mean; ``None`` where it classifies nothing.
+
+    Raises:
+        CompileError: an activation or a problem type that is not known, or classes that are not named.
+    """
+    config = portable_config(model.hf_config)
+    return logits_info(model.coda_config.task, config, len(label_names(model)), "the model's config.json")
+
+
+def model_digest(model: CodaModel) -> str:
+    """SHA-256 of a model's tensors, before anything is pruned, rounded or fitted."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("ood.")}
+    return tensor_digest(own)
+
+
+def ood_info(detector: OodDetector | None) -> OodInfo | None:
+    """What the manifest says of a model's detector, where it has one."""
+    return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
+
+
+def write_manifest(
+    folder: Path,
+    model: Described,
+    compiled: ir.Model,
+    target: Target,
+    precision: str,
+    tasks: Sequence[TaskInfo] = (),
+) -> None:
+    """manifest.json, last of all: it hashes the other files."""
+    opset = dict(sorted(compiled.opset_imports.items()))
+    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
+    manifest = Manifest(
+        task=model.task,
+        architecture=model.architecture,
+        target=target.name,
+        precision=precision,
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
+        opset=opset,
+        ir_version=compiled.ir_version,
+        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
+        operators=dict(sorted(operator_counts(compiled).items())),
+        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
+        outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
+        max_tokens=model.max_tokens,
+        width=model.width,
+        feed_forward=model.feed_forward,
+        labels=model.labels,
+        logits=model.logits,
+        model_sha256=model.model_sha256,
+        layers=model.layers,
+        coda_config=model.coda_config,
+        session=SessionInfo(
+            tuple(name for name, _ in target.providers),
+            target.graph_level,
+            target.threads,
+            target.native,
+            next((options for _, options in target.providers), {}),
+        ),
+        ood=model.ood,
+        tasks=tuple(tasks),
+        files=list_files(folder),
+    )
+    (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
+
+
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
+    needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
+    if RUNTIME_DOMAIN in compiled.opset_imports:
+        needed.append(_RUNTIME_OF_ATTENTION)
+    if swapped:
+        needed.append(_RUNTIME_OF_ADAPTERS)
+    if plugin:
+        needed.append(_RUNTIME_OF_PLUGINS)
+    return max(needed, key=release)
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
+
+
+def _write_json(path: Path, plain: Any) -> None:
+    path.write_text(json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

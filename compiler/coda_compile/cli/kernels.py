@@ -1,0 +1,36 @@
+"""Commands for the native kernels of the CoDA operators. Parse and call, nothing else."""
+
+from pathlib import Path
+
+import click
+
+from coda_compile import terminal
+from coda_ops import native
+
+
+@click.group(short_help="Native CPU kernels of the CoDA operators.")
+def kernels() -> None:
+    """Native CPU kernels of the CoDA operators. Bundles run without them, and the same file runs faster with them.
+
+    \b
+    coda-compile kernels status
+    coda-compile kernels build --include onnxruntime-linux-x64-1.22.0/include
+
+    The environment variable CODA_KERNELS=portable leaves them unused.
+    """
+
+
+@kernels.command(short_help="Compile them on this machine.")
+@click.option("--include", type=click.Path(path_type=Path), help="Folder of onnxruntime's C++ headers.")
+def build(include: Path | None) -> None:
+    """Compile the kernels with this machine's C++ compiler and CMake, into the installed package."""
+    progress = terminal.Progress()
+    with progress.stage("build"):
+        native.build(include)
+    terminal.kernels()
+
+
+@kernels.command(short_help="Are they here, and does onnxruntime load them?")
+def status() -> None:
+    """Say where the kernels are and whether this onnxruntime loads them, or what building them lacks."""
+    terminal.kernels()

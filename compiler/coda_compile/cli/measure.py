@@ -1,0 +1,266 @@
+"""Commands that measure: bench, check, report, explain. Parse and call, nothing else."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from coda_compile import terminal
+from coda_ops.files import check_result_file, write_text
+
+
+@click.group()
+def measure() -> None:
+    """Holds the commands until ``coda_compile.cli.main`` takes them over."""
+
+
+@measure.command(short_help="Latency against the dense adapter in every common runtime.")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--shape", help="Random weights of a known size instead of a model: bert-base, minilm-l6, …")
+@click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
+@click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
+@click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
+@click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "int8", "int8-static"]),
+    help="[default: the first two]",
+)
+@click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Of each contender, equal.  [default: all cores]")
+@click.option("--json", "result_file", type=click.Path(path_type=Path), help="Write the result here, for report.")
+def bench(
+    model: Path | None,
+    shape: str | None,
+    backbone: str | None,
+    checkpoint: Path | None,
+    reductions: tuple[str, ...],
+    targets: tuple[str, ...],
+    batches: tuple[int, ...],
+    tokens: tuple[int, ...],
+    precisions: tuple[str, ...],
+    skip: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    result_file: Path | None,
+) -> None:
+    """Compare MODEL, compiled, with what would be deployed instead: the dense adapter in torch, onnxruntime, optimum
+    and OpenVINO, in fp32 and int8.
+
+    MODEL is a checkpoint, or a bundle to measure as it is. Every contender has a process of its own; they run in
+    turns, one at a time, on the same inputs and as many threads.
+
+    \b
+    coda-compile bench reviews.pt --json bench.json
+    coda-compile bench reviews-cpu --checkpoint reviews.pt --tokens 512
+    coda-compile bench --shape bert-base -r 4 -r 8
+    coda-compile bench reviews.pt --target cpu --target openvino
+    """
+    if (model is None) == (shape is None):
+        raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
+    if result_file is not None:
+        check_result_file(result_file, b"{")
+    from coda_compile.bench.run import Plan
+
+    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
+    progress = terminal.Progress()
+    with progress.stage("start"):
+        import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
+
+        from coda_compile.bench import table
+        from coda_compile.bench.run import bench as measure_all
+        from coda_compile.bench.shapes import random_model
+        from coda_compile.sources import read_source
+        from coda_models import CodaModel
+        from coda_targets import Bundle
+        from coda_targets.manifest import MANIFEST
+    with progress.stage("load"):
+        dense = None if checkpoint is None else read_source(checkpoint, backbone=backbone).model
+        subject: CodaModel | Bundle
+        if model is None:
+            subject = random_model(str(shape))
+        elif (model / MANIFEST).is_file():
+            subject = Bundle(model)
+        else:
+            subject = read_source(model, backbone=backbone).model
+    result = measure_all(
+        subject,
+        dense=dense,
+        plan=plan,
+        name=shape or Path(str(model)).name,
+        command=shlex.join(["coda-compile", *sys.argv[1:]]),
+        stage=progress.stage,
+    )
+    table.show(result)
+    if result_file is not None:
+        write_text(result_file, result.dump())
+
+
+@measure.command(short_help="Did latency regress against a baseline? For CI.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
+@click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
+@click.option("--by", default=0.05, show_default=True, help="How much slower is accepted, as a fraction.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the timed input.")
+@click.option("--tokens", type=click.IntRange(1), help="Length of the timed input.  [default: the longest]")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Of each process.  [default: all cores]")
+@click.option("--launches", default=32, show_default=True, type=click.IntRange(4), help="At most so many.")
+@click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(1), help="At most so many seconds.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result here.")
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")
+def check(
+    bundle: Path,
+    against: str,
+    build_baseline: str | None,
+    by: float,
+    batch: int,
+    tokens: int | None,
+    threads: int,
+    launches: int,
+    budget: float,
+    json_file: Path | None,
+    junit_file: Path | None,
+) -> None:
+    """Decide whether BUNDLE is slower than a baseline.
+
+    First what needs no clock: multiply-adds, bytes, fusions lost, nodes placed elsewhere. Then both bundles are timed
+    in turns, in fresh processes, until the interval decides; the baseline is also timed against itself, and a
+    threshold below that noise is refused. In a GitHub job it annotates the run.
+
+    \b
+    coda-compile check build/reviews-cpu --against released/reviews-cpu
+    coda-compile check build/reviews-cpu --against origin/main --build-baseline 'make bundle OUT="$CODA_OUTPUT"'
+
+    \b
+    Exit codes
+    0  no regression
+    1  an error, in one sentence
+    2  wrong usage
+    3  regression
+    4  cannot tell on this machine; the output says what would help
+    """
+    if json_file is not None:
+        check_result_file(json_file, b"{")
+    if junit_file is not None:
+        check_result_file(junit_file, b"<")
+    from coda_compile.regression import outputs
+    from coda_compile.regression.baseline import baseline_bundle
+    from coda_compile.regression.check import check as check_latency
+    from coda_targets import Bundle
+
+    opened = Bundle(bundle)
+    with baseline_bundle(against, build_baseline, Path.cwd()) as baseline, outputs.watching() as on_launch:
+        result = check_latency(
+            opened,
+            baseline,
+            by=by,
+            batch=batch,
+            tokens=tokens,
+            threads=threads,
+            launches=launches,
+            budget=budget,
+            baseline_name=against,
+            on_launch=on_launch,
+        )
+    outputs.show(result)
+    outputs.tell_github(result)
+    if json_file is not None:
+        write_text(json_file, outputs.to_json(result))
+    if junit_file is not None:
+        write_text(junit_file, outputs.to_junit(result))
+    sys.exit(result.verdict.exit_code)
+
+
+@measure.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
+@click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
+@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
+def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
+    """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
+    goes.
+
+    \b
+    coda-compile explain reviews-cpu
+    coda-compile explain reviews-cpu --tokens 128 --threads 1
+    """
+    from coda_compile.cli import explain_table
+    from coda_compile.inspect.explain import explain as explain_profile
+    from coda_compile.inspect.profile import profile_bundle
+    from coda_targets import Bundle
+
+    profile = profile_bundle(Bundle(bundle), batch=batch, tokens=tokens, runs=runs, threads=threads)
+    explain_table.show(explain_profile(profile))
+
+
+@measure.command(short_help="One self-contained HTML page about a bundle.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
+@click.option("--text", help="Show the routing of this text.  [default: a short review]")
+@click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label: adds accuracy.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Of the profile.  [default: the benchmark's]")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: BUNDLE-report.html beside BUNDLE]")
+def report(
+    bundle: Path, bench: Path | None, text: str | None, data: Path | None, threads: int, output: Path | None
+) -> None:
+    """Write everything known of BUNDLE into one HTML page that needs no network: latency and its bound, where the time
+    goes, memory, passes, parity, what the routers do, and how to reproduce it.
+
+    \b
+    coda-compile bench reviews.pt --json bench.json
+    coda-compile report reviews-cpu --bench bench.json --data test.csv
+    """
+    progress = terminal.Progress()
+    with progress.stage("start"):
+        from coda_compile.report.page import make_report
+        from coda_targets import Bundle
+    folder = bundle.resolve()
+    written = make_report(
+        Bundle(bundle),
+        output or folder.with_name(f"{folder.name}-report.html"),
+        bench=bench,
+        text=text,
+        data=data,
+        threads=threads,
+        command=shlex.join(["coda-compile", *sys.argv[1:]]),
+        stage=progress.stage,
+    )
+    terminal.out.print(f"{written}: {written.stat().st_size / 1e6:.1f} MB, opens in any browser", soft_wrap=True)
+
+
+@measure.command(short_help="Accuracy on your texts, and how well unknown ones are told.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file, text,label.")
+@click.option("--outside", type=click.Path(path_type=Path), help="CSV file with texts the model is not meant for.")
+@click.option("--model", type=click.Path(path_type=Path), help="The model behind BUNDLE, to compare with.")
+@click.option("--ood-data", type=click.Path(path_type=Path), help="What the bundle's --ood was fitted on.")
+@click.option("--backbone", metavar="PATH", help="Folder or hub name of the model's backbone.")
+def evaluate(
+    bundle: Path, data: Path, outside: Path | None, model: Path | None, ood_data: Path | None, backbone: str | None
+) -> None:
+    """Label the texts of a CSV file with BUNDLE: its accuracy and, with texts that the model is not meant for, AUROC,
+    AUPR and FPR at 95 % TPR of its out-of-distribution score. With the model that it was made from, both side by side.
+
+    \b
+    coda-compile evaluate reviews-cpu --data test.csv
+    coda-compile evaluate intents-cpu --data test.csv --outside others.csv --model intents.pt --ood-data train.csv
+    """
+    from coda_compile.inspect.evaluate import evaluate as evaluate_bundle
+    from coda_targets import Bundle
+
+    if outside is not None and model is not None and ood_data is None:
+        raise click.UsageError("scoring with the model takes what the bundle was fitted on: --ood-data FILE")
+    opened = Bundle(bundle)
+    source = None
+    if model is not None:
+        from coda_compile.sources import read_source
+
+        source = read_source(model, backbone=backbone)
+    terminal.evaluated(evaluate_bundle(opened, data, outside=outside, original=source, known=ood_data))

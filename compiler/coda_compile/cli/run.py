@@ -1,0 +1,85 @@
+"""The command that predicts. Parse and call, nothing else."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coda_compile import terminal
+from coda_compile.errors import CodaError
+
+if TYPE_CHECKING:
+    from coda_targets.modalities.text import Text
+
+
+@click.command(short_help="Predict with a bundle, one JSON line a text.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option(
+    "--text-pair", "others", multiple=True, metavar="TEXT", help="Text beside TEXTS; repeat for several pairs."
+)
+@click.option(
+    "--file",
+    "-f",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="One text a line, or .csv or .jsonl with text and text_pair; - is stdin.",
+)
+@click.option("--task", metavar="NAME", help="Of a bundle with several.  [default: the first]")
+@click.option("--raw", is_flag=True, help="Print the logits of all labels instead of scores.")
+@click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
+def run(
+    bundle: Path,
+    texts: tuple[str, ...],
+    others: tuple[str, ...],
+    source: Path | None,
+    task: str | None,
+    raw: bool,
+    show_routing: bool,
+    batch: int,
+    threads: int,
+) -> None:
+    """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
+
+    Scores are what transformers' pipelines give, and sentence-transformers for cross-encoders: of the best label, or of
+    all labels, best first, where each is right or wrong by itself. Models that compare two texts take pairs: one of
+    TEXTS with each --text-pair, each with one, or as many, in order; or a .csv or .jsonl file with text and text_pair.
+
+    \b
+    coda-compile run reviews-cpu "A slow start, then a triumph."
+    coda-compile run reviews-cpu --file reviews.txt > results.jsonl
+    coda-compile run reranker-cpu "how do whales sleep" --text-pair "One half at a time." --text-pair "Bees dance."
+    coda-compile run reranker-cpu --file pairs.csv --raw
+    """
+    from coda_compile.inspect.predict import predict
+    from coda_compile.text_files import named
+    from coda_targets import Bundle
+
+    opened = Bundle(bundle, threads=threads)
+    given = _texts(texts, others, source)
+    for text, record, routed in predict(opened, given, batch=batch, routing=show_routing, task=task, raw=raw):
+        click.echo(json.dumps({**named(text), **record}, ensure_ascii=False))
+        if routed is not None:
+            terminal.routing(routed)
+
+
+def _texts(texts: tuple[str, ...], others: tuple[str, ...], source: Path | None) -> "Iterator[Text]":
+    from coda_compile.text_files import lines, pairs, stream_texts, utf8
+
+    if others and not texts:
+        raise click.UsageError("--text-pair stands beside TEXTS: give some, or a .csv or .jsonl with --file")
+    if texts and source is not None:
+        raise click.UsageError("give TEXTS or --file, one of them")
+    if texts:
+        yield from pairs([utf8(text) for text in texts], [utf8(text) for text in others])
+    elif source is not None and source != Path("-"):
+        yield from stream_texts(source)
+    elif source is None and (sys.stdin is None or sys.stdin.isatty()):  # None where the shell closed it
+        raise CodaError("no text to run on: give some, or --file FILE, or pipe lines in")
+    else:
+        yield from lines(sys.stdin)

@@ -1,0 +1,1 @@
+"""What a bundle holds, costs and decides."""

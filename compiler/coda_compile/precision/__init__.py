@@ -1,0 +1,1 @@
+"""Precisions: how weights and activations are quantised, one file each."""

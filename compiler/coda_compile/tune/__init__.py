@@ -1,0 +1,1 @@
+"""Choosing reductions and precision by measuring."""

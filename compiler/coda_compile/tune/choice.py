@@ -1,0 +1,226 @@
+"""choose(): precision, r and kernels by measuring accuracy and latency on somebody's own texts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import product
+from operator import eq
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile.bench.run import reduction_of
+from coda_compile.bench.turns import Contender, in_turns
+from coda_compile.bundling.writer import check_output, label_names, logits_of
+from coda_compile.errors import CompileError, as_sentences
+from coda_compile.inspect.cost import multiply_adds
+from coda_compile.inspect.predict import predict
+from coda_compile.logits import check_one_label
+from coda_compile.pipeline import compile
+from coda_compile.precision.quantize import STATIC
+from coda_compile.prepare.calibration import Calibration
+from coda_compile.prepare.fit_ood import check as check_ood
+from coda_compile.statistics import ratio_interval
+from coda_compile.text_files import MEASURED, read_rows
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_ops import native
+from coda_ops.files import private_folder
+from coda_targets import Bundle, Target
+from coda_targets.bundle import Arrays
+from coda_targets.modalities.text import Text, TextCodec
+
+Reductions = Reduction | Sequence[Reduction]
+# int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
+_NOT_FASTER = ("int4",)
+Stage = Callable[[str], AbstractContextManager[object]]
+_FACTORS = tuple(map(Fraction, ("1", "1/2", "3/2", "2", "3")))  # of the r that a model was trained at
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compile the model, and what it is worth on the texts.
+
+    Attributes:
+        reduction: in text; one a layer, with commas, where they differ.
+        right: texts labelled as they should be.
+        same: texts labelled as the reference labels them.
+        seconds: median latency of one text of median length.
+        multiply_adds: for that text.
+    """
+
+    reduction: str
+    precision: str
+    right: int
+    same: int
+    seconds: float
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured, and what came of it.
+
+    Attributes:
+        bundle: the chosen one.
+        candidates: all; the first is the reference, the model as it was trained in fp32.
+        chosen: the fastest one within the budget.
+        kernels: how much faster it is on native kernels than on function bodies; ``None`` where there are none.
+        texts: how many were labelled.
+        tokens: of the text that was timed.
+        budget: points of accuracy that might be lost.
+    """
+
+    bundle: Bundle
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    kernels: float | None
+    texts: int
+    tokens: int
+    budget: float
+
+    def lost(self, candidate: Candidate) -> float:
+        """Points of accuracy below the reference; negative above it."""
+        return _lost(candidate.right, self.candidates[0].right, self.texts)
+
+    def on_front(self, candidate: Candidate) -> bool:
+        """Whether no other one is at least as accurate and as fast, and better in one of the two."""
+        own = (candidate.right, -candidate.seconds)
+        others = ((other.right, -other.seconds) for other in self.candidates)
+        return not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in others)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    reduction: Reductions
+    bundle: Bundle
+    answers: list[str]
+
+
+@as_sentences()
+def choose(
+    model: CodaModel,
+    target: Target,
+    *,
+    data: Path,
+    budget: float,
+    output: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    reduction: Reductions | None = None,
+    calibration: Calibration | None = None,
+    pack: bool = False,
+    ood: str | None = None,
+    ood_data: Path | None = None,
+    rounds: int = 15,
+    threads: int = 0,
+    stage: Stage = nullcontext,
+) -> Choice:
+    """Compile a classifier in every fast precision of a target and at several r, and keep the fastest good enough one.
+
+    Args:
+        model: at the r that it was trained at.
+        data: CSV file with the columns ``text``, ``text_pair`` of pairs, and ``label``, of texts that played no part
+            in training.
+        budget: points of accuracy, of a hundred, that may be lost against the reference.
+        output: folder of the chosen bundle.
+        reduction: the only r to try, and then the reference's too.
+        calibration: as for ``compile``; without it int8-static is not tried.
+        pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
+        rounds: of timing, in turns, a process each.
+        threads: of every process, 0 for all cores.
+        stage: called with each stage's name, gives a context that lasts as long as the stage.
+
+    Raises:
+        CodaError: a model that does not choose one label of several for a text or has no tokenizer, or data that
+            cannot be read.
+    """
+    task, logits, names = model.coda_config.task, logits_of(model), label_names(model)
+    check_one_label(MEASURED, task, logits, names)
+    check_ood(ood, ood_data, task, logits, names)
+    output = output.resolve()
+    check_output(output)
+    texts, labels = zip(*read_rows(data, names), strict=True)
+    if tokenizer is None:
+        raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
+    reductions = _around(model) if reduction is None else [reduction]
+    left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
+    precisions = [precision for precision in target.precisions if precision not in left_out]
+    with private_folder() as temporary:
+        compiled = []
+        for i, (r, precision) in enumerate(product(reductions, precisions)):
+            with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
+                bundle = compile(
+                    model,
+                    target,
+                    output=temporary / str(i),
+                    tokenizer=tokenizer,
+                    reduction=r,
+                    precision=precision,
+                    calibration=calibration if precision == STATIC else None,
+                    pack=pack,
+                )
+                answers = [record["label"] for _, record, _ in predict(bundle, texts)]
+            compiled.append(_Compiled(r, bundle, answers))
+        timed = _median_text(compiled[0].bundle, texts)
+        with stage("turns"):
+            numbers = [str(i) for i in range(len(compiled))]
+            contenders = [Contender.of_bundle(n, c.bundle.folder) for n, c in zip(numbers, compiled, strict=True)]
+            timings = in_turns(contenders, [timed], rounds=rounds, threads=threads)
+        tokens = timed["input_ids"].shape[1]
+        candidates = [
+            Candidate(
+                reduction=reduction_of(c.bundle.manifest),
+                precision=c.bundle.manifest.precision,
+                right=sum(map(eq, c.answers, labels)),
+                same=sum(map(eq, c.answers, compiled[0].answers)),
+                seconds=float(np.median(timings[name].every_run())),
+                multiply_adds=multiply_adds(c.bundle.manifest, tokens),
+            )
+            for name, c in zip(numbers, compiled, strict=True)
+        ]
+        allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
+        best = min(allowed, key=lambda i: candidates[i].seconds)
+        kernels = None
+        if target.native and native.library() is not None:
+            with stage("kernels"):
+                kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
+    with stage("compile"):
+        bundle = compile(
+            model,
+            replace(target, native=kernels is None or kernels >= 1),
+            output=output,
+            tokenizer=tokenizer,
+            reduction=compiled[best].reduction,
+            precision=candidates[best].precision,
+            calibration=calibration if candidates[best].precision == STATIC else None,
+            pack=pack,
+            ood=ood,
+            ood_data=ood_data,
+        )
+    return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
+
+
+def _lost(right: int, reference: int, texts: int) -> float:
+    return 100 * (reference - right) / texts
+
+
+def _around(model: CodaModel) -> list[list[Fraction]]:
+    """r of every layer: as trained, then by each factor. A dense model has but one."""
+    trained = model.coda_config.layer_reductions(len(model.layers))
+    scaled = [[max(Fraction(1), r * factor) if r > 1 else r for r in trained] for factor in _FACTORS]
+    return [r for i, r in enumerate(scaled) if r not in scaled[:i]]
+
+
+def _median_text(bundle: Bundle, texts: Sequence[Text]) -> Arrays:
+    """A text of median length as the model takes it, alone."""
+    codec = TextCodec(bundle)
+    encoded = sorted((codec.encode([text]).inputs for text in texts), key=lambda inputs: inputs["input_ids"].shape[1])
+    return encoded[len(encoded) // 2]
+
+
+def _gain_of_kernels(bundle: Bundle, timed: Arrays, rounds: int, threads: int) -> float:
+    contenders = [Contender.of_bundle(str(portable), bundle.folder, portable=portable) for portable in (False, True)]
+    with_kernels, without = in_turns(contenders, [timed], rounds=rounds, threads=threads).values()
+    return ratio_interval(without.rounds(), with_kernels.rounds()).middle

@@ -1,0 +1,1 @@
+"""Proof that a compiled model computes what the trained one does."""

@@ -1,0 +1,177 @@
+"""Known inputs and outputs inside a bundle, so that it can be verified anywhere without torch.
+
+Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
+decided, and by which margins, stands in ``expected.json``; what a model gives where the first token is routed in every
+layer, in ``routed_outputs/``. Of several tasks each but the first has a set by its name.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from coda_compile.verify.agreement import check_agreement
+from coda_compile.verify.first_token import selecting, through_first
+from coda_compile.verify.parity import CaseParity, Comparison, Tolerances, margin
+from coda_ops.errors import first_line
+from coda_targets import Bundle, BundleError
+from coda_targets.bundle import Arrays
+from coda_targets.routing import Decision, RoutingProbe
+
+DATA_SET = "test_data_set_0"
+EXPECTED = "expected.json"
+ROUTED = "routed_outputs"
+_MOST_ALLOWED = 1.0  # difference; eight bits allow a tenth of that
+
+
+def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
+    """The data of a task and what is expected of them; the first task of a bundle has no name here."""
+    if not task:
+        return folder / DATA_SET, folder / EXPECTED, folder / ROUTED
+    own = folder / "adapters"
+    return own / f"{task}-test_data", own / f"{task}-{EXPECTED}", own / f"{task}-{ROUTED}"
+
+
+def write(
+    folder: Path,
+    inputs: Arrays,
+    outputs: Arrays,
+    decisions: list[Decision],
+    routed: Arrays,
+    tolerances: Tolerances,
+    *,
+    task: str = "",
+) -> None:
+    """Write one input with what is expected of it.
+
+    Args:
+        routed: outputs where decisions are those of ``through_first``.
+    """
+    data, expected, elsewhere = _places(folder, task)
+    for place, kind, arrays in ((data, "input", inputs), (data, "output", outputs), (elsewhere, "output", routed)):
+        for i, (name, array) in enumerate(arrays.items()):
+            place.mkdir(exist_ok=True)
+            tensor = numpy_helper.from_array(array, name)
+            (place / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+    mask = inputs["attention_mask"].astype(bool)
+    examples = range(mask.shape[0])
+    plain = {
+        "tolerances": asdict(tolerances),
+        "routing": [
+            {
+                "layer": d.layer,
+                "scores": [[float(x) for x in d.scores[e][mask[e]]] for e in examples],
+                "selected": [d.selected(e) for e in examples],
+                "margins": [_finite(margin(d.scores[e], mask[e], d.selected(e))) for e in examples],
+            }
+            for d in decisions
+        ],
+    }
+    expected.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a bundle should compute.
+
+    Attributes:
+        outputs: by name.
+        tolerances: what counts as arithmetic error.
+        routing: for each routed layer its scores, [batch, tokens], and the positions that each example selects.
+        routed: outputs where the first token is routed in every layer.
+    """
+
+    outputs: Arrays
+    routed: Arrays
+    tolerances: Tolerances
+    routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
+
+
+def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
+    """Inputs, and what is expected of them.
+
+    Raises:
+        BundleError: absent or damaged.
+    """
+    data, stored, elsewhere = _places(folder, task)
+    try:
+        inputs, outputs, routed = _arrays(data, "input"), _arrays(data, "output"), _arrays(elsewhere, "output")
+        plain = json.loads(stored.read_text("utf-8"))
+        tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
+        if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
+            raise ValueError("their tolerances would prove nothing")
+        mask = inputs["attention_mask"].astype(bool)
+        routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
+    if not outputs or (routing and not routed):
+        lacking = elsewhere if outputs else data
+        raise BundleError(f"{folder} has no test data in {lacking.relative_to(folder)}: compile the model again")
+    return inputs, Expected(outputs, routed, tolerances, routing)
+
+
+def _arrays(place: Path, kind: str) -> Arrays:
+    found = {}
+    for path in sorted(place.glob(f"{kind}_*.pb"), key=lambda p: int(p.stem.split("_")[1])):
+        tensor = onnx.TensorProto.FromString(path.read_bytes())
+        found[tensor.name] = numpy_helper.to_array(tensor)
+    return found
+
+
+def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
+    scores = np.zeros(mask.shape, np.float32)
+    for example, row in enumerate(item["scores"]):
+        scores[example][mask[example]] = row
+    selected = [[int(position) for position in row] for row in item["selected"]]
+    if len(selected) != len(mask) or not all(mask[e][row].all() for e, row in enumerate(selected)):
+        raise ValueError("a selection that does not fit its input")
+    return scores, selected
+
+
+def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
+    """Check a bundle's files, run its test data here, and compare tie-aware.
+
+    Args:
+        task: of a bundle with several; the first one where none is named.
+
+    Raises:
+        BundleError: a file is missing or damaged, is in no manifest, or disagrees with it.
+        VerificationError: this machine computes something else than the one that compiled it.
+    """
+    bundle.check()
+    check_agreement(bundle)
+    first = not bundle.tasks or task in (None, bundle.tasks[0])
+    with bundle.reading():
+        inputs, expected = read(bundle.folder, "" if first or task is None else task)
+    outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
+    mask = inputs["attention_mask"].astype(bool)
+    batch, tokens = mask.shape
+    name = f"test data, {batch} x {tokens} tokens"
+    comparison = Comparison(name, mask, expected.tolerances, replayed=False)
+    if set(expected.routing) != {decision.layer for decision in decisions}:
+        raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")
+    for decision in decisions:
+        scores, selected = expected.routing[decision.layer]
+        comparison.layer(scores, selected, decision)
+    if (ood := bundle.ood(task)) is not None:
+        comparison.flags(outputs, ood.threshold)
+    result = comparison.outputs(expected.outputs, outputs)
+    if decisions:
+        given = [
+            selecting(one.layer, expected.routing[one.layer][1], one.indices.shape[1], tokens) for one in decisions
+        ]
+        probe = RoutingProbe.of(bundle, decided=True)
+        routed, _ = probe.run(bundle.prepare(inputs), bundle.adapter(task), through_first(given, mask))
+        decided = Comparison(f"{name}, the first token routed in every layer", mask, expected.tolerances, replayed=True)
+        for output, difference in decided.outputs(expected.routed, routed).outputs.items():
+            result.outputs[output] = max(result.outputs[output], difference)
+    return result

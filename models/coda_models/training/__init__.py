@@ -1,0 +1,1 @@
+"""Training routers and adapters."""

@@ -1,0 +1,1 @@
+"""From text, images or audio to arrays, and from outputs to answers."""

@@ -1,0 +1,1 @@
+"""How models run on each target: sessions and providers."""

@@ -1,0 +1,112 @@
+"""Texts, pairs and labels of files: one rule a file, and nothing dropped in silence."""
+
+from pathlib import Path
+
+import pytest
+
+from coda_compile.errors import CodaError
+from coda_compile.text_files import columns, read_rows, read_texts, stream_texts
+
+NAMES, STARS = ("neg", "neutral", "pos"), ("1", "2", "3", "4", "5")
+
+
+def csv(tmp_path: Path, *rows: str) -> Path:
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells", "read"),
+    [
+        (NAMES, ["pos", "neg"], ["pos", "neg"]),
+        (NAMES, ["2", "0"], ["pos", "neg"]),
+        (STARS, ["1", "5", "3"], ["1", "5", "3"]),
+        (("0", "1"), ["1", "0"], ["1", "0"]),
+        (("1", "0"), ["1", "0"], ["1", "0"]),
+    ],
+)
+def test_a_file_holds_names_or_numbers(labels: tuple[str, ...], cells: list[str], read: list[str], tmp_path: Path):
+    path = csv(tmp_path, "text,label", *(f"good,{cell}" for cell in cells))
+    assert [label for _, label in read_rows(path, labels)] == read
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells", "message"),
+    [
+        (
+            NAMES,
+            ["pos", "1"],
+            "line 3 of .* has the label '1': the first one is 'pos', and a file holds names of labels",
+        ),
+        (
+            NAMES,
+            ["1", "pos"],
+            "line 3 of .* has the label 'pos': the first one is '1', and a file holds names of labels",
+        ),
+        (NAMES, ["1", "3"], "line 3 of .* has the label '3': this model knows neg, neutral, pos"),
+        (NAMES, ["1", "-1"], "has the label '-1'"),
+        (
+            STARS,
+            ["0", "1", "2"],
+            "line 2 of .* has the label '0': this model knows 1, 2, 3, 4, 5, and takes no numbers",
+        ),
+        (
+            STARS,
+            ["2", "1", "0"],
+            "line 4 of .* has the label '0': this model knows 1, 2, 3, 4, 5, and takes no numbers",
+        ),
+        (
+            ("-1", "+0", "+1"),
+            ["1", "0"],
+            "line 2 of .* has the label '1': this model knows -1, .*, and takes no numbers",
+        ),
+        (("0", "other"), ["0", "1"], "line 3 of .* has the label '1': this model knows 0, other, and takes no numbers"),
+    ],
+)
+def test_what_could_mean_two_labels_is_refused(labels: tuple[str, ...], cells: list[str], message: str, tmp_path: Path):
+    path = csv(tmp_path, "text,label", *(f"good,{cell}" for cell in cells))
+    with pytest.raises(CodaError, match=message):
+        read_rows(path, labels)
+
+
+def test_pairs_are_read_where_their_column_is(tmp_path: Path):
+    path = csv(tmp_path, "text_pair,label,text", "second,pos,first", ",neg,first")
+    assert read_rows(path, NAMES) == [(("first", "second"), "pos"), (("first", ""), "neg")]
+    assert read_texts(path) == [("first", "second"), ("first", "")]
+    assert columns(read_texts(path)) == {"text": ["first", "first"], "text_pair": ["second", ""]}
+    assert columns(["a", "b"]) == {"text": ["a", "b"]}
+
+
+@pytest.mark.parametrize("header", ["text", "text,label"])
+def test_a_text_is_not_cut_at_its_comma(header: str, tmp_path: Path):
+    path = csv(tmp_path, header, "good, though long" + ",pos" * header.count(","))
+    with pytest.raises(CodaError, match=r"line 2 of .*data\.csv has more cells than the header: quote texts that hold"):
+        read_texts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text, text_pair\na,b\n", "has ' text_pair', which is not read: write 'text_pair'"),
+        ("a.csv", "text,text_pairs\na,b\n", "has 'text_pairs', which is not read"),
+        ("a.csv", "text,text,text_pair\na,b,c\n", "has two columns 'text'"),
+        ("a.csv", "text,text_pair\na\n", "line 2 of .* has fewer cells than the header"),
+        ("a.csv", 'text,text_pair\n"a,b\nc,d\n', "cannot be read as CSV: unexpected end of data"),
+        ("a.jsonl", '{"text": "a", "textpair": "b"}\n', "text 1 of .* has 'textpair', which is not read"),
+        ("a.jsonl", '{"text": "a", "text_pair": "b"}\n{"text": "c"}\n', "text 2 of .* is single and those before"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "c", "text_pair": "b"}\n', "text 2 of .* is a pair and those before"),
+        ("a.json", '["a"]\n', r"is a \.json file: give \.csv, \.jsonl"),
+        ("a.tsv", "text\ttext_pair\na\tb\n", r"is a \.tsv file"),
+    ],
+)
+def test_no_pair_is_read_as_something_else(name: str, content: str, message: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CodaError, match=message):
+        list(stream_texts(tmp_path / name))
+
+
+def test_other_columns_are_nobodys_business(tmp_path: Path):
+    """Files of data sets have more of them."""
+    (tmp_path / "a.csv").write_text("id,text,labels,label,source\n1,a,x,b,c\n")
+    assert list(stream_texts(tmp_path / "a.csv")) == ["a"]
