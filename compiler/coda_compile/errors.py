@@ -4,13 +4,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coda_ops.errors import CodaError
+from coda_ops.errors import CodaError, OptionError
 
 __all__ = [
     "CodaError",
     "CompileError",
     "CompileWarning",
     "MissingDependencyError",
+    "OptionError",
     "OutputError",
     "VerificationError",
     "as_sentences",
@@ -66,7 +67,7 @@ def as_sentences() -> Iterator[None]:
             raise
         where = f" for {error.filename}" if error.filename else ""
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise OutputError(f"no permission{where}: choose another folder with -o DIR") from None
+            raise OutputError(f"no permission{where}: choose another folder") from None
         raise OutputError(f"the operating system says '{error.strerror}'{where}; nothing was kept") from None
     except MemoryError:
         raise CompileError("out of memory: close other programs or use a machine with more of it") from None

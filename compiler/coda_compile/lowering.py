@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from coda_compile.errors import VerificationError
+from coda_compile.errors import OptionError, VerificationError
 from coda_ops import native
-from coda_targets import Target, TargetError, get_target
+from coda_targets import Target, get_target
 from coda_targets.bundle import require_runtime
 
 
@@ -14,11 +14,16 @@ def complete(target: Target | str) -> Target:
     """A target that models can be compiled for, here.
 
     Raises:
-        TargetError: unknown, not finished, or what verifies for it is not installed.
+        TargetError: unknown, or what verifies for it is not installed.
+        OptionError: not finished.
     """
     found = get_target(target) if isinstance(target, str) else target
     if found.lacks:
-        raise TargetError(f"target {found.name!r} is not finished, it still lacks {found.lacks}: use --target cpu")
+        raise OptionError(
+            "target {name!r} is not finished, it still lacks {lacks}: use {target} cpu",
+            name=found.name,
+            lacks=found.lacks,
+        )
     if found.providers:
         require_runtime(found)  # there parity is measured
     return found
@@ -28,10 +33,10 @@ def packing(target: Target) -> Target:
     """With packed rows, made once projections are one product and before the rest is fused.
 
     Raises:
-        TargetError: it has no such place.
+        OptionError: it has no such place.
     """
     if "fuse_projections" not in target.lowering:
-        raise TargetError(f"target {target.name!r} packs no rows: leave out --pack")
+        raise OptionError("target {name!r} packs no rows: leave {pack} out", name=target.name)
     after = target.lowering.index("fuse_projections") + 1
     return replace(target, lowering=(*target.lowering[:after], "pack_rows", *target.lowering[after:]))
 

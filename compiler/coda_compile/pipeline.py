@@ -2,93 +2,41 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from coda_compile.bundling import sentence_folder, tasks
-from coda_compile.bundling.writer import (
-    check_output,
-    describe,
-    label_names,
-    logits_of,
-    model_digest,
-    replacing,
-    write_config,
-    write_manifest,
-    write_report,
-    write_tokenizer,
-)
-from coda_compile.compile_graph import compile_graph
-from coda_compile.errors import CompileError, VerificationError, as_sentences
-from coda_compile.export import export, save_onnx
-from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
+from coda_compile.bundling.package import write_package
+from coda_compile.bundling.replace_folder import replacing
+from coda_compile.bundling.variant import BuiltVariant
+from coda_compile.bundling.writer import check_output
+from coda_compile.errors import OptionError, as_sentences
+from coda_compile.export import save_onnx
+from coda_compile.options import CompileOptions
 from coda_compile.passes import run_passes
-from coda_compile.precision.quantize import quantize_model
-from coda_compile.prepare import calibration as calibrating
-from coda_compile.prepare.fit_ood import check as check_ood
-from coda_compile.prepare.fit_ood import files as ood_files
-from coda_compile.prepare.fit_ood import fit as fit_ood
-from coda_compile.prepare.prune_slots import prune_slots
-from coda_compile.sources import Source, find_onnx, read_source
-from coda_compile.sources.classes import set_classes
-from coda_compile.sources.truncation import longest
-from coda_compile.verify import reference_vectors
-from coda_compile.verify.against_torch import elsewhere, expected, verify
-from coda_compile.verify.cases import Inputs, kept_case
-from coda_compile.verify.parity import CaseParity, Tolerances
-from coda_compile.verify.reproduction import failure_folder, keep_failure
-from coda_models.config import Reduction
+from coda_compile.sources import read
+from coda_compile.sources.compilable import Compilable
 from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError
+from coda_targets import Bundle, Target
 from coda_targets.bundle import MODEL
-from coda_targets.task_adapters import Adapter
 
 Stage = Callable[[str], AbstractContextManager[object]]
+_DEFAULTS = CompileOptions()
 
 
 @as_sentences()
 def compile(
     model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str],
-    target: Target | str = "cpu",
+    options: CompileOptions = _DEFAULTS,
     *,
     output: Path | str,
-    backbone: Path | str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    problem_type: str | None = None,
-    labels: Sequence[str] | None = None,
-    reduction: Reduction | Sequence[Reduction] | None = None,
-    precision: str = "fp32",
-    calibration: calibrating.Calibration | None = None,
-    prune_gates: float | None = None,
-    pack: bool = False,
-    ood: str | None = None,
-    ood_data: Path | str | Mapping[str, Path | str] | None = None,
     stage: Stage = nullcontext,
 ) -> Bundle:
     """Turn a trained model into a verified bundle.
 
     Args:
-        model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows; or, by the names of their
-            tasks, several that share a backbone.
-        target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
+        model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows, or an ONNX file of another
+            exporter; or, by the names of their tasks, several models that share a backbone.
+        options: how; see ``CompileOptions``.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
-        backbone: folder or hub name of a delta's backbone, by default what the delta names.
-        tokenizer: put into the bundle instead of the source's own; texts are cut where either says.
-        problem_type: what a text classifier's logits stand for, one of ``sources.classes.PROBLEM_TYPES``, where its
-            source does not say so, as adapters of PEFT do not.
-        labels: names of a classifier's classes in order of the logits, by default the source's.
-        reduction: run at another r than the model was trained with; 1 is the dense adapter.
-        precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
-            steps that ``calibration`` asks for, or ``int4`` weights.
-        calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
-            ``text``, or the model's inputs by name, [batch, tokens] each, batch by batch without padding.
-        prune_gates: take away slots whose gates stay under this in all of those texts.
-        pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
-        ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
-        ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for; of several, one
-            for each by its name.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
     Returns:
@@ -99,164 +47,63 @@ def compile(
             ``<output>-failed`` that reproduces a failed verification.
     """
     output = Path(output).resolve()
-    lowered_for = complete(target)
-    if precision not in lowered_for.precisions:
-        known = ", ".join(lowered_for.precisions)
-        raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
-    graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
-    several = isinstance(model, Mapping)
-    calibrating.check(calibration, precision, several=several, pruned=prune_gates is not None)
-    if graph is not None:
-        pruned = {"prune-gates": prune_gates is not None}
-        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack, **pruned)
-        check_output(output)
-        data = ood_files(ood_data, [""]).get("")
-        return compile_graph(
-            graph,
-            lowered_for,
-            output=output,
-            tokenizer=tokenizer,
-            problem_type=problem_type,
-            labels=labels,
-            ood=ood,
-            ood_data=data,
-            stage=stage,
-        )
-    if several and (problem_type is not None or labels is not None):
-        raise CompileError("problem_type and labels are one model's: set them in each model before it is saved")
-    if several and lowered_for.plugin:
-        raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
-    if pack:
-        lowered_for = packing(lowered_for)
+    tasks = tuple(model) if isinstance(model, Mapping) else None
+    options.check(tasks)
+    variants = options.variants()
+    if len(variants) > 1:
+        raise OptionError("a bundle holds one variant: give one {target} and one {precision}")
     check_output(output)
     with stage("load"):
-        sources = _sources(model, backbone)
-        for each in sources.values():
-            set_classes(each.model, problem_type, labels)
-            if reduction is not None:
-                _run_at(each.model, reduction)
-            check_ood(ood, ood_data, each.model.coda_config.task, logits_of(each.model), label_names(each.model))
-        fitted_on = ood_files(ood_data, list(sources))
-        source = next(iter(sources.values()))
-        words = tokenizer or source.tokenizer
-        for each in sources.values():
-            each.model.max_tokens = longest(each.model.max_tokens, words)
-        if several:
-            tasks.check({name: each.model for name, each in sources.items()})
-    digest = model_digest(source.model)
+        source = read(model, options)
     pruning = None
-    if prune_gates is not None:
+    if options.prune_gates is not None:
         with stage("prune"):
-            texts = calibrating.inputs(calibration, words, Inputs.of(source.model))
-            pruning = prune_slots(source.model, prune_gates, texts)
-    if precision != "fp32":
-        with stage("quantise"):
-            for each in sources.values():
-                texts = calibrating.inputs(calibration, words, Inputs.of(each.model))
-                quantize_model(each.model, precision, adapters=not several, texts=texts)
-    if ood is not None:
-        with stage("ood"):
-            for name, file in fitted_on.items():
-                sources[name].model.ood = fit_ood(sources[name].model, words, ood, file)
-    with stage("export"):
-        compiled = export(source.model, lowered_for.opset)
-    with stage("passes"):
-        passes = run_passes(compiled, lowered_for.lowering)
-        if several:
-            tasks.make_swappable(compiled, source.model)
+            pruning = source.prune(options.prune_gates, options.calibration)
     with replacing(output, stage) as folder:
-        path = folder / MODEL
-        save_onnx(compiled, path)
-        tolerances = Tolerances()
-        with stage("verify"):
-            parity, adapters = {}, dict[str, Path | None]()
-            for name, each in sources.items():
-                adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
-                parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
+        built = []
+        for target, precision in variants:
+            own = source if len(variants) == 1 else source.copy()
+            place = folder if not built else folder / f"{target.name}-{precision}"
+            built.append(_build(own, target, precision, options, tasks, place, output, stage))
         with stage("bundle"):
-            described = describe(source.model, digest)
-            case = kept_case(Inputs.of(source.model))
-            for name, each in sources.items():
-                answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
-                allowed = elsewhere(each.model, case, parity[name], precision)
-                named = "" if each is source else name
-                reference_vectors.write(folder, case.inputs, *answers, allowed, task=named)
-            write_config(folder, described.config)
-            if words is not None:
-                write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
-                sentence_folder.write(folder, source.model, source.about)
-            write_report(folder, passes, parity, tolerances, pruning)
-            infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
-            write_manifest(folder, described, compiled, lowered_for, precision, infos)
+            write_package(folder, built, source, pruning)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 
-def verify_or_keep(
-    model: CodaModel, path: Path, target: Target, tolerances: Tolerances, output: Path, swapped: Path | None
-) -> list[CaseParity]:
-    """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure.
+def _build(
+    source: Compilable,
+    target: Target,
+    precision: str,
+    options: CompileOptions,
+    tasks: Sequence[str] | None,
+    folder: Path,
+    output: Path,
+    stage: Stage,
+) -> BuiltVariant:
+    """Compile one variant and verify it.
 
-    Function bodies are what the bundle carries, and what is reported. Where native kernels are built they have to give
-    the same.
+    Args:
+        source: changed in place.
+        tasks: names of those that share a backbone.
+        folder: that the variant is written into.
+        output: of the whole bundle; a failed verification is kept beside it.
     """
-    failed = failure_folder(output)
-
-    def run(on: Target) -> list[CaseParity]:
-        return verify(
-            model,
-            path,
-            on,
-            tolerances=tolerances,
-            adapter=_opened(swapped),
-            on_failure=lambda case, expected, actual: keep_failure(
-                failed, path, case.inputs, expected, actual, adapter=swapped, target=on
-            ),
-        )
-
-    try:
-        parity, kernels = run(verified_on(target)), with_kernels(target)
-        if kernels is not None:
-            with of_kernels():
-                run(kernels)
-    except VerificationError as error:
-        raise VerificationError(f"{error}; reproduction in {failed}") from None
-    return parity
-
-
-def _opened(adapter: Path | None) -> Adapter | None:
-    return None if adapter is None else Adapter(adapter)
-
-
-def _only_fp32(graph: Path, **options: object) -> None:
-    """Refuse what takes more than a graph tells."""
-    asked = next((name for name, value in options.items() if value), None)
-    if asked is not None:
-        raise CompileError(
-            f"{graph} is an ONNX file and compiles as it is, in fp32: for --{asked} give the model it was exported from"
-        )
-
-
-def _sources(
-    model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str], backbone: Path | str | None
-) -> dict[str, Source]:
-    """Models by their tasks; a single one has no name."""
-    if not isinstance(model, Mapping):
-        return {"": read_model(model, backbone)}
-    if not model:
-        raise CompileError("there is no model to compile: give one or more")
-    return {tasks.check_name(name): read_model(one, backbone) for name, one in model.items()}
-
-
-def read_model(model: CodaModel | Path | str, backbone: Path | str | None) -> Source:
-    """What a caller gave, ready to export."""
-    if isinstance(model, CodaModel):
-        return Source("model in memory", deepcopy(model).eval(), None)  # the caller's keeps its mode and reduction
-    return read_source(Path(model), backbone=None if backbone is None else str(backbone))
-
-
-def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
-    model.set_reduction(reduction)
-    asked = model.coda_config.reduction
-    if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
-        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
+    if precision != "fp32":
+        with stage("quantise"):
+            source.quantise(precision, options.calibration)
+    if options.ood is not None:
+        with stage("ood"):
+            source.fit_ood(options.ood, options.ood_files(tasks))
+    with stage("export"):
+        compiled = source.export(target.opset)
+    with stage("passes"):
+        passes = run_passes(compiled, target.lowering)
+        source.finish(compiled)
+    folder.mkdir(exist_ok=True)
+    save_onnx(compiled, folder / MODEL)
+    with stage("verify"):
+        verified = source.verify(folder / MODEL, target, precision, output)
+    return BuiltVariant(
+        target, precision, folder / MODEL, compiled, source.describe(), passes, verified, source.tasks()
+    )

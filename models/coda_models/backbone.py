@@ -25,7 +25,7 @@ from coda_models.errors import BackboneError
 from coda_models.plain_json import json_object
 from coda_models.standard_names import strange_names
 from coda_models.untrusted import check_listed, check_shards, check_tokenizer, settled
-from coda_ops.errors import CodaError, first_line
+from coda_ops.errors import CodaError, OptionError, first_line
 
 _LISTING = "modules.json"  # of sentence-transformers
 _SMALL: dict[str, Any] = {
@@ -114,11 +114,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_tokenizer(source: Path | str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside an encoder, or ``None`` where there is none."""
+def load_tokenizer(
+    source: Path | str, revision: str | None = None, *, what: str = "backbone"
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside an encoder, or ``None`` where there is none.
+
+    Args:
+        what: the source is to its user, for messages: ``backbone`` or ``tokenizer``.
+    """
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _VOCABULARIES):
         return None
-    tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer, revision)
+    tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer, revision, what=what)
     return tokenizer
 
 
@@ -192,7 +198,9 @@ def _json(find: Callable[[str], Path | None], name: str) -> dict[str, Any] | Non
     return None if path is None else json_object(path)
 
 
-def _attempt(source: Path | str, load: Any, revision: str | None = None, **options: Any) -> Any:
+def _attempt(
+    source: Path | str, load: Any, revision: str | None = None, *, what: str = "backbone", **options: Any
+) -> Any:
     """Load offline, then online where the source may be a hub name; never run code that comes with it."""
     if revision is not None and not Path(source).exists():
         options["revision"] = revision
@@ -202,14 +210,14 @@ def _attempt(source: Path | str, load: Any, revision: str | None = None, **optio
         raise
     except Exception as error:  # transformers, tokenizers and safetensors each have their own kinds
         if Path(source).exists():
-            raise BackboneError(f"the backbone in {source} cannot be read: {_reason(error)}") from error
-    _ask_hub(str(source))
+            raise BackboneError(f"the {what} in {source} cannot be read: {_reason(error)}") from error
+    _ask_hub(str(source), what)
     try:
         return load(str(source), trust_remote_code=False, **options)
     except CodaError:
         raise
     except Exception as error:
-        raise BackboneError(f"the backbone {source!r} cannot be read from the hub: {_reason(error)}") from error
+        raise BackboneError(f"the {what} {source!r} cannot be read from the hub: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -223,16 +231,17 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _ask_hub(name: str) -> None:
+def _ask_hub(name: str, what: str) -> None:
     """One question to the hub, since a download without a connection retries for minutes.
 
     Raises:
-        BackboneError: no hub in reach has it.
+        OptionError: no hub in reach has it.
     """
     try:
         HfApi().model_info(name, timeout=10)
     except Exception as error:  # huggingface_hub's and its HTTP library's own, which changed between releases
-        raise BackboneError(
-            f"the backbone {name!r} is neither a folder, nor in the local hub cache, nor on a hub in reach: "
-            "pass its folder with --backbone PATH"
+        raise OptionError(
+            f"the {what} {{name!r}} is neither a folder, nor in the local hub cache, nor on a hub in reach: pass its "
+            f"folder as {{{what}}}",
+            name=name,
         ) from error

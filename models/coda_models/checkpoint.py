@@ -24,7 +24,7 @@ from coda_models.conversion import convert
 from coda_models.digest import tensor_digest
 from coda_models.errors import BackboneError, CheckpointError
 from coda_models.model import CodaModel
-from coda_ops.errors import CodaError, first_line
+from coda_ops.errors import CodaError, OptionError, first_line
 from coda_ops.files import replacing_file
 
 FORMAT = "coda-checkpoint"
@@ -106,7 +106,8 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
 
     Raises:
         CheckpointError: missing, no checkpoint, damaged, or holding something else than tensors.
-        BackboneError: a delta's backbone is not found or is not the one it was trained on.
+        BackboneError: a delta's backbone cannot be read.
+        OptionError: none is named, it is not found, or it is not the one that the delta was trained on.
     """
     path = Path(path)
     if not path.exists():
@@ -119,7 +120,7 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
     if payload["kind"] == "delta":
         source = backbone or config.backbone
         if not source:
-            raise BackboneError(f"{path} is a delta that names no backbone: pass one with --backbone PATH")
+            raise OptionError("{path} is a delta that names no backbone: pass one as {backbone}", path=path)
         pretrained = load_backbone(source, config.task, hf_config=_hf_config(payload["hf_config"], path))
         tokenizer = load_tokenizer(source)
         model = convert(pretrained, config)

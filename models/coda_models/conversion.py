@@ -7,11 +7,12 @@ from transformers import PreTrainedModel
 from coda_models.architectures import take_apart
 from coda_models.config import CodaConfig
 from coda_models.digest import tensor_digest
-from coda_models.errors import BackboneError, UnsupportedModelError
+from coda_models.errors import UnsupportedModelError
 from coda_models.layers.adapter import Adapter
 from coda_models.layers.layer import CodaLayer
 from coda_models.layers.router import Router
 from coda_models.model import CodaModel
+from coda_ops.errors import OptionError
 from coda_ops.route import Schedule
 
 
@@ -28,7 +29,7 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     Raises:
         UnsupportedModelError: the architecture has no routed form, or the model no layers.
         ConfigError: the configuration speaks of layers that the model does not have.
-        BackboneError: the model is another one than ``config.backbone_sha256`` says.
+        OptionError: the model is another one than ``config.backbone_sha256`` says.
     """
     parts = take_apart(model, config.task)
     if not parts.blocks:
@@ -61,9 +62,12 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     )
     digest = backbone_digest(converted)
     if config.backbone_sha256 not in ("", digest):
-        raise BackboneError(
-            f"the backbone {config.backbone or 'given'!r} has SHA-256 {digest[:12]}… but the checkpoint was trained on "
-            f"{config.backbone_sha256[:12]}…: pass the original one with --backbone PATH"
+        raise OptionError(
+            "the backbone {given!r} has SHA-256 {found}… but the checkpoint was trained on {wanted}…: pass the original "
+            "one as {backbone}",
+            given=config.backbone or "given",
+            found=digest[:12],
+            wanted=config.backbone_sha256[:12],
         )
     converted.coda_config = replace(config, backbone_sha256=digest)
     converted.freeze_backbone()

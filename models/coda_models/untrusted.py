@@ -47,7 +47,7 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
         )
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
-            f"the model {source} is quantised: pass the one in float32, of an adapter with --backbone PATH"
+            f"the model {source} is quantised: pass the one in float32, of an adapter as its backbone"
         )
     if config.pruned_heads:
         raise UnsupportedModelError(

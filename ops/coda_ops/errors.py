@@ -1,4 +1,7 @@
-"""The base of every error that the project raises for its user."""
+"""The base of every error that the project raises for its user, and errors in options."""
+
+from collections.abc import Callable
+from string import Formatter
 
 
 class CodaError(Exception):
@@ -6,6 +9,27 @@ class CodaError(Exception):
 
     Command lines print the message and exit with a non-zero status; anything else that escapes is a defect.
     """
+
+
+class OptionError(CodaError):
+    """An option that is missing, contradicts another one, or cannot be met.
+
+    The sentence names options by their fields. Whoever shows it may spell them as its user does: a command line has
+    flags.
+
+    Args:
+        template: a format string. What ``values`` name is filled in; every other name in braces is an option.
+        values: what else the sentence names.
+    """
+
+    def __init__(self, template: str, **values: object) -> None:
+        self.template, self.values = template, values
+        super().__init__(self.spelt(str))
+
+    def spelt(self, option: Callable[[str], str]) -> str:
+        """The sentence, with each option's name as ``option`` spells it."""
+        names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
+        return self.template.format_map({**{name: option(name) for name in names}, **self.values})
 
 
 def first_line(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def group_of(target: Target) -> int:
             return group
     raise VerificationError(
         f"target {target.name!r} neither leaves activations as they are nor rounds {asked} of them by one step: "
-        "use --precision fp32"
+        "compile in fp32"
     )
 
 
@@ -100,7 +100,7 @@ def by_range(target: Target) -> bool:
     for levels in (ranged, divided):
         if torch.equal(found, levels[:, (ranged != divided)[0]]):
             return levels is ranged
-    raise VerificationError(f"target {target.name!r} rounds activations in a way of its own: use --precision int8")
+    raise VerificationError(f"target {target.name!r} rounds activations in a way of its own: compile in int8")
 
 
 def levels_by_range(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:

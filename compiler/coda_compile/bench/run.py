@@ -198,6 +198,7 @@ def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
 
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
+    from coda_compile.options import CompileOptions
     from coda_compile.pipeline import compile
     from coda_compile.precision.quantize import STATIC
 
@@ -211,16 +212,13 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
         with stage(f"compile {kind}" if reduction is None else f"compile r={reduction} {kind}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
             output = folder / f"compiled-{i}"
-            taking_part.add_bundle(
-                compile(
-                    model,
-                    target,
-                    output=output,
-                    reduction=wanted,
-                    precision=precision,
-                    calibration=texts if precision == STATIC else None,
-                )
+            options = CompileOptions(
+                target=target,
+                reduction=wanted,
+                precision=precision,
+                calibration=texts if precision == STATIC else None,
             )
+            taking_part.add_bundle(compile(model, options, output=output))
 
 
 def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:

@@ -11,18 +11,13 @@ from coda_compile.bundling import tasks
 from coda_compile.bundling.replace_folder import Stage, locked
 from coda_compile.bundling.writer import check_output, replacing
 from coda_compile.errors import CompileError, as_sentences
-from coda_compile.pipeline import read_model, verify_or_keep
-from coda_compile.precision.quantize import quantize_model
-from coda_compile.sources import Source
+from coda_compile.sources import read_model
+from coda_compile.sources.torch_model import TorchModel
 from coda_compile.verify import reference_vectors
-from coda_compile.verify.against_torch import elsewhere, expected
-from coda_compile.verify.cases import Inputs, kept_case
-from coda_compile.verify.parity import Tolerances
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import MANIFEST, list_files
-from coda_targets.task_adapters import Adapter
 
 
 @as_sentences()
@@ -70,16 +65,14 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
         if manifest.precision != "fp32":
-            quantize_model(source.model, manifest.precision, adapters=False)
+            source.quantise(manifest.precision, None, adapters=False)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
-            parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
-            case = kept_case(Inputs.of(source.model))
-            allowed = elsewhere(source.model, case, parity, manifest.precision)
-            answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
-            reference_vectors.write(folder, case.inputs, *answers, allowed, task=name)
+            proved = source.verify_task(folder / MODEL, bundle.target, manifest.precision, bundle.folder, swapped)
+            answers = proved.outputs, proved.decisions, proved.routed
+            reference_vectors.write(folder, proved.inputs, *answers, proved.tolerances, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")
@@ -94,7 +87,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _check(source: Source, bundle: Bundle, name: str) -> None:
+def _check(source: TorchModel, bundle: Bundle, name: str) -> None:
     """Refuse a model that was trained on another backbone, whose parameters the graph has no place for, or whose
     tokenizer cuts texts elsewhere."""
     model, longest = source.model, bundle.manifest.max_tokens

@@ -20,7 +20,7 @@ def write(folder: Path, model: CodaModel, about: dict[str, Any]) -> None:
     """Write modules.json and what it lists, of a model that embeds texts; nothing of another one.
 
     Args:
-        about: as ``Source`` has it.
+        about: as ``TorchModel`` has it.
     """
     config = model.coda_config
     if config.task != "feature-extraction":

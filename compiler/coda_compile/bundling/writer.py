@@ -62,24 +62,24 @@ def check_output(folder: Path) -> None:
         OutputError: something else is there, it cannot be replaced, or its parent is not there.
     """
     if not folder.parent.is_dir():
-        raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder with -o DIR")
+        raise OutputError(f"{folder.parent} does not exist: make it, or choose another folder")
     if not folder.exists():
         return
     if folder.is_dir() and (folder.is_mount() or folder in (Path.cwd(), *Path.cwd().parents)):
         what = "a mount point" if folder.is_mount() else "the current folder or holds it"
-        raise OutputError(f"{folder} is {what} and cannot be replaced: choose a folder inside with -o {folder}/NAME")
+        raise OutputError(f"{folder} is {what} and cannot be replaced: choose a folder inside, as {folder / 'NAME'}")
     if not folder.is_dir():
-        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR")
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder")
     if not any(folder.iterdir()):
         return
     try:
         empty = [place for place in folder.rglob("*") if place.is_dir() and not any(place.iterdir())]
         foreign = [*unlisted(folder, read_manifest(folder)), *(str(place.relative_to(folder)) for place in empty)]
     except BundleError:
-        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder with -o DIR") from None
+        raise OutputError(f"{folder} exists and is no bundle: remove it or choose another folder") from None
     if foreign:
         raise OutputError(
-            f"{folder / foreign[0]} is not part of the bundle there: move it away, or choose another folder with -o DIR"
+            f"{folder / foreign[0]} is not part of the bundle there: move it away, or choose another folder"
         )
 
 
@@ -157,7 +157,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
     if not tokenizer.is_fast:
         warnings.warn(
             f"the bundle goes without a tokenizer, since {type(tokenizer).__name__} has no tokenizer.json form: feed "
-            "token ids, or pass a fast one with --tokenizer PATH",
+            "token ids, or compile it with a fast one",
             CompileWarning,
             stacklevel=2,
         )
@@ -189,8 +189,8 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
 
 def write_report(
     folder: Path,
-    passes: list[PassReport],
-    parity: Mapping[str, list[CaseParity]],
+    passes: Sequence[PassReport],
+    parity: Mapping[str, Sequence[CaseParity]],
     tolerances: Tolerances,
     pruning: Pruning | None = None,
 ) -> None:

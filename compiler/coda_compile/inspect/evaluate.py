@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from coda_compile.bundling.writer import label_names
-from coda_compile.errors import CodaError, as_sentences
+from coda_compile.errors import CodaError, OptionError, as_sentences
 from coda_compile.inspect.predict import predict
 from coda_compile.logits import check_one_label
 from coda_compile.prepare import fit_ood
-from coda_compile.sources import Source
+from coda_compile.sources.torch_model import TorchModel
 from coda_compile.text_files import MEASURED, read_rows, read_texts
 from coda_targets import Bundle
 from coda_targets.modalities.text import Text
@@ -64,7 +64,7 @@ def evaluate(
     data: Path,
     *,
     outside: Path | None = None,
-    original: Source | None = None,
+    original: TorchModel | None = None,
     known: Path | None = None,
 ) -> list[Evaluation]:
     """Label the texts of a file with a bundle and, where it is at hand, with the model that it was made from.
@@ -85,7 +85,9 @@ def evaluate(
     manifest = bundle.manifest
     check_one_label(MEASURED, manifest.task, manifest.logits, manifest.labels)
     if outside is not None and manifest.ood is None:
-        raise CodaError(f"{bundle.folder} scores no texts: compile it with --ood, or leave --outside out")
+        raise OptionError(
+            "{folder} scores no texts: compile it with {ood}, or leave {outside} out", folder=bundle.folder
+        )
     texts, labels = zip(*read_rows(data, manifest.labels), strict=True)
     others = [] if outside is None else read_texts(outside)
     if others and isinstance(others[0], str) != isinstance(texts[0], str):
@@ -113,7 +115,7 @@ def _of_bundle(bundle: Bundle, texts: Sequence[Text]) -> _Answers:
     )
 
 
-def _of_original(original: Source, bundle: Bundle, known: Path | None, texts: Sequence[Text]) -> _Answers:
+def _of_original(original: TorchModel, bundle: Bundle, known: Path | None, texts: Sequence[Text]) -> _Answers:
     model, detector = original.model, bundle.manifest.ood
     model.set_reduction([layer.reduction for layer in bundle.manifest.layers])
     assert original.tokenizer is not None

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from coda_compile.errors import CompileError
-from coda_compile.precision.quantize import STATIC
+from coda_compile.errors import OptionError
 from coda_compile.text_files import columns, read_texts
 from coda_compile.verify.cases import Inputs
 from coda_targets.bundle import Arrays
@@ -18,23 +17,6 @@ if TYPE_CHECKING:
 
 Calibration = Path | str | Sequence[Arrays]
 _MOST = 128  # texts, spread over a longer file
-
-
-def check(calibration: Calibration | None, precision: str, *, several: bool, pruned: bool) -> None:
-    """Refuse what needs texts without them, and texts that nothing needs, before anything else is done.
-
-    Raises:
-        CompileError: one of the two, or several models, whose activations and gates differ.
-    """
-    if pruned and calibration is None:
-        raise CompileError("--prune-gates looks at gates in texts like those to come: give them with --calibrate FILE")
-    if not pruned and (calibration is None) == (precision == STATIC):
-        raise CompileError(f"--precision {STATIC} and --calibrate FILE go together: texts like those to come")
-    if calibration is not None and several:
-        what = (
-            f"share {STATIC}: use --precision int8" if precision == STATIC else "be pruned together: leave them whole"
-        )
-        raise CompileError(f"several tasks cannot {what}, or compile each by itself")
 
 
 def inputs(
@@ -48,7 +30,7 @@ def inputs(
         taken: by the model.
 
     Raises:
-        CompileError: a file, and no tokenizer to read it with.
+        OptionError: a file, and no tokenizer to read it with.
         CodaError: a file that is not as described.
     """
     if calibration is None:
@@ -58,7 +40,7 @@ def inputs(
             yield {name: torch.from_numpy(arrays[name]) for name in taken.names if name in arrays}
         return
     if tokenizer is None:
-        raise CompileError("this model has no tokenizer to read --calibrate with: give one with --tokenizer PATH")
+        raise OptionError("this model has no tokenizer to read {calibration} with: give a {tokenizer}")
     texts = read_texts(Path(calibration))
     for text in texts[:: -(-len(texts) // _MOST)]:
         encoded = tokenizer(**columns([text]), truncation=True, max_length=taken.max_tokens, return_tensors="pt")

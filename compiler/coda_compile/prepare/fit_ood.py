@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coda_compile.bundling.writer import label_names, logits_of
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import check_one_label
 from coda_compile.text_files import columns, length, read_rows
 from coda_compile.verify.cases import Inputs
 from coda_models.model import CodaModel
-from coda_models.ood import FITTED, METHODS, Cosine, FromLogits, Mahalanobis, OodDetector
+from coda_models.ood import FITTED, Cosine, FromLogits, Mahalanobis, OodDetector
 from coda_targets.manifest import LogitsInfo
 from coda_targets.modalities.text import Text
 
@@ -59,35 +59,13 @@ class Classifier:
         return cls(model.coda_config.task, label_names(model), logits_of(model), Inputs.of(model), answer)
 
 
-def check(method: str | None, data: object, task: str, logits: LogitsInfo | None, labels: tuple[str, ...]) -> None:
-    """Refuse what cannot be fitted, before anything else is done.
+def check(task: str, logits: LogitsInfo | None, labels: tuple[str, ...]) -> None:
+    """Refuse a model that has no such score, before anything else is done.
 
     Raises:
-        CompileError: an unknown method, a method without data or data without one.
-        CodaError: a model that does not choose one label of several for a text.
+        CodaError: it does not choose one label of several for a text.
     """
-    if (method is None) != (data is None):
-        raise CompileError("--ood SCORE and --ood-data FILE go together: the threshold is taken from the data")
-    if method is None:
-        return
-    if method not in METHODS:
-        raise CompileError(f"the out-of-distribution score {method!r} is unknown: use one of {', '.join(METHODS)}")
     check_one_label("out-of-distribution scores are for", task, logits, labels)
-
-
-def files(data: Path | str | Mapping[str, Path | str] | None, names: Sequence[str]) -> dict[str, Path]:
-    """The file of each task.
-
-    Raises:
-        CompileError: a task without a file, or a file of no task.
-    """
-    if data is None:
-        return {}
-    if not isinstance(data, Mapping):
-        data = dict.fromkeys(names[:1], data)
-    if set(data) != set(names):
-        raise CompileError("several tasks need --ood-data once for each, in their order: texts that each is meant for")
-    return {name: Path(data[name]) for name in names}
 
 
 def fit(
@@ -103,13 +81,14 @@ def fit(
         data: CSV with the columns ``text`` and ``label``, texts that the model is meant for.
 
     Raises:
-        CompileError: too few texts or classes, features that do not vary, or no tokenizer.
+        CompileError: too few texts.
+        OptionError: too few classes, features that do not vary, or no tokenizer.
         CodaError: a file that is not as described, or a label that the model does not know.
     """
     known = Classifier.of(model) if isinstance(model, CodaModel) else model
-    check(method, data, known.task, known.logits, known.labels)
+    check(known.task, known.logits, known.labels)
     if tokenizer is None:
-        raise CompileError("this model has no tokenizer to read --ood-data with: give one with --tokenizer PATH")
+        raise OptionError("this model has no tokenizer to read {ood_data} with: give a {tokenizer}")
     rows = read_rows(data, known.labels)
     needed = _FEWEST * 5 if method in FITTED else _FEWEST
     if len(rows) < needed:
@@ -166,18 +145,23 @@ def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], where:
 
     classes, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
-        raise CompileError(
-            f"mahalanobis needs two or more texts of each of two or more classes, and {where} has "
-            f"{counts.min()} of {str(classes[counts.argmin()])!r} among {len(classes)}: add some, or use --ood cosine"
+        raise OptionError(
+            "mahalanobis needs two or more texts of each of two or more classes, and {where} has {fewest} of {name!r} "
+            "among {classes}: add some, or use {ood} cosine",
+            where=where,
+            fewest=counts.min(),
+            name=str(classes[counts.argmin()]),
+            classes=len(classes),
         )
     centre = features.mean(0)
     means = np.stack([features[which == i].mean(0) for i in range(len(classes))])
     covariance, _ = ledoit_wolf(features - means[which], assume_centered=True)
     values, vectors = np.linalg.eigh(covariance)
     if not values[0] > _SINGULAR * values[-1]:
-        raise CompileError(
-            f"the features of the texts in {where} do not vary enough for mahalanobis, their covariance is singular: "
-            "use --ood cosine"
+        raise OptionError(
+            "the features of the texts in {where} do not vary enough for mahalanobis, their covariance is singular: "
+            "use {ood} cosine",
+            where=where,
         )
     whiten = vectors / np.sqrt(values)
     return Mahalanobis(*(torch.from_numpy(array) for array in (centre, whiten, (means - centre) @ whiten)))

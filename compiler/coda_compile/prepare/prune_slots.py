@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coda_compile.bundling.writer import label_names, logits_of
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.prepare.pruning import PrunedLayer, Pruning
 from coda_models.layers.layer import Routing
 from coda_models.model import CodaModel, CodaOutput
@@ -31,19 +31,22 @@ def prune_slots(model: CodaModel, threshold: float, texts: Iterable[Mapping[str,
         texts: the model's inputs, batch by batch without padding.
 
     Raises:
-        CompileError: no layer routes, more than one answer in a hundred is another then, or the model gives numbers,
+        CompileError: no layer routes.
+        OptionError: there are no texts, more than one answer in a hundred is another then, or the model gives numbers,
             which are neither the same nor others.
     """
     meaning = logits_of(model)
     if meaning is not None and (meaning.problem_type == REGRESSION or len(label_names(model)) < 2):
-        raise CompileError(
-            "--prune-gates bounds how many answers are others, and this model gives a number (problem_type "
-            f"{meaning.problem_type!r}, num_labels = {len(label_names(model))}): leave it whole"
+        raise OptionError(
+            "{prune_gates} bounds how many answers are others, and this model gives a number (problem_type {kind!r}, "
+            "num_labels = {labels}): leave it whole",
+            kind=meaning.problem_type,
+            labels=len(label_names(model)),
         )
     each = meaning is not None and meaning.problem_type == MULTI_LABEL
     batches = list(texts)
     if not batches:
-        raise CompileError("--prune-gates looks at gates in texts, and --calibrate holds none: give some")
+        raise OptionError("{prune_gates} looks at gates in texts, and {calibration} holds none: give some")
     before = [model(**batch, output_routing=True) for batch in batches]
     ratios, pruned = [], list[PrunedLayer]()
     for i, layer in enumerate(model.coda_layers()):
@@ -59,8 +62,13 @@ def prune_slots(model: CodaModel, threshold: float, texts: Iterable[Mapping[str,
     compared = [_compare(old, model(**batch), each) for old, batch in zip(before, batches, strict=True)]
     others, far = torch.cat([others for others, _ in compared]), torch.cat([far for _, far in compared])
     if float(others.float().mean()) > _MOST_CHANGED:
-        share = f"{int(others.sum())} of {others.numel()} answers to the texts of --calibrate"
-        raise CompileError(f"--prune-gates {threshold:g} changes {share}, more than 1 in 100: give a lower threshold")
+        raise OptionError(
+            "{prune_gates} {threshold:g} changes {changed} of {answers} answers to the texts of {calibration}, more than 1 "
+            "in 100: give a lower threshold",
+            threshold=threshold,
+            changed=int(others.sum()),
+            answers=others.numel(),
+        )
     of_logits = before[0].logits is not None
     return Pruning(threshold, others.numel(), int(others.sum()), float(far.max()), of_logits, tuple(pruned))
 

@@ -1,16 +1,19 @@
 """What can be compiled, recognised by what lies on disk."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_models.plain_json import json_object
 from coda_targets.bundle import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from coda_compile.options import CompileOptions
+    from coda_compile.sources.compilable import Compilable
+    from coda_compile.sources.torch_model import TorchModel
     from coda_models.model import CodaModel
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -18,24 +21,53 @@ ADAPTER_SETUP = "adapter_setup.json"  # of several that the adapters library sav
 _TORCH_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model ready to export.
+def read(
+    model: "CodaModel | Path | str | Mapping[str, CodaModel | Path | str]", options: "CompileOptions"
+) -> "Compilable":
+    """Whatever ``compile`` is given, as its options ask.
 
-    Attributes:
-        kind: what it was recognised as, for people.
-        model: in evaluation mode, float32.
-        tokenizer: ``None`` where the source has none.
-        about: what sentence-transformers says of the model and changes no embedding, such as prompts.
+    Raises:
+        CodaError: it cannot be read, or cannot be so.
     """
-
-    kind: str
-    model: "CodaModel"
-    tokenizer: "PreTrainedTokenizerBase | None"
-    about: dict[str, Any] = field(default_factory=dict)
+    source = _read_any(model, options)
+    source.apply(options)
+    return source
 
 
-def read_source(path: Path, *, backbone: str | None = None) -> Source:
+def _read_any(
+    model: "CodaModel | Path | str | Mapping[str, CodaModel | Path | str]", options: "CompileOptions"
+) -> "Compilable":
+    if isinstance(model, Mapping):
+        from coda_compile.bundling.tasks import check_name
+        from coda_compile.sources.shared_backbone import SharedBackbone
+
+        if not model:
+            raise CompileError("there is no model to compile: give one or more")
+        return SharedBackbone.of({check_name(name): read_model(one, options.backbone) for name, one in model.items()})
+    if isinstance(model, Path | str) and (graph := find_onnx(Path(model))) is not None:
+        from coda_compile.sources.onnx_model import OnnxModel
+
+        return OnnxModel.read(graph, options)
+    return read_model(model, options.backbone)
+
+
+def read_model(model: "CodaModel | Path | str", backbone: Path | str | None) -> "TorchModel":
+    """A torch model, in memory or by its path.
+
+    Raises:
+        OptionError: a backbone beside a model that needs none.
+        CodaError: as ``read_source`` says.
+    """
+    if isinstance(model, Path | str):
+        return read_source(Path(model), backbone=None if backbone is None else str(backbone))
+    from coda_compile.sources.torch_model import TorchModel
+
+    if backbone is not None:
+        raise OptionError("the model is complete: leave {backbone} out")
+    return TorchModel.in_memory(model)
+
+
+def read_source(path: Path, *, backbone: str | None = None) -> "TorchModel":
     """Load a ``model.pt``, a CoDA checkpoint folder, a folder of transformers or sentence-transformers, or adapters of
     PEFT or AdapterHub. The model takes no more tokens than its tokenizer gives.
 
@@ -44,6 +76,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
 
     Raises:
         CompileError: the path is none of these.
+        OptionError: a backbone beside a model that needs none.
         CodaError: as the loaders say.
     """
     from coda_compile.sources.truncation import longest
@@ -53,7 +86,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     return source
 
 
-def _read(path: Path, backbone: str | None) -> Source:
+def _read(path: Path, backbone: str | None) -> "TorchModel":
     """A source as its library has it."""
     if not path.exists():
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
@@ -71,6 +104,8 @@ def _read(path: Path, backbone: str | None) -> Source:
 
     if path.is_file() or is_checkpoint_folder(path):
         return checkpoint.read(path, backbone)
+    if backbone is not None:
+        raise OptionError("{path} is complete: leave {backbone} out", path=path)
     return huggingface.read(path)
 
 
@@ -82,7 +117,7 @@ def find_onnx(path: Path) -> Path | None:
     return path if path.suffix == ".onnx" and path.is_file() else None
 
 
-def _read_adapter(folder: Path, backbone: str | None) -> Source:
+def _read_adapter(folder: Path, backbone: str | None) -> "TorchModel":
     """Load a folder of adapters, by the library that saved it."""
     path = folder / ADAPTER_CONFIG
     plain = json_object(path) if path.is_file() else {}
@@ -103,10 +138,11 @@ def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":
 
     Raises:
         CompileError: there is none.
+        OptionError: there is no such folder, and no hub in reach has it.
     """
     from coda_models.backbone import load_tokenizer
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, what="tokenizer")
     if tokenizer is None:
         raise CompileError(f"{path} holds no tokenizer")
     return tokenizer

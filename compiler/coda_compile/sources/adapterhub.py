@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coda_compile.errors import CompileError
-from coda_compile.sources import ADAPTER_CONFIG, Source
+from coda_compile.errors import OptionError
+from coda_compile.sources import ADAPTER_CONFIG
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_json
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
+from coda_compile.sources.torch_model import TorchModel
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer, quiet
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -35,7 +36,7 @@ _WAYS_OUT = {
 }
 
 
-def read(folder: Path, backbone: str | None) -> Source:
+def read(folder: Path, backbone: str | None) -> TorchModel:
     """Load a folder that ``save_adapter`` or, for a Stack, ``save_adapter_setup`` wrote, with its base model.
 
     Args:
@@ -52,7 +53,7 @@ def read(folder: Path, backbone: str | None) -> Source:
     about = read_json(parts[-1] / ADAPTER_CONFIG)
     base = backbone or about.get("model_name")
     if not isinstance(base, str) or not base:
-        raise CompileError(f"{folder} names no base model: pass its folder with --backbone PATH")
+        raise OptionError("{path} names no base model: pass its folder as {backbone}", path=folder)
     import adapters  # after everything that can be told without it
     from adapters.composition import Stack
 
@@ -78,8 +79,8 @@ def read(folder: Path, backbone: str | None) -> Source:
     check_finite(model.state_dict(), folder)
     check_same(model, inputs, wanted, "the adapters library")
     if sentence is None:
-        return Source("AdapterHub adapter", model, tokenizer)
-    return Source(f"AdapterHub adapter{sentence.note}", model, tokenizer, sentence.about)
+        return TorchModel("AdapterHub adapter", model, tokenizer)
+    return TorchModel(f"AdapterHub adapter{sentence.note}", model, tokenizer, sentence.about)
 
 
 @contextmanager
@@ -141,9 +142,14 @@ def _check_base(folder: Path, config: Any, base: str) -> None:
     about = read_json(folder / ADAPTER_CONFIG)
     for key in ("model_type", "hidden_size"):
         if about.get(key) not in (None, getattr(config, key, None)):
-            raise CheckpointError(
-                f"{folder} was trained on a base model with {key} {about[key]!r}, but {base} has "
-                f"{getattr(config, key, None)!r}: pass the original one with --backbone PATH"
+            raise OptionError(
+                "{folder} was trained on a base model with {key} {wanted!r}, but {base} has {found!r}: pass the original "
+                "one as {backbone}",
+                folder=folder,
+                key=key,
+                wanted=about[key],
+                base=base,
+                found=getattr(config, key, None),
             )
 
 

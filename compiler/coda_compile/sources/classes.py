@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_models.plain_json import json_object
 from coda_targets.manifest import PROBLEM_TYPES
 
@@ -83,7 +83,7 @@ def set_classes(model: "CodaModel", problem_type: str | None, labels: Sequence[s
     """Give a model the meaning of its logits that its user names, in place.
 
     Raises:
-        CompileError: the model is no such classifier, or has another number of labels.
+        OptionError: the model is no such classifier, or has another number of labels.
     """
     check_asked(model.coda_config.task, int(model.hf_config.num_labels), problem_type, labels)
     if problem_type is not None:
@@ -97,18 +97,17 @@ def check_asked(task: str, number: int, problem_type: str | None, labels: Sequen
     """Refuse a meaning that a classifier of so many labels cannot have.
 
     Raises:
-        CompileError: says why.
+        OptionError: says why.
     """
-    check_problem_type(problem_type, "--problem-type")
     if problem_type is not None and task != "sequence-classification":
-        raise CompileError(f"--problem-type is for sequence-classification, and this model does {task}")
+        raise OptionError("{problem_type} is for sequence-classification, and this model does {task}", task=task)
     if labels is None:
         return
     if not task.endswith("classification"):
-        raise CompileError(f"--labels name the classes of a classifier, and this model does {task}")
+        raise OptionError("{labels} name the classes of a classifier, and this model does {task}", task=task)
     if len(labels) != number:
-        raise CompileError(
-            f"--labels names {len(labels)} classes but this model tells {number} apart: name each of them"
+        raise OptionError(
+            "{labels} names {named} classes but this model tells {number} apart: name each of them",
+            named=len(labels),
+            number=number,
         )
-    if len(set(labels)) < len(labels) or not all(labels):
-        raise CompileError("--labels needs a name of its own for each class")

@@ -7,7 +7,6 @@ from transformers import CONFIG_MAPPING, AutoModelForMaskedLM
 
 from coda_compile.errors import CompileError
 from coda_compile.logits import cross_encoder_keys
-from coda_compile.sources import Source
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import (
     MODULES,
@@ -18,6 +17,7 @@ from coda_compile.sources.sentence import (
     transformer_of,
 )
 from coda_compile.sources.truncation import read_truncation
+from coda_compile.sources.torch_model import TorchModel
 from coda_models.architectures import FAMILIES
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
@@ -33,7 +33,7 @@ TASK_OF_HEAD = {
 }
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> TorchModel:
     """Load a folder that ``save_pretrained`` of transformers or of sentence-transformers wrote.
 
     Raises:
@@ -59,7 +59,7 @@ def read(folder: Path) -> Source:
         sentence.complete(model, tokenizer)
     check_finite(model.state_dict(), folder)
     check_same(model, inputs, wanted, "transformers")
-    return Source(_kind(sentence), model, tokenizer, {} if sentence is None else sentence.about)
+    return TorchModel(_kind(sentence), model, tokenizer, {} if sentence is None else sentence.about)
 
 
 def _task(folder: Path, *, embeds: bool) -> str:

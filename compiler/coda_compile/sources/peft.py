@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
-from coda_compile.sources import Source
 from coda_compile.sources.classes import take_beside
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import sentence_of_adapter
 from coda_compile.sources.tensors import read_tensors
+from coda_compile.sources.torch_model import TorchModel
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -35,7 +35,7 @@ _TASKS = {
 _PROMPT = "prompt_embeddings"
 
 
-def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
+def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchModel:
     """Load a folder that ``PeftModel.save_pretrained`` wrote, with its base model.
 
     What its classes are is said by the model's own config.json beside it, or by the base's where that has as many.
@@ -52,7 +52,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
     task = _check(folder, plain)
     base = backbone or plain.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise CompileError(f"{folder / CONFIG} names no base model: pass its folder with --backbone PATH")
+        raise OptionError("{path} names no base model: pass its folder as {backbone}", path=folder / CONFIG)
     revision = None if backbone else _revision(folder, plain)
     tensors = read_tensors(folder, *WEIGHTS)
     beside = folder_of(base, revision)
@@ -91,8 +91,8 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> Source:
             model.hf_config.update(cross_encoder_keys(written, model.hf_config.to_dict()))
     kind = f"PEFT {plain['peft_type']}"
     if sentence is None:
-        return Source(kind, model, tokenizer)
-    return Source(kind + sentence.note, model, tokenizer, sentence.about)
+        return TorchModel(kind, model, tokenizer)
+    return TorchModel(kind + sentence.note, model, tokenizer, sentence.about)
 
 
 def _check(folder: Path, plain: dict[str, Any]) -> str:

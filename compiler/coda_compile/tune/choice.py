@@ -9,32 +9,32 @@ from operator import eq
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from coda_compile.bench.run import reduction_of
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundling.writer import check_output, label_names, logits_of
-from coda_compile.errors import CompileError, as_sentences
+from coda_compile.errors import OptionError, as_sentences
 from coda_compile.inspect.cost import multiply_adds
 from coda_compile.inspect.predict import predict
 from coda_compile.logits import check_one_label
+from coda_compile.options import CompileOptions
 from coda_compile.pipeline import compile
 from coda_compile.precision.quantize import STATIC
-from coda_compile.prepare.calibration import Calibration
-from coda_compile.prepare.fit_ood import check as check_ood
+from coda_compile.sources import read_model
 from coda_compile.statistics import ratio_interval
 from coda_compile.text_files import MEASURED, read_rows
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
 from coda_ops.files import private_folder
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
 
 Reductions = Reduction | Sequence[Reduction]
 # int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
 _NOT_FASTER = ("int4",)
+_DEFAULTS = CompileOptions()
 Stage = Callable[[str], AbstractContextManager[object]]
 _FACTORS = tuple(map(Fraction, ("1", "1/2", "3/2", "2", "3")))  # of the r that a model was trained at
 
@@ -101,18 +101,12 @@ class _Compiled:
 
 @as_sentences()
 def choose(
-    model: CodaModel,
-    target: Target,
+    model: CodaModel | Path | str,
+    options: CompileOptions = _DEFAULTS,
     *,
     data: Path,
     budget: float,
     output: Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    reduction: Reductions | None = None,
-    calibration: Calibration | None = None,
-    pack: bool = False,
-    ood: str | None = None,
-    ood_data: Path | None = None,
     rounds: int = 15,
     threads: int = 0,
     stage: Stage = nullcontext,
@@ -120,14 +114,14 @@ def choose(
     """Compile a classifier in every fast precision of a target and at several r, and keep the fastest good enough one.
 
     Args:
-        model: at the r that it was trained at.
+        model: a model in memory or a path, at the r that it was trained at.
+        options: for one target. ``precision`` is what is looked for; ``reduction`` is the only r to try, and then the
+            reference's too; without ``calibration`` int8-static is not tried; the score of the chosen bundle alone is
+            fitted.
         data: CSV file with the columns ``text``, ``text_pair`` of pairs, and ``label``, of texts that played no part
             in training.
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
-        reduction: the only r to try, and then the reference's too.
-        calibration: as for ``compile``; without it int8-static is not tried.
-        pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -136,31 +130,38 @@ def choose(
         CodaError: a model that does not choose one label of several for a text or has no tokenizer, or data that
             cannot be read.
     """
-    task, logits, names = model.coda_config.task, logits_of(model), label_names(model)
-    check_one_label(MEASURED, task, logits, names)
-    check_ood(ood, ood_data, task, logits, names)
     output = output.resolve()
+    if options.prune_gates is not None:
+        raise OptionError("candidates run at other r themselves: leave {prune_gates} out")
+    tried = replace(options, precision="fp32", calibration=None)
+    tried.check()
+    target, *others = replace(tried, pack=False).targets()
+    if others:
+        raise OptionError("candidates are measured on one target: give one {target}")
     check_output(output)
+    with stage("load"):
+        source = read_model(model, options.backbone)
+        source.apply(replace(options, reduction=None))
+    names = label_names(source.model)
+    check_one_label(MEASURED, source.model.coda_config.task, logits_of(source.model), names)
     texts, labels = zip(*read_rows(data, names), strict=True)
-    if tokenizer is None:
-        raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
-    reductions = _around(model) if reduction is None else [reduction]
-    left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
+    if source.tokenizer is None:
+        raise OptionError("choosing by accuracy runs the model on texts, and it has no tokenizer: give a {tokenizer}")
+    tried = replace(tried, backbone=None, tokenizer=source.tokenizer, problem_type=None, labels=None)
+    reductions = _around(source.model) if options.reduction is None else [options.reduction]
+    left_out = _NOT_FASTER if options.calibration is not None else (*_NOT_FASTER, STATIC)
     precisions = [precision for precision in target.precisions if precision not in left_out]
+
+    def candidate(reduction: Reductions, precision: str) -> CompileOptions:
+        calibration = options.calibration if precision == STATIC else None
+        return replace(tried, reduction=reduction, precision=precision, calibration=calibration)
+
     with private_folder() as temporary:
         compiled = []
         for i, (r, precision) in enumerate(product(reductions, precisions)):
             with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
-                bundle = compile(
-                    model,
-                    target,
-                    output=temporary / str(i),
-                    tokenizer=tokenizer,
-                    reduction=r,
-                    precision=precision,
-                    calibration=calibration if precision == STATIC else None,
-                    pack=pack,
-                )
+                silent = replace(candidate(r, precision), ood=None, ood_data=None)
+                bundle = compile(source.model, silent, output=temporary / str(i))
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
             compiled.append(_Compiled(r, bundle, answers))
         timed = _median_text(compiled[0].bundle, texts)
@@ -187,18 +188,9 @@ def choose(
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):
-        bundle = compile(
-            model,
-            replace(target, native=kernels is None or kernels >= 1),
-            output=output,
-            tokenizer=tokenizer,
-            reduction=compiled[best].reduction,
-            precision=candidates[best].precision,
-            calibration=calibration if candidates[best].precision == STATIC else None,
-            pack=pack,
-            ood=ood,
-            ood_data=ood_data,
-        )
+        chosen = candidate(compiled[best].reduction, candidates[best].precision)
+        measured = replace(target, native=kernels is None or kernels >= 1)
+        bundle = compile(source.model, replace(chosen, target=measured), output=output)
     return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
 
 

@@ -6,6 +6,7 @@ layer, in ``routed_outputs/``. Of several tasks each but the first has a set by 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write(
     folder: Path,
     inputs: Arrays,
     outputs: Arrays,
-    decisions: list[Decision],
+    decisions: Sequence[Decision],
     routed: Arrays,
     tolerances: Tolerances,
     *,

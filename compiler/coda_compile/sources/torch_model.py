@@ -1,0 +1,132 @@
+"""A torch model on its way through the pipeline."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from transformers import PreTrainedTokenizerBase
+
+from coda_compile.bundling import sentence_folder
+from coda_compile.bundling.writer import Described, describe, label_names, logits_of, model_digest
+from coda_compile.errors import CompileError
+from coda_compile.export import export
+from coda_compile.options import CompileOptions
+from coda_compile.precision.quantize import quantize_model
+from coda_compile.prepare import calibration as calibrating
+from coda_compile.prepare import fit_ood
+from coda_compile.prepare.pruning import Pruning
+from coda_compile.prepare.prune_slots import prune_slots
+from coda_compile.sources.classes import set_classes
+from coda_compile.sources.compilable import Compilable
+from coda_compile.sources.truncation import longest
+from coda_compile.verify import against_torch
+from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.on_target import Verified, verify_on_target
+from coda_models.config import Reduction
+from coda_models.model import CodaModel
+from coda_targets import Target
+from coda_targets.task_adapters import Adapter
+
+
+@dataclass
+class TorchModel(Compilable):
+    """A model ready to export.
+
+    Attributes:
+        kind: what it was recognised as, for people.
+        model: in evaluation mode, float32.
+        tokenizer: ``None`` where the source has none.
+        about: what sentence-transformers says of the model and changes no embedding, such as prompts.
+        digest: see ``Compilable``.
+    """
+
+    kind: str
+    model: CodaModel
+    tokenizer: PreTrainedTokenizerBase | None
+    about: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    @classmethod
+    def in_memory(cls, model: CodaModel) -> "TorchModel":
+        """A copy of somebody's model, which keeps its mode and reduction."""
+        return cls("model in memory", deepcopy(model).eval(), None)
+
+    def apply(self, options: CompileOptions) -> None:
+        """See ``Compilable``."""
+        set_classes(self.model, options.problem_type, options.labels)
+        if options.reduction is not None:
+            _run_at(self.model, options.reduction)
+        if options.ood is not None:
+            fit_ood.check(self.model.coda_config.task, logits_of(self.model), label_names(self.model))
+        self.tokenizer = options.tokenizer or self.tokenizer
+        self.model.max_tokens = longest(self.model.max_tokens, self.tokenizer)
+        self.digest = model_digest(self.model)
+
+    def copy(self) -> "TorchModel":
+        """See ``Compilable``."""
+        return replace(self, model=deepcopy(self.model))
+
+    def prune(self, threshold: float, calibration: calibrating.Calibration | None) -> Pruning:
+        """See ``Compilable``."""
+        return prune_slots(self.model, threshold, self._texts(calibration))
+
+    def quantise(
+        self, precision: str, calibration: calibrating.Calibration | None, *, adapters: bool = True
+    ) -> None:
+        """See ``Compilable``.
+
+        Args:
+            adapters: too; not where tasks swap them.
+        """
+        quantize_model(self.model, precision, adapters=adapters, texts=self._texts(calibration))
+
+    def _texts(self, calibration: calibrating.Calibration | None) -> Any:
+        return calibrating.inputs(calibration, self.tokenizer, Inputs.of(self.model))
+
+    def fit_ood(self, method: str, data: Mapping[str, Path]) -> None:
+        """See ``Compilable``."""
+        (file,) = data.values()
+        self.model.ood = fit_ood.fit(self.model, self.tokenizer, method, file)
+
+    def export(self, opset: int) -> ir.Model:
+        """See ``Compilable``."""
+        return export(self.model, opset)
+
+    def verify(self, path: Path, target: Target, precision: str, output: Path) -> dict[str, Verified]:
+        """See ``Compilable``."""
+        return {"": self.verify_task(path, target, precision, output)}
+
+    def verify_task(
+        self, path: Path, target: Target, precision: str, output: Path, adapter: Path | None = None
+    ) -> Verified:
+        """As ``verify``, for one task.
+
+        Args:
+            adapter: file of what the model trained, where the compiled one holds another task.
+        """
+        swapped = None if adapter is None else Adapter(adapter)
+        compare = partial(against_torch.verify, self.model, path, adapter=swapped)
+        parity = verify_on_target(compare, path, target, output, adapter)
+        case = kept_case(Inputs.of(self.model))
+        outputs, decisions, routed = against_torch.expected(self.model, path, case, target, swapped)
+        tolerances = against_torch.elsewhere(self.model, case, parity, precision)
+        return Verified(parity, case.inputs, outputs, decisions, routed, tolerances)
+
+    def describe(self) -> Described:
+        """See ``Compilable``."""
+        return describe(self.model, self.digest)
+
+    def write_modules(self, folder: Path) -> None:
+        """See ``Compilable``."""
+        sentence_folder.write(folder, self.model, self.about)
+
+
+def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
+    model.set_reduction(reduction)
+    asked = model.coda_config.reduction
+    if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
+        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
