@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from coda_compile import Bundle, compile
+from coda_compile import Bundle, CompileOptions, compile
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
@@ -52,7 +52,7 @@ class Study:
         folder = self.folder / name
         if folder.is_dir():
             return Bundle(folder)
-        return compile(self.model, output=folder, backbone=self.backbone, reduction=reduction)
+        return compile(self.model, CompileOptions(backbone=self.backbone, reduction=reduction), output=folder)
 
     def last_layer_at(self, name: str, r: Fraction) -> Bundle:
         layers = [layer.reduction for layer in self.baseline.manifest.layers]

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.shapes import random_model
@@ -80,7 +80,9 @@ def main(
                     target = replace(cpu, lowering=tuple(name for name in cpu.lowering if name not in without))
                     output = Path(folder) / str(len(bundles))
                     bundles[without] = compile(
-                        source, target, output=output, backbone=backbone, reduction=reduction, precision=precision
+                        source,
+                        CompileOptions(target=target, backbone=backbone, reduction=reduction, precision=precision),
+                        output=output,
                     )
             contenders = [
                 Contender.of_bundle(name, bundles[without].folder, portable=portable)

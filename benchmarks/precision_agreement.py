@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
 from coda_compile.precision.quantize import STATIC
@@ -41,11 +41,13 @@ def main(data: Path, backbone: str, model: Path, target: str) -> None:
             try:
                 bundle = compile(
                     model,
-                    target,
+                    CompileOptions(
+                        target=target,
+                        backbone=backbone,
+                        precision=precision,
+                        calibration=calibration if precision == STATIC else None,
+                    ),
                     output=Path(folder) / precision,
-                    backbone=backbone,
-                    precision=precision,
-                    calibration=calibration if precision == STATIC else None,
                 )
             except CodaError as error:
                 raise click.ClickException(str(error)) from None

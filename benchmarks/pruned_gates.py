@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.errors import CodaError
@@ -57,11 +57,8 @@ def main(
             try:
                 bundle = compile(
                     model,
+                    CompileOptions(backbone=backbone, precision=precision, calibration=texts_of, prune_gates=threshold),
                     output=Path(folder) / name.replace(" ", "-"),
-                    backbone=backbone,
-                    precision=precision,
-                    calibration=texts_of,
-                    prune_gates=threshold,
                 )
             except CodaError as error:
                 click.echo(f"{name}: {error}")

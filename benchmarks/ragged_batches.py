@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import click
 import numpy as np
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
@@ -48,11 +48,8 @@ def main(
                 bundles = [
                     compile(
                         model,
+                        CompileOptions(backbone=backbone, reduction=reduction, precision=precision, pack=bool(pack)),
                         output=Path(folder) / str(pack),
-                        backbone=backbone,
-                        reduction=reduction,
-                        precision=precision,
-                        pack=bool(pack),
                     )
                     for pack in (0, 1)
                 ]

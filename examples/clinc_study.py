@@ -31,12 +31,13 @@ from picture import browser, take
 from rich.console import Console
 from train_reviews import in_a_sentence
 
-from coda_compile import Bundle, compile
+from coda_compile import Bundle, CompileOptions, compile
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.turns import Contender, in_turns, token_inputs
 from coda_compile.inspect.evaluate import separate
 from coda_compile.prepare import fit_ood
-from coda_compile.sources import Source, read_source
+from coda_compile.sources import read_source
+from coda_compile.sources.torch_model import TorchModel
 from coda_models.backbone import load_tokenizer
 from coda_models.ood import FITTED, FromLogits
 from coda_models.ood import METHODS as SCORES
@@ -147,13 +148,19 @@ def judged(
     return found
 
 
-def _read(folder: Path, backbone: str, classes: Sequence[str]) -> Source:
-    source = read_source(clinc_methods.source(folder / "model"), backbone=backbone)
+def _backbone_of(path: Path, backbone: str) -> str | None:
+    """What goes with a model: a fully fine-tuned one is whole."""
+    return None if (path / "model.safetensors").is_file() else backbone
+
+
+def _read(folder: Path, backbone: str, classes: Sequence[str]) -> TorchModel:
+    path = clinc_methods.source(folder / "model")
+    source = read_source(path, backbone=_backbone_of(path, backbone))
     source.model.hf_config.id2label = dict(enumerate(classes))  # PEFT's folders have no names for them
-    return Source(source.kind, source.model, source.tokenizer or load_tokenizer(backbone))
+    return TorchModel(source.kind, source.model, source.tokenizer or load_tokenizer(backbone))
 
 
-def judge(source: Source, queries: Queries, classes: list[str]) -> dict[str, Any]:
+def judge(source: TorchModel, queries: Queries, classes: list[str]) -> dict[str, Any]:
     """The model in torch, then compiled in each precision, with the detectors that were fitted on the one in torch."""
     model, tokenizer = source.model, source.tokenizer
     assert tokenizer is not None
@@ -184,7 +191,11 @@ def judge(source: Source, queries: Queries, classes: list[str]) -> dict[str, Any
             with_detector = deepcopy(model)
             with_detector.ood = detectors[name]
             with TemporaryDirectory(prefix="coda-study-") as place:
-                bundle = compile(with_detector, output=Path(place) / "bundle", precision=precision, tokenizer=tokenizer)
+                bundle = compile(
+                    with_detector,
+                    CompileOptions(precision=precision, tokenizer=tokenizer),
+                    output=Path(place) / "bundle",
+                )
                 compiled, scores[name] = answers_of(bundle, texts)
         raw = torch.from_numpy(compiled)
         scores |= {name: FromLogits(name)(raw, raw).numpy() for name in SCORES if name not in FITTED}
@@ -226,14 +237,16 @@ def measure(
     contenders, of_coda = [], []
     for method in methods:
         folder = folder_of(out, method, seed)
-        path = str(clinc_methods.source(folder / "model"))
-        arguments = {"checkpoint": path, "compiled": False, "backbone": backbone}
+        path = clinc_methods.source(folder / "model")
+        arguments = {"checkpoint": str(path), "compiled": False, "backbone": _backbone_of(path, backbone)}
         contenders.append(Contender(f"{method}, eager", "torch_model", arguments))
         source = _read(folder, backbone, task.classes)
         for precision in PRECISIONS:
             name = f"{method}, {precision}"
             bundle = compile(
-                source.model, output=place / f"{len(sizes)}", precision=precision, tokenizer=source.tokenizer
+                source.model,
+                CompileOptions(precision=precision, tokenizer=source.tokenizer),
+                output=place / f"{len(sizes)}",
             )
             sizes[name] = sum(file.stat().st_size for file in bundle.folder.rglob("*") if file.is_file())
             contenders.append(Contender.of_bundle(name, bundle.folder))

@@ -13,8 +13,9 @@ import train_reviews
 from rich.console import Console
 from rich.progress import Progress
 
-from coda_compile import Bundle, compile, terminal
+from coda_compile import Bundle, CompileOptions, compile, terminal
 from coda_compile.bench.turns import Contender, in_turns
+from coda_compile.cli import summaries
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
 from coda_compile.inspect.predict import predict
 from coda_compile.statistics import ratio_interval
@@ -47,7 +48,7 @@ def show_routing(bundle: Bundle) -> None:
     out.print("\n[bold]routing[/]: the words that took the heavy path, layer by layer")
     for _, record, words in predict(bundle, [text], routing=True):
         if words is not None:
-            terminal.routing(words)
+            summaries.routing(words)
         out.print(f"  → {record['label']} {record['score']:.0%}")
 
 
@@ -102,8 +103,10 @@ def main(model: Path, backbone: str, texts: Path, folder: Path, rounds: int) -> 
     bundles = []
     for name, reduction in (("coda", None), ("dense", 1)):
         progress = terminal.Progress()
-        bundle = compile(model, output=folder / name, backbone=backbone, reduction=reduction, stage=progress.stage)
-        terminal.compiled(bundle, folder / name, progress.seconds)
+        bundle = compile(
+            model, CompileOptions(backbone=backbone, reduction=reduction), output=folder / name, stage=progress.stage
+        )
+        summaries.compiled(bundle, folder / name, progress.seconds)
         bundles.append(bundle)
     coda, dense = bundles
     pairs = read_texts(texts, 8)

@@ -69,9 +69,9 @@ def exported_once() -> Iterator[Any]:
 
     What went through a file keeps its meaning and not every byte, so tests of bytes take ``exported_anew``.
     """
-    from coda_compile import pipeline
+    from coda_compile.sources import torch_model
 
-    export, exported = pipeline.export, dict[str, onnx.ModelProto]()
+    export, exported = torch_model.export, dict[str, onnx.ModelProto]()
 
     def once(model: CodaModel, opset: int) -> ir.Model:
         layers = [(layer.reduction, layer.attention, layer.schedule) for layer in model.coda_layers()]
@@ -81,15 +81,15 @@ def exported_once() -> Iterator[Any]:
             exported[key] = ir.to_proto(export(model, opset))
         return ir.from_proto(exported[key])
 
-    pipeline.export = once  # type: ignore[assignment]  # a test may patch it further
+    torch_model.export = once  # type: ignore[assignment]  # a test may patch it further
     yield export
-    pipeline.export = export
+    torch_model.export = export
 
 
 @pytest.fixture
 def exported_anew(exported_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile as users do, export included."""
-    monkeypatch.setattr("coda_compile.pipeline.export", exported_once)
+    monkeypatch.setattr("coda_compile.sources.torch_model.export", exported_once)
 
 
 @pytest.fixture(params=sorted(TINY))
@@ -126,12 +126,12 @@ def compiled(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, exported_once: Any
 ) -> Bundle:
     """A tiny BERT classifier at r = 2, compiled once; tests must not change it (``copied`` gives one to change)."""
-    from coda_compile import compile
+    from coda_compile import CompileOptions, compile
 
     folder = tmp_path_factory.mktemp("compiled") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coda_compile.pipeline.export", exported_once)
-        return compile(tiny_coda("bert", CodaConfig(reduction=2)), output=folder, tokenizer=tokenizer)
+        patch.setattr("coda_compile.sources.torch_model.export", exported_once)
+        return compile(tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(tokenizer=tokenizer), output=folder)
 
 
 @pytest.fixture

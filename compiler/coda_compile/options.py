@@ -64,9 +64,10 @@ class CompileOptions:
             OptionError: one that cannot pack.
         """
         from coda_compile.lowering import complete, packing
+        from coda_targets import Target
 
-        several = isinstance(self.target, Sequence) and not isinstance(self.target, str)
-        found = [complete(target) for target in (self.target if several else (self.target,))]  # type: ignore[union-attr]
+        asked = [self.target] if isinstance(self.target, str | Target) else self.target
+        found = [complete(target) for target in asked]
         return tuple(packing(target) if self.pack else target for target in found)
 
     def variants(self) -> "tuple[tuple[Target, str], ...]":
@@ -126,7 +127,7 @@ class CompileOptions:
             return {}
         data = self.ood_data if isinstance(self.ood_data, Mapping) else dict.fromkeys(names[:1], self.ood_data)
         if set(data) != set(names):
-            raise OptionError("several tasks need {ood_data} once for each, in their order: texts that each is meant for")
+            raise OptionError("several tasks need {ood_data} once for each, in their order: texts it is meant for")
         return {name: Path(data[name]) for name in names}
 
     def _check_classes(self) -> None:
@@ -171,7 +172,9 @@ class CompileOptions:
         if self.problem_type is not None or self.labels is not None:
             raise OptionError("{problem_type} and {labels} are one model's: set them in each model before it is saved")
         if self.prune_gates is not None:
-            raise OptionError("several tasks cannot be pruned together: leave {prune_gates} out, or compile each by itself")
+            raise OptionError(
+                "several tasks cannot be pruned together: leave {prune_gates} out, or compile each by itself"
+            )
         if STATIC in self.precisions:
             raise OptionError(
                 "several tasks cannot share {static}: use {precision} int8, or compile each by itself", static=STATIC

@@ -60,7 +60,7 @@ def compile(
         with stage("prune"):
             pruning = source.prune(options.prune_gates, options.calibration)
     with replacing(output, stage) as folder:
-        built = []
+        built: list[BuiltVariant] = []
         for target, precision in variants:
             own = source if len(variants) == 1 else source.copy()
             place = folder if not built else folder / f"{target.name}-{precision}"

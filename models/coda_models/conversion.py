@@ -63,8 +63,8 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     digest = backbone_digest(converted)
     if config.backbone_sha256 not in ("", digest):
         raise OptionError(
-            "the backbone {given!r} has SHA-256 {found}… but the checkpoint was trained on {wanted}…: pass the original "
-            "one as {backbone}",
+            "the backbone {given!r} has SHA-256 {found}… but the checkpoint was trained on {wanted}…: pass the "
+            "original one as {backbone}",
             given=config.backbone or "given",
             found=digest[:12],
             wanted=config.backbone_sha256[:12],

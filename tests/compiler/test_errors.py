@@ -14,7 +14,7 @@ from coda_compile.errors import CodaError, CompileError, MissingDependencyError,
     [
         (errno.ENOSPC, "^no space left on the disk writing here: free some and try again; nothing was kept$"),
         (errno.EDQUOT, "^no space left on the disk writing here"),
-        (errno.EACCES, "^no permission for here: choose another folder with -o DIR$"),
+        (errno.EACCES, "^no permission for here: choose another folder$"),
         (errno.EROFS, "^no permission for here"),
         (errno.EPERM, "^no permission for here"),
         (errno.EIO, "^the operating system says 'broken' for here; nothing was kept$"),

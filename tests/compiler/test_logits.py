@@ -21,7 +21,7 @@ from transformers import (
     pipeline,
 )
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CompileError
 from coda_compile.inspect.predict import predict
 from coda_compile.logits import logits_info
@@ -302,7 +302,7 @@ def test_saturated_scores_stay_apart(tmp_path: Path, tokenizer: PreTrainedTokeni
 
 def test_raw_logits_of_tokens_and_their_absence(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     tagger = tiny_coda("bert", CodaConfig(reduction=1, task="token-classification"))
-    bundle = compile(tagger, output=tmp_path / "tagger", tokenizer=tokenizer)
+    bundle = compile(tagger, CompileOptions(tokenizer=tokenizer), output=tmp_path / "tagger")
     (record,) = answers(bundle, ["good film"], raw=True)
     with torch.inference_mode():
         logits = tagger(**tokenizer("good film", return_tensors="pt")).logits[0, 1:-1]
@@ -311,8 +311,8 @@ def test_raw_logits_of_tokens_and_their_absence(tmp_path: Path, tokenizer: PreTr
     ]
     embedder = compile(
         tiny_coda("bert", CodaConfig(reduction=1, task="feature-extraction")),
+        CompileOptions(tokenizer=tokenizer),
         output=tmp_path / "embedder",
-        tokenizer=tokenizer,
     )
     assert embedder.manifest.logits is None
     with pytest.raises(InputError, match="raw logits are a classifier's, and this model does feature-extraction"):
@@ -322,7 +322,9 @@ def test_raw_logits_of_tokens_and_their_absence(tmp_path: Path, tokenizer: PreTr
 def test_several_tasks_each_mean_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     first, second = (tiny_coda("bert", CodaConfig(reduction=2)) for _ in range(2))
     second.hf_config.problem_type = "multi_label_classification"
-    bundle = compile({"topics": first, "flags": second}, output=tmp_path / "bundle", tokenizer=tokenizer)
+    bundle = compile(
+        {"topics": first, "flags": second}, CompileOptions(tokenizer=tokenizer), output=tmp_path / "bundle"
+    )
     assert bundle.logits() == bundle.logits("topics") == LogitsInfo("softmax", "single_label_classification")
     assert bundle.logits("flags") == LogitsInfo("sigmoid", "multi_label_classification")
     (one,), (all_,) = (answers(bundle, ["good film"], task=task) for task in ("topics", "flags"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY, tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.verify.against_torch import reference
 from coda_compile.verify.cases import Case, Inputs, make_case
@@ -258,7 +258,7 @@ def test_outputs_of_each_task(variant: Variant):
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A freshly converted model at r = 1: adapters are zero, so it is the backbone."""
     model = convert(tiny_backbone("mpnet"), CodaConfig(reduction=4))
-    return compile(model, output=tmp_path_factory.mktemp("untrained") / "b", reduction=1)
+    return compile(model, CompileOptions(reduction=1), output=tmp_path_factory.mktemp("untrained") / "b")
 
 
 @many
@@ -328,7 +328,7 @@ def test_equal_scores_select_the_first_tokens(copied: Path):
 def test_model_and_tokenizer_of_the_caller_stay_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     model = tiny_coda("bert", CodaConfig(reduction=4)).train()
     before = (tokenizer.model_max_length, tokenizer.backend_tokenizer.to_str())
-    bundle = compile(model, output=tmp_path / "dense", tokenizer=tokenizer, reduction=1)
+    bundle = compile(model, CompileOptions(tokenizer=tokenizer, reduction=1), output=tmp_path / "dense")
     assert bundle.manifest.coda_config["reduction"] == "1"
     assert model.training
     assert model.coda_config.reduction == 4
@@ -347,7 +347,9 @@ def test_stages_come_in_order(tmp_path: Path):
         yield
         seen.append(f"{name} ended")
 
-    compile(tiny_coda("bert", CodaConfig(reduction=2)), "null", output=tmp_path / "b", stage=stage)
+    compile(
+        tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(target="null"), output=tmp_path / "b", stage=stage
+    )
     names = ["load", "export", "passes", "verify", "bundle"]
     assert seen == [text for name in names for text in (name, f"{name} ended")]
     bundle = Bundle(tmp_path / "b")
@@ -359,7 +361,7 @@ def test_stages_come_in_order(tmp_path: Path):
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_unfinished_target_says_what_it_lacks(tmp_path: Path, name: str):
     with pytest.raises(TargetError, match=rf"target '{name}' is not finished, it still lacks .*: use --target cpu"):
-        compile(tiny_coda(), name, output=tmp_path / "b")
+        compile(tiny_coda(), CompileOptions(target=name), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -375,7 +377,7 @@ def test_unfinished_target_says_what_it_lacks(tmp_path: Path, name: str):
 )
 def test_bad_reduction(tmp_path: Path, reduction: Any, message: str):
     with pytest.raises(CodaError, match=message):
-        compile(tiny_coda(), output=tmp_path / "b", reduction=reduction)
+        compile(tiny_coda(), CompileOptions(reduction=reduction), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -383,13 +385,13 @@ def test_bad_reduction(tmp_path: Path, reduction: Any, message: str):
 def test_model_without_routers_runs_dense_only(tmp_path: Path, reduction: Any):
     model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
     with pytest.raises(CompileError, match=r"this model has no routers, so it runs at reduction 1 only"):
-        compile(model, output=tmp_path / "b", reduction=reduction)
+        compile(model, CompileOptions(reduction=reduction), output=tmp_path / "b")
 
 
 @pytest.mark.parametrize("reduction", ["1", [1, 1], "2/2"])
 def test_model_without_routers_may_be_told_so(tmp_path: Path, reduction: Any):
     model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
-    bundle = compile(model, output=tmp_path / "b", reduction=reduction)
+    bundle = compile(model, CompileOptions(reduction=reduction), output=tmp_path / "b")
     assert [layer.reduction for layer in bundle.manifest.layers] == ["1", "1"]
 
 

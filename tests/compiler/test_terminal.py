@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from rich.table import Table
 
-from coda_compile.terminal import inspected, whole
+from coda_compile.cli.summaries import inspected
+from coda_compile.terminal import whole
 from coda_targets import Bundle
 from coda_targets.manifest import LogitsInfo
 

@@ -16,7 +16,7 @@ from optimum.onnxruntime import (
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_models import CodaConfig
 from coda_targets import Bundle
 from coda_targets.modalities.text import TextCodec
@@ -50,7 +50,7 @@ def test_sequence_classification(compiled: Bundle, name: str):
 @pytest.fixture(scope="module", params=["bert", "roberta"])
 def tokens(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Bundle:
     model = tiny_coda(request.param, CodaConfig(reduction=2, task="token-classification"))
-    return compile(model, output=tmp_path_factory.mktemp("tokens") / "b", tokenizer=tokenizer)
+    return compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path_factory.mktemp("tokens") / "b")
 
 
 def test_token_classification(tokens: Bundle):
@@ -65,7 +65,7 @@ def test_token_classification(tokens: Bundle):
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_feature_extraction(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, pooling: str):
     model = tiny_coda("mpnet", CodaConfig(reduction=2, task="feature-extraction", pooling=pooling))
-    bundle = compile(model, output=tmp_path / "b", tokenizer=tokenizer)
+    bundle = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "b")
     loaded = ORTModelForFeatureExtraction.from_pretrained(bundle.folder)
     words = AutoTokenizer.from_pretrained(bundle.folder)
     for text, wanted in zip(TEXTS, own(bundle), strict=True):

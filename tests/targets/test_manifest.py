@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coda_compile import terminal
+from coda_compile.cli import summaries
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
 from coda_targets.manifest import (
@@ -180,7 +180,7 @@ def test_no_junk_escapes_as_another_error(compiled: Bundle, tmp_path: Path, name
     plain = json.loads((compiled.folder / MANIFEST).read_text("utf-8"))
     (tmp_path / MANIFEST).write_text(json.dumps({**plain, name: value}))
     with contextlib.suppress(CodaError):
-        terminal.inspected(Bundle(tmp_path))
+        summaries.inspected(Bundle(tmp_path))
 
 
 def test_unknown_target_in_a_manifest(copied: Path):

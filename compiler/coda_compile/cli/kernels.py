@@ -4,9 +4,6 @@ from pathlib import Path
 
 import click
 
-from coda_compile import terminal
-from coda_ops import native
-
 
 @click.group(short_help="Native CPU kernels of the CoDA operators.")
 def kernels() -> None:
@@ -24,13 +21,18 @@ def kernels() -> None:
 @click.option("--include", type=click.Path(path_type=Path), help="Folder of onnxruntime's C++ headers.")
 def build(include: Path | None) -> None:
     """Compile the kernels with this machine's C++ compiler and CMake, into the installed package."""
-    progress = terminal.Progress()
-    with progress.stage("build"):
+    from coda_compile.cli import summaries
+    from coda_compile.terminal import Progress
+    from coda_ops import native
+
+    with Progress().stage("build"):
         native.build(include)
-    terminal.kernels()
+    summaries.kernels()
 
 
 @kernels.command(short_help="Are they here, and does onnxruntime load them?")
 def status() -> None:
     """Say where the kernels are and whether this onnxruntime loads them, or what building them lacks."""
-    terminal.kernels()
+    from coda_compile.cli import summaries
+
+    summaries.kernels()

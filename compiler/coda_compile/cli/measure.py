@@ -1,4 +1,4 @@
-"""Commands that measure: bench, check, report, explain. Parse and call, nothing else."""
+"""Commands that measure: bench, check, explain, report. Parse and call, nothing else."""
 
 import shlex
 import sys
@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-from coda_compile import terminal
-from coda_ops.files import check_result_file, write_text
 
-
-@click.group()
-def measure() -> None:
-    """Holds the commands until ``coda_compile.cli.main`` takes them over."""
-
-
-@measure.command(short_help="Latency against the dense adapter in every common runtime.")
+@click.command(short_help="Latency against the dense adapter in every common runtime.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--shape", help="Random weights of a known size instead of a model: bert-base, minilm-l6, …")
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
@@ -64,12 +56,15 @@ def bench(
     """
     if (model is None) == (shape is None):
         raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
+    from coda_ops.files import check_result_file, write_text
+
     if result_file is not None:
         check_result_file(result_file, b"{")
     from coda_compile.bench.run import Plan
+    from coda_compile.terminal import Progress
 
     plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
-    progress = terminal.Progress()
+    progress = Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
 
@@ -102,7 +97,7 @@ def bench(
         write_text(result_file, result.dump())
 
 
-@measure.command(short_help="Did latency regress against a baseline? For CI.")
+@click.command(short_help="Did latency regress against a baseline? For CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
 @click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
@@ -145,6 +140,8 @@ def check(
     3  regression
     4  cannot tell on this machine; the output says what would help
     """
+    from coda_ops.files import check_result_file, write_text
+
     if json_file is not None:
         check_result_file(json_file, b"{")
     if junit_file is not None:
@@ -177,7 +174,7 @@ def check(
     sys.exit(result.verdict.exit_code)
 
 
-@measure.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
+@click.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
@@ -200,7 +197,7 @@ def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: in
     explain_table.show(explain_profile(profile))
 
 
-@measure.command(short_help="One self-contained HTML page about a bundle.")
+@click.command(short_help="One self-contained HTML page about a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
 @click.option("--text", help="Show the routing of this text.  [default: a short review]")
@@ -217,7 +214,9 @@ def report(
     coda-compile bench reviews.pt --json bench.json
     coda-compile report reviews-cpu --bench bench.json --data test.csv
     """
-    progress = terminal.Progress()
+    from coda_compile.terminal import Progress, out
+
+    progress = Progress()
     with progress.stage("start"):
         from coda_compile.report.page import make_report
         from coda_targets import Bundle
@@ -232,35 +231,4 @@ def report(
         command=shlex.join(["coda-compile", *sys.argv[1:]]),
         stage=progress.stage,
     )
-    terminal.out.print(f"{written}: {written.stat().st_size / 1e6:.1f} MB, opens in any browser", soft_wrap=True)
-
-
-@measure.command(short_help="Accuracy on your texts, and how well unknown ones are told.")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file, text,label.")
-@click.option("--outside", type=click.Path(path_type=Path), help="CSV file with texts the model is not meant for.")
-@click.option("--model", type=click.Path(path_type=Path), help="The model behind BUNDLE, to compare with.")
-@click.option("--ood-data", type=click.Path(path_type=Path), help="What the bundle's --ood was fitted on.")
-@click.option("--backbone", metavar="PATH", help="Folder or hub name of the model's backbone.")
-def evaluate(
-    bundle: Path, data: Path, outside: Path | None, model: Path | None, ood_data: Path | None, backbone: str | None
-) -> None:
-    """Label the texts of a CSV file with BUNDLE: its accuracy and, with texts that the model is not meant for, AUROC,
-    AUPR and FPR at 95 % TPR of its out-of-distribution score. With the model that it was made from, both side by side.
-
-    \b
-    coda-compile evaluate reviews-cpu --data test.csv
-    coda-compile evaluate intents-cpu --data test.csv --outside others.csv --model intents.pt --ood-data train.csv
-    """
-    from coda_compile.inspect.evaluate import evaluate as evaluate_bundle
-    from coda_targets import Bundle
-
-    if outside is not None and model is not None and ood_data is None:
-        raise click.UsageError("scoring with the model takes what the bundle was fitted on: --ood-data FILE")
-    opened = Bundle(bundle)
-    source = None
-    if model is not None:
-        from coda_compile.sources import read_source
-
-        source = read_source(model, backbone=backbone)
-    terminal.evaluated(evaluate_bundle(opened, data, outside=outside, original=source, known=ood_data))
+    out.print(f"{written}: {written.stat().st_size / 1e6:.1f} MB, opens in any browser", soft_wrap=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coda_compile import terminal
 from coda_compile.errors import CodaError
 
 if TYPE_CHECKING:
@@ -61,11 +60,17 @@ def run(
     from coda_targets import Bundle
 
     opened = Bundle(bundle, threads=threads)
-    given = _texts(texts, others, source)
+    given, none = _texts(texts, others, source), True
     for text, record, routed in predict(opened, given, batch=batch, routing=show_routing, task=task, raw=raw):
+        none = False
         click.echo(json.dumps({**named(text), **record}, ensure_ascii=False))
         if routed is not None:
-            terminal.routing(routed)
+            from coda_compile.cli import summaries
+
+            summaries.routing(routed)
+    if none:
+        where = "stdin" if source in (None, Path("-")) else source
+        raise CodaError(f"{where} holds no text to run on: give a text a line")
 
 
 def _texts(texts: tuple[str, ...], others: tuple[str, ...], source: Path | None) -> "Iterator[Text]":

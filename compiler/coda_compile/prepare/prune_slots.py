@@ -63,8 +63,8 @@ def prune_slots(model: CodaModel, threshold: float, texts: Iterable[Mapping[str,
     others, far = torch.cat([others for others, _ in compared]), torch.cat([far for _, far in compared])
     if float(others.float().mean()) > _MOST_CHANGED:
         raise OptionError(
-            "{prune_gates} {threshold:g} changes {changed} of {answers} answers to the texts of {calibration}, more than 1 "
-            "in 100: give a lower threshold",
+            "{prune_gates} {threshold:g} changes {changed} of {answers} answers to the texts of {calibration}, more "
+            "than 1 in 100: give a lower threshold",
             threshold=threshold,
             changed=int(others.sum()),
             answers=others.numel(),

@@ -143,8 +143,8 @@ def _check_base(folder: Path, config: Any, base: str) -> None:
     for key in ("model_type", "hidden_size"):
         if about.get(key) not in (None, getattr(config, key, None)):
             raise OptionError(
-                "{folder} was trained on a base model with {key} {wanted!r}, but {base} has {found!r}: pass the original "
-                "one as {backbone}",
+                "{folder} was trained on a base model with {key} {wanted!r}, but {base} has {found!r}: pass the "
+                "original one as {backbone}",
                 folder=folder,
                 key=key,
                 wanted=about[key],

@@ -16,8 +16,8 @@ from coda_compile.sources.sentence import (
     refuse_other_models,
     transformer_of,
 )
-from coda_compile.sources.truncation import read_truncation
 from coda_compile.sources.torch_model import TorchModel
+from coda_compile.sources.truncation import read_truncation
 from coda_models.architectures import FAMILIES
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite

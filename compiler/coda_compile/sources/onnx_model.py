@@ -78,8 +78,8 @@ class OnnxModel(Compilable):
             asked = "precision"
         if asked is not None:
             raise OptionError(
-                f"{{path}} is an ONNX file and compiles as it is, in fp32: for {{{asked}}} give the model it was exported "
-                "from",
+                f"{{path}} is an ONNX file and compiles as it is, in fp32: for {{{asked}}} give the model it was "
+                "exported from",
                 path=path,
             )
         graph = read(path)

@@ -18,8 +18,8 @@ from coda_compile.options import CompileOptions
 from coda_compile.precision.quantize import quantize_model
 from coda_compile.prepare import calibration as calibrating
 from coda_compile.prepare import fit_ood
-from coda_compile.prepare.pruning import Pruning
 from coda_compile.prepare.prune_slots import prune_slots
+from coda_compile.prepare.pruning import Pruning
 from coda_compile.sources.classes import set_classes
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.truncation import longest
@@ -74,9 +74,7 @@ class TorchModel(Compilable):
         """See ``Compilable``."""
         return prune_slots(self.model, threshold, self._texts(calibration))
 
-    def quantise(
-        self, precision: str, calibration: calibrating.Calibration | None, *, adapters: bool = True
-    ) -> None:
+    def quantise(self, precision: str, calibration: calibrating.Calibration | None, *, adapters: bool = True) -> None:
         """See ``Compilable``.
 
         Args:

@@ -17,7 +17,7 @@ from tests.conftest import tiny_coda
 from tests.targets.runtimes.test_openvino import needs_plugin, on_cpu
 from transformers import AutoConfig
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.backends import openvino_rounding
 from coda_compile.backends.openvino_rounding import as_run, as_written, by_range, group_of, levels_by_range, multiply
 from coda_compile.errors import VerificationError
@@ -162,7 +162,7 @@ def refuse(bundle: Bundle, model: CodaModel, target: Target, tmp_path: Path) -> 
 
 def test_one_level_of_one_weight_is_found(tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    bundle = compile(model, on_cpu(), output=tmp_path / "b", precision="int8")
+    bundle = compile(model, CompileOptions(target=on_cpu(), precision="int8"), output=tmp_path / "b")
     refuse(bundle, model, on_cpu(), tmp_path)
 
 
@@ -171,12 +171,12 @@ def test_float32_gates_are_allowed_their_rounding_and_no_more(tmp_path: Path, mo
     off = 3e-6
     actual = rounding_off_gates(off, monkeypatch)
     target = replace(on_cpu(), wide_floats=False)
-    compile(model, target, output=tmp_path / "b")
+    compile(model, CompileOptions(target=target), output=tmp_path / "b")
     with pytest.raises(VerificationError, match=r"gates of layer \d differ by 3e-06 \(allowed 1e-06\)"):
-        compile(model, replace(target, wide_floats=True), output=tmp_path / "b")
+        compile(model, CompileOptions(target=replace(target, wide_floats=True)), output=tmp_path / "b")
     actual["off"] = 1e-2
     with pytest.raises(VerificationError, match=r"gates of layer \d differ by"):
-        compile(model, target, output=tmp_path / "b")
+        compile(model, CompileOptions(target=target), output=tmp_path / "b")
 
 
 def rounding_off_gates(off: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -208,7 +208,7 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
         torch.from_numpy(got), multiply(x, *rounded, 0 * bias, group).flatten(0, 1), rtol=1e-5, atol=1e-4
     )
     wide = deepcopy(wide)
-    bundle = compile(wide, "openvino", output=tmp_path / "b", precision="int8")
+    bundle = compile(wide, CompileOptions(target="openvino", precision="int8"), output=tmp_path / "b")
     refuse(bundle, wide, target, tmp_path)
     if group:
         monkeypatch.setattr("coda_compile.backends.openvino_rounding.group_of", lambda target: 0)
@@ -220,10 +220,12 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
 @needs_plugin
 def test_openvino_rounds_by_the_range(wide: CodaModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert by_range(get_target("openvino"))
-    compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+    compile(wide, CompileOptions(target="openvino", precision=STATIC, calibration=texts(wide)), output=tmp_path / "b")
     monkeypatch.setattr(
         openvino_rounding, "levels_by_range", lambda x, step, zero: ((x / step).floor() + zero).clamp(0, 255)
     )
     monkeypatch.setattr(openvino_rounding, "by_range", lambda target: True)
     with pytest.raises(VerificationError, match="differ by"):
-        compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+        compile(
+            wide, CompileOptions(target="openvino", precision=STATIC, calibration=texts(wide)), output=tmp_path / "b"
+        )

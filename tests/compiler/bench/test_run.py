@@ -9,7 +9,7 @@ import pytest
 from tests.compiler.exports import lora_classifier, write
 from tests.conftest import tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
 from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
 from coda_compile.bench.machine import this_machine
@@ -160,7 +160,9 @@ def test_what_was_measured_is_known_whatever_it_was_compiled_to(compiled: Bundle
     )
     measured = bench(tiny_coda("bert", CodaConfig(reduction=2)), plan=plan)
     assert measured.model_sha256 == compiled.manifest.model_sha256
-    rounded = compile(tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path / "int8", precision="int8")
+    rounded = compile(
+        tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(precision="int8"), output=tmp_path / "int8"
+    )
     assert rounded.manifest.model_sha256 == compiled.manifest.model_sha256
     other = tiny_coda("bert", CodaConfig(reduction=2), seed=1)
     with pytest.raises(CodaError, match="was compiled from another model than the one to compare it with"):

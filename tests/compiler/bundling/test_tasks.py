@@ -16,7 +16,7 @@ from tests.compiler.prepare.test_fit_ood import some_texts, write
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bundling.add_task import add_task
 from coda_compile.errors import CompileError, OutputError, VerificationError
 from coda_compile.inspect.predict import predict
@@ -61,7 +61,7 @@ MODELS = {"topics": task_model(1), "moods": task_model(2, labels=5)}
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Bundle:
     folder = tmp_path_factory.mktemp("several") / "bundle"
-    return compile(MODELS, output=folder, tokenizer=tokenizer)
+    return compile(MODELS, CompileOptions(tokenizer=tokenizer), output=folder)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_texts_and_routing_of_a_task(several: Bundle):
 
 def test_layers_that_do_not_route_have_no_router_to_swap(tmp_path: Path):
     models = {"a": task_model(1), "b": task_model(2, labels=4)}
-    bundle = compile(models, output=tmp_path / "bundle", reduction=[2, 1])
+    bundle = compile(models, CompileOptions(reduction=[2, 1]), output=tmp_path / "bundle")
     added = add_task(bundle, "c", task_model(3))
     for task, model in {**models, "c": task_model(3)}.items():
         model.set_reduction([2, 1])
@@ -112,7 +112,7 @@ def test_layers_that_do_not_route_have_no_router_to_swap(tmp_path: Path):
 
 def test_a_bundle_of_several_can_be_rounded(tmp_path: Path):
     models = {"a": task_model(1), "b": task_model(2)}
-    bundle = compile(models, output=tmp_path / "bundle", precision="int8")
+    bundle = compile(models, CompileOptions(precision="int8"), output=tmp_path / "bundle")
     added = add_task(bundle, "c", task_model(3))
     for task in added.tasks:
         verify_bundle(added, task)
@@ -252,7 +252,7 @@ def test_tasks_that_cannot_share_a_bundle(
     tmp_path: Path, models: dict[str, CodaModel], options: dict[str, Any], message: str
 ):
     with pytest.raises(CompileError, match=message):
-        compile(models, output=tmp_path / "bundle", **options)
+        compile(models, CompileOptions(**options), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,7 +264,9 @@ def test_each_task_knows_its_own_texts(tmp_path: Path, tokenizer: PreTrainedToke
         rows = [(text, f"LABEL_{i % labels}") for i, text in enumerate(some_texts(texts, seed=labels))]
         known[name] = write(tmp_path / f"{name}.csv", rows)
     models = {"a": task_model(1), "b": task_model(2, labels=5)}
-    bundle = compile(models, output=tmp_path / "bundle", tokenizer=tokenizer, ood=method, ood_data=known)
+    bundle = compile(
+        models, CompileOptions(tokenizer=tokenizer, ood=method, ood_data=known), output=tmp_path / "bundle"
+    )
     for task in bundle.tasks:
         ood = bundle.ood(task)
         assert ood is not None

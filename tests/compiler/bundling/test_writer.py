@@ -15,9 +15,12 @@ from tests.conftest import tiny_backbone, tiny_coda
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+import coda_compile.bundling.package
 import coda_compile.bundling.writer
 import coda_compile.pipeline
-from coda_compile import compile
+import coda_compile.sources.torch_model
+import coda_compile.verify.against_torch
+from coda_compile import CompileOptions, compile
 from coda_compile.bundling.writer import check_output, replacing, write_tokenizer
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_models import CodaConfig, convert, save
@@ -35,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("exported_anew")
 def test_same_inputs_same_bytes(model, compiled: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
-    again = compile(model, output=tmp_path / "elsewhere", tokenizer=tokenizer)
+    again = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "elsewhere")
     assert contents(again.folder) == contents(compiled.folder)
 
 
@@ -147,7 +150,7 @@ def test_no_file_of_a_bundle_says_where_a_model_lay(tmp_path: Path, tokenizer: P
     model.hf_config.teacher_name_or_path = str(tmp_path / "teacher")
     local = deepcopy(tokenizer)
     local.init_kwargs |= {"special_tokens_map_file": str(tmp_path / "map.json"), "cache_dir": str(tmp_path)}
-    bundle = compile(model, output=tmp_path / "bundle", tokenizer=local)
+    bundle = compile(model, CompileOptions(tokenizer=local), output=tmp_path / "bundle")
     for path in bundle.folder.glob("*.json"):
         assert str(tmp_path) not in path.read_text("utf-8"), path.name
     assert bundle.manifest.coda_config["backbone"] == "encoder"
@@ -187,7 +190,7 @@ def test_device_is_refused():
 
 @pytest.mark.parametrize("parent", ["nowhere", "a/b/c"])
 def test_missing_parent(model, tmp_path: Path, parent: str):
-    with pytest.raises(OutputError, match=r"does not exist: make it, or choose another folder with -o DIR"):
+    with pytest.raises(OutputError, match=r"does not exist: make it, or choose another folder"):
         compile(model, output=tmp_path / parent / "bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -248,13 +251,13 @@ def test_folder_of_another_manifest_is_refused_and_untouched(model, tmp_path: Pa
 
 @pytest.mark.usefixtures("quick")
 def test_file_put_into_the_older_bundle_meanwhile_survives(model, copied: Path, monkeypatch: pytest.MonkeyPatch):
-    write_config = coda_compile.pipeline.write_config
+    write_config = coda_compile.bundling.package.write_config
 
     def slow(*args: Any) -> None:
         write_config(*args)
         (copied / "notes.txt").write_text("precious")
 
-    monkeypatch.setattr(coda_compile.pipeline, "write_config", slow)
+    monkeypatch.setattr(coda_compile.bundling.package, "write_config", slow)
     before = contents(copied)
     with pytest.raises(OutputError, match=r"notes\.txt is not part of the bundle there"):
         compile(model, output=copied)
@@ -273,13 +276,13 @@ def test_current_folder_is_refused(tmp_path: Path, inside: str, monkeypatch: pyt
 def test_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "volume")
-    with pytest.raises(OutputError, match=r"volume is a mount point and cannot be replaced: .* with -o .*volume/NAME"):
+    with pytest.raises(OutputError, match=r"volume is a mount point and cannot be replaced: .* as .*volume/NAME"):
         check_output(tmp_path / "volume")
 
 
 def test_link_to_nowhere_is_filled_where_it_leads(model, tmp_path: Path, once, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "latest").symlink_to("b")
-    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: once)
+    monkeypatch.setattr(coda_compile.sources.torch_model, "export", lambda *_: once)
     monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
     compile(model, output=tmp_path / "latest")
     assert (tmp_path / "latest").is_symlink()
@@ -303,32 +306,38 @@ def test_empty_folder_is_filled(tmp_path: Path):
     assert contents(tmp_path) == {"b/new": b""}
 
 
-STAGES = ["save_onnx", "verify", "write_config", "write_tokenizer", "write_report", "write_manifest"]
+STAGES = {
+    "save_onnx": coda_compile.pipeline,
+    "verify": coda_compile.verify.against_torch,
+    **dict.fromkeys(
+        ("write_config", "write_tokenizer", "write_report", "write_manifest"), coda_compile.bundling.package
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def once(model):
     """The model exported once, for the tests that fail afterwards."""
-    exported = coda_compile.pipeline.export(model, 20)
+    exported = coda_compile.sources.torch_model.export(model, 20)
     coda_compile.pipeline.run_passes(exported, get_target("cpu").lowering)
     return exported
 
 
 @pytest.fixture
 def quick(once, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: once)
+    monkeypatch.setattr(coda_compile.sources.torch_model, "export", lambda *_: once)
     monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
     """Let a step do its work, then raise."""
-    step = getattr(coda_compile.pipeline, name)
+    step = getattr(STAGES[name], name)
 
     def failing(*args: Any, **options: Any) -> None:
         step(*args, **options)
         raise error
 
-    monkeypatch.setattr(coda_compile.pipeline, name, failing)
+    monkeypatch.setattr(STAGES[name], name, failing)
 
 
 @pytest.mark.usefixtures("quick")
@@ -338,7 +347,7 @@ def test_interrupt_leaves_nothing(
 ):
     interrupt(monkeypatch, name, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        compile(model, output=tmp_path / "b", tokenizer=tokenizer)
+        compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -349,7 +358,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(
 ):
     interrupt(monkeypatch, name, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OutputError, match=r"^no space left on the disk: free some and try again; nothing was kept$"):
-        compile(model, output=tmp_path / "b", tokenizer=tokenizer)
+        compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -372,7 +381,7 @@ def test_manifest_is_written_last(model, once, tmp_path: Path, monkeypatch: pyte
 
 
 def _made(model, once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: once)
+    monkeypatch.setattr(coda_compile.sources.torch_model, "export", lambda *_: once)
     monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
     return compile(model, output=tmp_path / "b").folder
 

@@ -158,8 +158,8 @@ def test_one_reduction_a_layer_and_another_tokenizer(
         (["nowhere.pt"], "nowhere.pt does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder"),
         (["MODEL", "-t", "cuda"], "target 'cuda' is not finished, it still lacks placement read back"),
         (["MODEL", "-t", "tensorrt"], "target 'tensorrt' is not finished, it still lacks static sequence buckets"),
-        (["MODEL", "-o", "no/such/folder"], "does not exist: make it, or choose another folder with -o DIR"),
-        (["MODEL", "-o", "MODEL"], "exists and is no bundle: remove it or choose another folder with -o DIR"),
+        (["MODEL", "-o", "no/such/folder"], "does not exist: make it, or choose another folder"),
+        (["MODEL", "-o", "MODEL"], "exists and is no bundle: remove it or choose another folder"),
         (["MODEL", "-o", "/dev/null"], "/dev/null exists and is no bundle"),
         (["MODEL", "-o", "x" * 300], "File name too long"),
         (["MODEL", "-r", "0"], "reduction 0 is below 1"),
@@ -169,8 +169,8 @@ def test_one_reduction_a_layer_and_another_tokenizer(
         (["MODEL", "-r", "2,"], "reduction '' is no ratio"),
         (["MODEL", "--tokenizer", "."], "holds no tokenizer"),
         (["MODEL", "-p", "auto", "--data", "no.csv"], "no.csv does not exist: give a CSV file with the columns"),
-        (["MODEL", "--ood", "energy"], "--ood SCORE and --ood-data FILE go together"),
-        (["MODEL", "--ood", "luck", "--ood-data", "x.csv"], "score 'luck' is unknown: use one of msp, energy"),
+        (["MODEL", "--ood", "energy"], "--ood and --ood-data go together"),
+        (["MODEL", "--ood", "luck", "--ood-data", "x.csv"], "score 'luck' is unknown: let --ood be one of msp, energy"),
         (["MODEL", "--ood", "energy", "--ood-data", "x.csv"], "x.csv does not exist: give a CSV file with the columns"),
         (["BUNDLE"], "is a compiled bundle already: give the model that it was made from"),
         (["."], ". is a folder without config.json: give a checkpoint or Hugging Face folder"),
@@ -280,10 +280,10 @@ def test_unsupported_architecture_names_the_supported(call: Call):
 
 def test_delta_without_and_with_its_backbone(call: Call):
     save(tiny_coda("bert", CodaConfig(reduction=2)), "delta.pt", delta=True)
-    assert "delta.pt is a delta that names no backbone: pass one with --backbone PATH" in call("delta.pt").refused()
-    assert "pass its folder with --backbone PATH" in call("delta.pt", "--backbone", "./nowhere").refused()
+    assert "delta.pt is a delta that names no backbone: pass one as --backbone" in call("delta.pt").refused()
+    assert "pass its folder as --backbone" in call("delta.pt", "--backbone", "./nowhere").refused()
     tiny_backbone("bert", seed=3).save_pretrained("other")
-    assert "pass the original one with --backbone PATH" in call("delta.pt", "--backbone", "other").refused()
+    assert "pass the original one as --backbone" in call("delta.pt", "--backbone", "other").refused()
     tiny_backbone("bert").save_pretrained("right")
     assert call("delta.pt", "--backbone", "right", "-o", "b").worked().startswith("b: ")
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["b", "delta.pt", "other", "right"]
@@ -303,11 +303,11 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
 # A compilation that tells when it is in the middle, and waits there.
 _MIDDLE = """
 import signal, sys, time
-import coda_compile.pipeline as pipeline
+import coda_compile.bundling.package as package
 from coda_compile.cli.main import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-write_report = pipeline.write_report
+write_report = package.write_report
 
 def stop(folder, *args):
     write_report(folder, *args)
@@ -315,7 +315,7 @@ def stop(folder, *args):
     while True:  # signal.pause() would miss a signal that comes just before it
         time.sleep(0.1)
 
-pipeline.write_report = stop
+package.write_report = stop
 sys.argv = ["coda-compile", {checkpoint!r}, "-o", "b"]
 main()
 """
@@ -348,15 +348,15 @@ def test_nohup_is_heard(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_full_disk(call: Call, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    from coda_compile import pipeline
+    from coda_compile.bundling import package
 
-    write_report = pipeline.write_report
+    write_report = package.write_report
 
     def full(folder: Path, *arguments: Any) -> None:
         write_report(folder, *arguments)
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.json"))
 
-    monkeypatch.setattr(pipeline, "write_report", full)
+    monkeypatch.setattr(package, "write_report", full)
     message = call(str(checkpoint), "-o", "b").refused()
     assert message.startswith("no space left on the disk writing ")
     assert message.endswith("report.json: free some and try again; nothing was kept")
@@ -434,6 +434,6 @@ def test_end_of_file_is_no_interrupt(call: Call, compiled: Bundle, monkeypatch: 
     def broken(*_: Any) -> None:
         raise EOFError("Ran out of input")
 
-    monkeypatch.setattr("coda_compile.terminal.inspected", broken)
+    monkeypatch.setattr("coda_compile.cli.summaries.inspected", broken)
     with pytest.raises(EOFError, match="Ran out of input"):
         call("inspect", str(compiled.folder))

@@ -39,7 +39,8 @@ def test_run_on_stdin(compiled: Bundle, tmp_path: Path):
 
 @pytest.mark.parametrize("text", [b"", b"\n \n"])
 def test_run_on_empty_stdin(compiled: Bundle, tmp_path: Path, text: bytes):
-    assert whole("run", str(compiled.folder), cwd=tmp_path, input=text).worked() == ""
+    done = whole("run", str(compiled.folder), cwd=tmp_path, input=text)
+    assert done.refused() == "stdin holds no text to run on: give a text a line"
 
 
 def test_run_without_any_stdin(compiled: Bundle, tmp_path: Path):

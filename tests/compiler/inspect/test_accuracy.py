@@ -8,7 +8,7 @@ from tests.compiler.test_logits import model_of, of_pipeline, saved
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError
 from coda_compile.inspect.accuracy import Accuracy, measure, wilson
 from coda_compile.inspect.evaluate import evaluate
@@ -17,7 +17,7 @@ from coda_compile.sources import read_source
 from coda_compile.text_files import read_rows
 from coda_compile.tune.choice import choose
 from coda_models import CodaConfig
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 
 LABELS = ("neg", "pos")
 
@@ -86,7 +86,7 @@ def test_no_file(tmp_path: Path):
 
 def test_only_text_classifiers_have_an_accuracy(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
-    bundle = compile(model, output=tmp_path / "bundle", tokenizer=tokenizer)
+    bundle = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "bundle")
     with pytest.raises(CodaError, match="this model does feature-extraction"):
         measure(bundle, csv(tmp_path, "text,label\na,pos\n"))
 
@@ -120,11 +120,10 @@ def test_only_one_label_of_several_is_right_or_wrong(
     with pytest.raises(CodaError, match=message):
         choose(
             read_source(folder).model,
-            get_target("cpu"),
+            CompileOptions(tokenizer=tokenizer),
             data=path,
             budget=1,
             output=tmp_path / "chosen",
-            tokenizer=tokenizer,
         )
 
 

@@ -8,10 +8,10 @@ from tests.compiler.prepare.test_fit_ood import some_texts, write
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError
 from coda_compile.inspect.evaluate import evaluate, separate
-from coda_compile.sources import Source
+from coda_compile.sources.torch_model import TorchModel
 from coda_models import CodaConfig, CodaModel
 from coda_targets import Bundle
 
@@ -40,13 +40,13 @@ def detecting(
     files: dict[str, Path],
 ) -> Bundle:
     folder = tmp_path_factory.mktemp("detecting") / "bundle"
-    return compile(model, output=folder, tokenizer=tokenizer, ood="cosine", ood_data=files["known"])
+    return compile(model, CompileOptions(tokenizer=tokenizer, ood="cosine", ood_data=files["known"]), output=folder)
 
 
 def test_both_sides_agree(
     detecting: Bundle, model: CodaModel, tokenizer: PreTrainedTokenizerFast, files: dict[str, Path]
 ):
-    original = Source("model in memory", model, tokenizer)
+    original = TorchModel("model in memory", model, tokenizer)
     ours, theirs = evaluate(detecting, files["data"], outside=files["outside"], original=original, known=files["known"])
     assert (ours.name, theirs.name) == ("bundle", "eager original")
     assert ours.accuracy == theirs.accuracy
@@ -75,14 +75,14 @@ def test_pairs_and_single_texts_are_not_told_apart(detecting: Bundle, files: dic
 
 
 def test_another_original(detecting: Bundle, tokenizer: PreTrainedTokenizerFast, files: dict[str, Path]):
-    tagger = Source("model in memory", tiny_coda("bert", CodaConfig(task="token-classification")), tokenizer)
+    tagger = TorchModel("model in memory", tiny_coda("bert", CodaConfig(task="token-classification")), tokenizer)
     with pytest.raises(CodaError, match="was made from another model: it has other labels"):
         evaluate(detecting, files["data"], original=tagger)
 
 
 def test_an_original_without_tokenizer(detecting: Bundle, model: CodaModel, files: dict[str, Path]):
     with pytest.raises(CodaError, match="the original has no tokenizer"):
-        evaluate(detecting, files["data"], original=Source("model in memory", model, None))
+        evaluate(detecting, files["data"], original=TorchModel("model in memory", model, None))
 
 
 def test_separation_by_counting():

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.inspect.predict import predict
 from coda_models import CodaConfig
 from coda_targets import Bundle
@@ -65,7 +65,7 @@ def test_no_texts(compiled: Bundle):
 
 def test_labels_for_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     model = tiny_coda("distilbert", CodaConfig(reduction=2, task="token-classification"))
-    bundle = compile(model, output=tmp_path / "b", tokenizer=tokenizer)
+    bundle = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "b")
     (_, long, _), (_, short, _) = predict(bundle, ["good film w1", "bad"])
     assert [token["token"] for token in long["tokens"]] == ["good", "film", "w1"]
     assert [token["token"] for token in short["tokens"]] == ["bad"]
@@ -76,7 +76,7 @@ def test_labels_for_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
 
 def test_embeddings(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
-    bundle = compile(model, output=tmp_path / "b", tokenizer=tokenizer)
+    bundle = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "b")
     (_, record, _), _ = predict(bundle, ["good film w1", "bad"])
     assert len(record["embedding"]) == 32
     ((_, alone, _),) = predict(bundle, ["good film w1"])

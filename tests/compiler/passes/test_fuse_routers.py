@@ -9,7 +9,7 @@ import pytest
 from tests.compiler.passes.test_fuse_attention import BEFORE, outputs
 from tests.conftest import TINY, tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_routers import FuseRouters
@@ -46,7 +46,7 @@ def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
 @pytest.mark.parametrize("attention", ["k_to_k", "k_to_all"])
 def test_it_compiles_and_verifies(attention: str, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=("2", "1"), attention=attention))
-    counts = compile(model, output=tmp_path / "bundle", precision="int8").manifest.operators
+    counts = compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle").manifest.operators
     assert counts["ai.coda::Int8RouterAdapter"] == counts["ai.coda::Int8AddAdapter"] == 1  # the other layer is dense
 
 

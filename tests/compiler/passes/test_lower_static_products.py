@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from tests.conftest import tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
@@ -84,7 +84,7 @@ def test_projections_that_round_differently_stay_apart():
 )
 def test_it_compiles_and_verifies(family: str, config: CodaConfig, products: int, tmp_path: Path):
     model = tiny_coda(family, config)
-    bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model))
+    bundle = compile(model, CompileOptions(precision=STATIC, calibration=texts(model)), output=tmp_path / "bundle")
     assert bundle.manifest.precision == STATIC
     counts = Counter(bundle.manifest.operators)
     assert counts["DequantizeLinear"] - counts["QuantizeLinear"] == products
@@ -97,14 +97,16 @@ def test_it_compiles_and_verifies(family: str, config: CodaConfig, products: int
 
 def test_rows_are_packed(tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model), pack=True)
+    bundle = compile(
+        model, CompileOptions(precision=STATIC, calibration=texts(model), pack=True), output=tmp_path / "bundle"
+    )
     assert bundle.manifest.operators["ai.coda::PackTokens"] > 0
 
 
 @pytest.mark.parametrize("part", ["block.attention.key", "block.feed_forward.down", "adapter.up"])
 def test_one_level_of_one_weight_is_found(tmp_path: Path, part: str):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model))
+    bundle = compile(model, CompileOptions(precision=STATIC, calibration=texts(model)), output=tmp_path / "bundle")
     proto = onnx.load(str(bundle.model_path))
     tensor = next(tensor for tensor in proto.graph.initializer if f"layers.1.{part}.weight" in tensor.name)
     levels = numpy_helper.to_array(tensor).copy()
@@ -119,7 +121,7 @@ def test_one_level_of_one_weight_is_found(tmp_path: Path, part: str):
 
 def test_another_step_is_found(tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model))
+    bundle = compile(model, CompileOptions(precision=STATIC, calibration=texts(model)), output=tmp_path / "bundle")
     other = static()
     product = list(other.coda_layers())[1].block.feed_forward.down
     product.step = product.step * 1.01

@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from tests.conftest import tiny_backbone, tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.pack_rows import PackRows
 from coda_models import CodaConfig, convert
@@ -42,14 +42,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_answers_stay(config: str, precision: str, tmp_path: Path):
     """Compiling verifies against torch, on full and ragged batches."""
     model = tiny_coda("bert", CodaConfig(**CONFIGS[config]))
-    operators = compile(model, output=tmp_path / "bundle", precision=precision, pack=True).manifest.operators
+    operators = compile(
+        model, CompileOptions(precision=precision, pack=True), output=tmp_path / "bundle"
+    ).manifest.operators
     assert operators["ai.coda::PackTokens"] > 0
 
 
 def test_rows_of_dense_and_routed_layers_share_no_buffer(tmp_path: Path):
     """Their number has no name, and onnxruntime once took all of them for equal."""
     model = tiny_coda("bert", CodaConfig(reduction=(4, 1), pooling="mean"))
-    plain, packed = (compile(model, output=tmp_path / str(pack), pack=pack) for pack in (False, True))
+    plain, packed = (compile(model, CompileOptions(pack=pack), output=tmp_path / str(pack)) for pack in (False, True))
     mask = np.arange(60) < np.array([60, 7, 31, 18])[:, None]
     feed = {"input_ids": np.where(mask, 7, 0), "attention_mask": mask.astype(np.int64)}
     np.testing.assert_allclose(packed.run(feed)["logits"], plain.run(feed)["logits"], rtol=0, atol=1e-5)
@@ -61,14 +63,14 @@ def test_it_is_asked_for(compiled: Bundle):
 
 @pytest.mark.parametrize("family", ["mpnet", "roberta-prelayernorm"])
 def test_relative_positions_and_pre_norm(family: str, tmp_path: Path):
-    bundle = compile(tiny_coda(family, CodaConfig(reduction=2)), output=tmp_path / "bundle", pack=True)
+    bundle = compile(tiny_coda(family, CodaConfig(reduction=2)), CompileOptions(pack=True), output=tmp_path / "bundle")
     assert bundle.manifest.operators["ai.coda::UnpackTokens"] > 0
 
 
 def test_kernels_and_bodies_agree(tmp_path: Path):
     if native.library() is None:
         pytest.skip("native kernels are not built")
-    bundle = compile(tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path / "bundle", pack=True)
+    bundle = compile(tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(pack=True), output=tmp_path / "bundle")
     mask = np.arange(20) < np.array([20, 3, 1, 11])[:, None]
     feed = bundle.prepare({"input_ids": np.where(mask, 7, 0), "attention_mask": mask})
     with_kernels, without = (
@@ -124,7 +126,7 @@ def test_layer_without_a_mask_is_declined(raw: ir.Model):
 def test_test_data_are_what_onnxs_own_runner_expects(name: str, tmp_path: Path):
     """Padding included, of which packed rows know nothing; by onnx and onnxruntime alone."""
     model = tiny_coda("bert", CodaConfig(**CONFIGS[name]))
-    bundle = compile(model, output=tmp_path / "bundle", pack=True)
+    bundle = compile(model, CompileOptions(pack=True), output=tmp_path / "bundle")
 
     def read(kind: str) -> dict[str, Any]:
         found = [onnx.load_tensor(str(path)) for path in sorted((bundle.folder / "test_data_set_0").glob(f"{kind}_*"))]
@@ -149,6 +151,6 @@ def test_a_first_token_that_is_padding_is_what_the_head_reads(pack: bool, precis
     with torch.inference_mode():
         wanted = backbone(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64))).logits
     model = convert(backbone, CodaConfig(reduction=1))  # new adapters do nothing
-    bundle = compile(model, output=tmp_path / "bundle", pack=pack, precision=precision)
+    bundle = compile(model, CompileOptions(pack=pack, precision=precision), output=tmp_path / "bundle")
     given = bundle.run({"input_ids": ids, "attention_mask": mask.astype(np.int64)})["logits"]
     np.testing.assert_allclose(given, wanted.numpy(), rtol=0, atol=1e-5 if precision == "fp32" else 0.2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.conftest import tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.passes import run_passes
 from coda_compile.passes.prune_heads import PruneHeads
 from coda_models import CodaConfig, CodaModel
@@ -52,7 +52,7 @@ def test_silent_heads_are_gone(config: CodaConfig, silent: list[tuple[int, int]]
 
 def test_packed_rows_lose_them_too(tmp_path: Path):
     model = silence(tiny_coda("bert", CodaConfig(reduction=2)), (1, 3))
-    assert heads_of(compile(model, output=tmp_path / "bundle", pack=True)) == [4, 3]
+    assert heads_of(compile(model, CompileOptions(pack=True), output=tmp_path / "bundle")) == [4, 3]
 
 
 def test_heads_with_positions_of_their_own_are_declined(tmp_path: Path):
@@ -69,7 +69,7 @@ def read_passes(bundle: Bundle) -> list[dict[str, object]]:
 
 def test_rounded_weights_are_left_alone(tmp_path: Path):
     model = silence(tiny_coda("bert", CodaConfig(reduction=2)), (0, 1))
-    assert heads_of(compile(model, output=tmp_path / "bundle", precision="int8")) == [4, 4]
+    assert heads_of(compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle")) == [4, 4]
 
 
 def test_heads_that_are_heard_stay(raw: ir.Model, plain: Callable[[], ir.Model]):

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from tests.conftest import tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.cli.main import main
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.precision import quantize
@@ -29,7 +29,9 @@ from coda_targets.routing import RoutingProbe
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny BERT at r = 2 in int8."""
     return compile(
-        tiny_coda("bert", CodaConfig(reduction=2)), output=tmp_path_factory.mktemp("int8") / "bundle", precision="int8"
+        tiny_coda("bert", CodaConfig(reduction=2)),
+        CompileOptions(precision="int8"),
+        output=tmp_path_factory.mktemp("int8") / "bundle",
     )
 
 
@@ -74,7 +76,7 @@ def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
     ],
 )
 def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
-    bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int8")
+    bundle = compile(tiny_coda(family, config), CompileOptions(precision="int8"), output=tmp_path / "bundle")
     # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
     products = {"k_to_all": 10, "k_to_k": 8}[config.attention]
     assert bundle.manifest.operators["ai.coda::Int8Linear"] == products
@@ -84,7 +86,7 @@ def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path:
     ("family", "config"), [("bert", CodaConfig(reduction=2)), ("mpnet", CodaConfig(reduction=1, attention="k_to_all"))]
 )
 def test_four_bits_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
-    bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int4")
+    bundle = compile(tiny_coda(family, config), CompileOptions(precision="int4"), output=tmp_path / "bundle")
     assert bundle.manifest.operators["ai.coda::Int4Linear"] == 12
     verify_bundle(bundle)
 
@@ -112,7 +114,7 @@ def test_large_tables_are_rounded_row_by_row(precision: str, tmp_path: Path, mon
     assert isinstance(rounded.embeddings.position_embeddings, torch.nn.Embedding)
     error = (table(torch.arange(100)) - words).abs()
     assert (error <= words.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
-    bundle = compile(model, output=tmp_path / "bundle", precision=precision)
+    bundle = compile(model, CompileOptions(precision=precision), output=tmp_path / "bundle")
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(str(bundle.model_path)).graph.initializer}
     assert kinds["model.embeddings.word_embeddings.weight"] == onnx.TensorProto.INT8
 
@@ -127,7 +129,7 @@ def test_an_answer_does_not_depend_on_its_batch(quantised: Bundle):
 
 def test_the_callers_model_stays_in_float32(tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    compile(model, output=tmp_path / "bundle", precision="int8")
+    compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle")
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
 
 
@@ -182,7 +184,7 @@ def test_what_is_multiplied_may_differ_in_padding_alone(
         return result
 
     model = tiny_coda("bert", CodaConfig(reduction=reduction, pooling="mean"))
-    bundle = compile(model, output=tmp_path / "bundle", precision="int8")
+    bundle = compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle")
     quantize_model(model, "int8")
     monkeypatch.setattr(RoutingProbe, "run", off)
     with nullcontext() if padding else pytest.raises(VerificationError, match=part):
@@ -193,7 +195,7 @@ def test_an_unknown_precision_lists_the_known(tmp_path: Path):
     with pytest.raises(
         TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"
     ):
-        compile(tiny_coda("bert"), output=tmp_path / "bundle", precision="int7")
+        compile(tiny_coda("bert"), CompileOptions(precision="int7"), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare import calibration
 from coda_compile.verify.cases import Inputs
@@ -64,7 +64,7 @@ TOGETHER = "^--precision int8-static and --calibrate FILE go together: texts lik
 def test_what_does_not_go_together_is_refused(tmp_path: Path, file: Path, precision: str, name: str, sentence: str):
     wanted: dict[str, Any] = {"precision": precision, "calibration": name and file.parent / name}
     with pytest.raises(CompileError, match=sentence):
-        compile(tiny_coda(), output=tmp_path / "bundle", **wanted)
+        compile(tiny_coda(), CompileOptions(**wanted), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [file.parent]
 
 
@@ -79,14 +79,18 @@ def test_a_file_that_is_not_as_described_is_refused(
     if content is not None:
         path.write_text(content)
     with pytest.raises(CodaError, match=sentence):
-        compile(tiny_coda(), output=tmp_path / "b", tokenizer=tokenizer, precision="int8-static", calibration=str(path))
+        compile(
+            tiny_coda(),
+            CompileOptions(tokenizer=tokenizer, precision="int8-static", calibration=str(path)),
+            output=tmp_path / "b",
+        )
     assert not (tmp_path / "b").exists()
 
 
 def test_several_tasks_are_refused(tmp_path: Path, file: Path):
     models = {name: tiny_coda("bert", CodaConfig(reduction=2)) for name in ("one", "two")}
     with pytest.raises(CompileError, match=r"^several tasks cannot share int8-static: use --precision int8, or"):
-        compile(models, output=tmp_path / "bundle", precision="int8-static", calibration=file)
+        compile(models, CompileOptions(precision="int8-static", calibration=file), output=tmp_path / "bundle")
 
 
 def test_pairs_are_read_as_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):

@@ -13,7 +13,7 @@ import torch
 from tests.conftest import WORDS, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError, CompileError, VerificationError
 from coda_compile.inspect.predict import predict
 from coda_compile.prepare import fit_ood
@@ -78,7 +78,9 @@ def test_order_of_embedding_does_not_matter(model: CodaModel, tokenizer: PreTrai
 def bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, known: Path) -> Bundle:
     folder = tmp_path_factory.mktemp("detecting") / "bundle"
     routed = tiny_coda("bert", CodaConfig(reduction=2))
-    return compile(routed, output=folder, tokenizer=tokenizer, precision="int8", ood="mahalanobis", ood_data=known)
+    return compile(
+        routed, CompileOptions(tokenizer=tokenizer, precision="int8", ood="mahalanobis", ood_data=known), output=folder
+    )
 
 
 def test_a_bundle_scores_and_flags(bundle: Bundle, known: Path):
@@ -97,7 +99,7 @@ def test_a_bundle_scores_and_flags(bundle: Bundle, known: Path):
 
 def test_a_dense_model_is_still_trimmed_to_its_readout(tokenizer: PreTrainedTokenizerFast, known: Path, tmp_path: Path):
     dense = tiny_coda("bert", CodaConfig(reduction=1))
-    compile(dense, output=tmp_path / "bundle", tokenizer=tokenizer, ood="cosine", ood_data=known)
+    compile(dense, CompileOptions(tokenizer=tokenizer, ood="cosine", ood_data=known), output=tmp_path / "bundle")
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
     assert {step["name"]: step["modified"] for step in report["passes"]}["trim_to_readout"]
 
@@ -130,14 +132,14 @@ def test_what_cannot_be_fitted(
 ):
     asked = {"ood": "energy", "ood_data": known, "tokenizer": tokenizer, **options}
     with pytest.raises(CompileError, match=message):
-        compile(model, output=tmp_path / "bundle", **asked)
+        compile(model, CompileOptions(**asked), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_tasks_have_no_score(tokenizer: PreTrainedTokenizerFast, known: Path, tmp_path: Path):
     tagger = tiny_coda("bert", CodaConfig(task="token-classification"))
     with pytest.raises(CodaError, match="are for sequence-classification, and this model does token-class"):
-        compile(tagger, output=tmp_path / "bundle", tokenizer=tokenizer, ood="energy", ood_data=known)
+        compile(tagger, CompileOptions(tokenizer=tokenizer, ood="energy", ood_data=known), output=tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("method", METHODS)

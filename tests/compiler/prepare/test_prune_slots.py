@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.cli.main import cli
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare.prune_slots import _compare, prune_slots
@@ -130,9 +130,13 @@ def test_what_cannot_be_pruned_is_said(tokenizer: PreTrainedTokenizerFast, tmp_p
     with pytest.raises(CompileError, match=r"--calibrate holds none: give some$"):
         prune_slots(routed, 0.1, [])
     with pytest.raises(CodaError, match=r"^--prune-gates looks at gates in texts like those to come: give them with"):
-        compile(routed, output=tmp_path / "b", prune_gates=0.1)
+        compile(routed, CompileOptions(prune_gates=0.1), output=tmp_path / "b")
     with pytest.raises(CodaError, match=r"^several tasks cannot be pruned together: leave them whole, or compile each"):
-        compile({"a": routed, "b": routed}, output=tmp_path / "b", prune_gates=0.1, calibration=arrays(routed, 5))
+        compile(
+            {"a": routed, "b": routed},
+            CompileOptions(prune_gates=0.1, calibration=arrays(routed, 5)),
+            output=tmp_path / "b",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +144,9 @@ def test_what_cannot_be_pruned_is_said(tokenizer: PreTrainedTokenizerFast, tmp_p
 def test_a_pruned_model_is_verified_and_its_bundle_says_what_went(precision: str, tmp_path: Path):
     model = spread(CodaConfig(reduction=2))
     given_ = arrays(model, 40, 50)
-    bundle = compile(model, output=tmp_path / "b", precision=precision, calibration=given_, prune_gates=0.05)
+    bundle = compile(
+        model, CompileOptions(precision=precision, calibration=given_, prune_gates=0.05), output=tmp_path / "b"
+    )
     pruning = read_pruning(bundle.folder)
     assert pruning is not None
     assert pruning.layers

@@ -12,7 +12,7 @@ from tests.compiler.report.results import made_up
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import BenchResult
 from coda_compile.cli.main import main
@@ -225,7 +225,9 @@ def test_a_benchmark_without_measurements_is_refused(compiled: Bundle, tmp_path:
 
 
 def test_a_dense_bundle_routes_nothing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
-    bundle = compile(tiny_coda("bert", CodaConfig(reduction=1)), output=tmp_path / "b", tokenizer=tokenizer)
+    bundle = compile(
+        tiny_coda("bert", CodaConfig(reduction=1)), CompileOptions(tokenizer=tokenizer), output=tmp_path / "b"
+    )
     page = Page(make_report(bundle, tmp_path / "p.html", threads=1).read_text("utf-8"))
     assert "The dense adapter: no layer routes" in page.text
     assert "Every layer is dense: nothing is routed." in page.text
@@ -233,7 +235,9 @@ def test_a_dense_bundle_routes_nothing(tokenizer: PreTrainedTokenizerFast, tmp_p
 
 
 def test_layers_that_route_differently_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
-    bundle = compile(tiny_coda("bert", CodaConfig(reduction=(2, 4))), output=tmp_path / "b", tokenizer=tokenizer)
+    bundle = compile(
+        tiny_coda("bert", CodaConfig(reduction=(2, 4))), CompileOptions(tokenizer=tokenizer), output=tmp_path / "b"
+    )
     slots = [layer.slots for layer in bundle.manifest.layers]
     page = Page(make_report(bundle, tmp_path / "p.html", threads=1).read_text("utf-8"))
     assert slots[0] > slots[1]

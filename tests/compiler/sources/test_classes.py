@@ -12,7 +12,7 @@ from tests.compiler.sources.test_peft import adapted
 from tests.conftest import tiny_backbone
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CompileError
 from coda_compile.sources import read_source
 from coda_models.errors import BackboneError
@@ -86,15 +86,20 @@ def test_a_configuration_that_does_not_fit(lora: Path, content: Any, message: st
 
 def test_what_the_user_says_comes_first(lora: Path, tmp_path: Path):
     edit(tmp_path / "peft-base" / "config.json", problem_type="regression")
-    assert said(compile(lora, output=tmp_path / "bundle", problem_type=SEVERAL, labels=list(NAMES.values()))) == ALL
+    assert (
+        said(
+            compile(lora, CompileOptions(problem_type=SEVERAL, labels=list(NAMES.values())), output=tmp_path / "bundle")
+        )
+        == ALL
+    )
 
 
 def test_of_an_onnx_file(tmp_path: Path):
     path = write(tiny_backbone("bert"), tmp_path / "graph")
     labels = list(NAMES.values())
-    assert said(compile(path, output=tmp_path / "bundle", problem_type=SEVERAL, labels=labels)) == ALL
+    assert said(compile(path, CompileOptions(problem_type=SEVERAL, labels=labels), output=tmp_path / "bundle")) == ALL
     with pytest.raises(CompileError, match="--labels names 2 classes but this model tells 3 apart"):
-        compile(path, output=tmp_path / "other", labels=["no", "yes"])
+        compile(path, CompileOptions(labels=["no", "yes"]), output=tmp_path / "other")
 
 
 @pytest.mark.parametrize("numbers", ["123", "015"])
@@ -114,7 +119,11 @@ def test_classes_that_are_numbered_otherwise(tmp_path: Path, tokenizer: PreTrain
         with pytest.raises(CompileError, match=message):
             compile(refused, output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
-    assert compile(folder, output=tmp_path / "bundle", labels=["a", "b", "c"]).manifest.labels == ("a", "b", "c")
+    assert compile(folder, CompileOptions(labels=["a", "b", "c"]), output=tmp_path / "bundle").manifest.labels == (
+        "a",
+        "b",
+        "c",
+    )
 
 
 @pytest.mark.parametrize("named", [None, {"0": "no", "1": "yes"}, dict(enumerate("abcd"))], ids=str)
@@ -145,10 +154,10 @@ def test_another_number_of_classes_than_the_weights(tmp_path: Path, named: dict[
 def test_what_a_model_cannot_mean(tmp_path: Path, task: str, options: dict[str, Any], message: str):
     tiny_backbone("bert", task).save_pretrained(tmp_path / "model")
     with pytest.raises(CompileError, match=message):
-        compile(tmp_path / "model", output=tmp_path / "bundle", **options)
+        compile(tmp_path / "model", CompileOptions(**options), output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_of_several_models_each_says_it_itself(lora: Path, tmp_path: Path):
     with pytest.raises(CompileError, match="problem_type and labels are one model's: set them in each model before"):
-        compile({"a": lora, "b": lora}, output=tmp_path / "bundle", problem_type=SEVERAL)
+        compile({"a": lora, "b": lora}, CompileOptions(problem_type=SEVERAL), output=tmp_path / "bundle")

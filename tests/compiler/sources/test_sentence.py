@@ -15,9 +15,9 @@ from tests.conftest import tiny_backbone
 from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_format, opened, save_sentence
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
+from coda_compile.cli.summaries import inspected
 from coda_compile.sources import read_source
-from coda_compile.terminal import inspected
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
 from coda_ops.errors import CodaError
@@ -99,7 +99,7 @@ def test_other_ways_to_compile(tmp_path: Path, tokenizer: PreTrainedTokenizerFas
     behind[1] = modules.Dense(192, 16)
     folder = save_sentence(tmp_path / "m", tokenizer, *behind, pooling=tuple(OLD_KEYS), family="mpnet")
     edit(folder / "tokenizer_config.json", model_max_length=30)
-    bundle = compile(folder, output=tmp_path / "b", **options)
+    bundle = compile(folder, CompileOptions(**options), output=tmp_path / "b")
     wanted = encoded(opened(folder))
     got = embedded(bundle)
     assert (np.einsum("ij,ij->i", got, wanted) > 0.99).all()
@@ -193,7 +193,7 @@ def test_a_delta_cuts_texts_as_its_backbone(tmp_path: Path, tokenizer: PreTraine
     edit(folder / "sentence_bert_config.json", **cut)
     source, texts = read_source(folder), [*TEXTS, "GOOD Film"]
     save(source.model, tmp_path / "delta.pt", tokenizer=source.tokenizer, delta=True)
-    bundle = compile(tmp_path / "delta.pt", output=tmp_path / "b", backbone=str(folder))
+    bundle = compile(tmp_path / "delta.pt", CompileOptions(backbone=str(folder)), output=tmp_path / "b")
     close(embedded(bundle, texts), encoded(opened(folder), texts))
 
 

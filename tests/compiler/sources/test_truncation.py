@@ -10,7 +10,7 @@ from tests.compiler.exports import write
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.sources import read_source
 from coda_models import CodaConfig, save, save_pretrained
 from coda_ops.errors import CodaError
@@ -59,13 +59,13 @@ def test_checkpoints(tmp_path: Path, short: PreTrainedTokenizerFast, kind: str):
 
 def test_a_tokenizer_that_is_passed(tmp_path: Path, short: PreTrainedTokenizerFast):
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    assert lengths(compile(model, output=tmp_path / "b", tokenizer=short)) == {16}
+    assert lengths(compile(model, CompileOptions(tokenizer=short), output=tmp_path / "b")) == {16}
     assert model.max_tokens == 66
 
 
 def test_graphs_of_others(tmp_path: Path, short: PreTrainedTokenizerFast):
     path = write(tiny_backbone("bert"), tmp_path / "m")
-    assert lengths(compile(path, output=tmp_path / "b", tokenizer=short)) == {16}
+    assert lengths(compile(path, CompileOptions(tokenizer=short), output=tmp_path / "b")) == {16}
 
 
 @pytest.mark.parametrize("longest", [0, -1, "many", True, float("nan")])

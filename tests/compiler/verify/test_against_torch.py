@@ -17,6 +17,7 @@ from tests.conftest import tiny_coda
 from transformers import AutoConfig
 
 import coda_compile.pipeline
+import coda_compile.sources.torch_model
 from coda_compile import compile
 from coda_compile.errors import VerificationError
 from coda_compile.export import save_onnx
@@ -157,14 +158,14 @@ def test_reference_is_torchs_own_choice(model):
 @pytest.fixture(scope="module")
 def once(model):
     """The model exported and lowered once, for the tests that write it wrong."""
-    exported = coda_compile.pipeline.export(model, CPU.opset)
+    exported = coda_compile.sources.torch_model.export(model, CPU.opset)
     coda_compile.pipeline.run_passes(exported, CPU.lowering)
     return exported
 
 
 @pytest.fixture
 def quick(once, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coda_compile.pipeline, "export", lambda *_: ir.from_proto(ir.to_proto(once)))
+    monkeypatch.setattr(coda_compile.sources.torch_model, "export", lambda *_: ir.from_proto(ir.to_proto(once)))
     monkeypatch.setattr(coda_compile.pipeline, "run_passes", lambda *_: [])
 
 

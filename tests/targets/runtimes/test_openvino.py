@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests.conftest import TINY, tiny_coda
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.bench.run import Plan, bench
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
@@ -56,7 +56,9 @@ def lowered(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Bundle:
     """A tiny BERT in int8 as the target lowers it, verified where every machine can."""
     output = tmp_path_factory.mktemp("lowered") / "bundle"
     return compile(
-        tiny_coda("bert", CodaConfig(reduction=2)), on_cpu(), output=output, tokenizer=tokenizer, precision="int8"
+        tiny_coda("bert", CodaConfig(reduction=2)),
+        CompileOptions(target=on_cpu(), tokenizer=tokenizer, precision="int8"),
+        output=output,
     )
 
 
@@ -74,7 +76,7 @@ def test_without_the_plugin_one_sentence_says_what_to_install(lowered: Bundle, m
 def test_without_the_plugin_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plugin, "import_module", absent)
     with pytest.raises(TargetError, match=INSTALL):
-        compile(tiny_coda(), "openvino", output=tmp_path / "b")
+        compile(tiny_coda(), CompileOptions(target="openvino"), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,11 +148,11 @@ def test_what_it_cannot_do_it_refuses(lowered: Bundle, tmp_path: Path, monkeypat
     monkeypatch.setattr("coda_compile.lowering.require_runtime", lambda target: None)
     model = tiny_coda("bert", CodaConfig(reduction=2))
     with pytest.raises(TargetError, match=r"^target 'openvino' cannot swap tasks: compile each by itself"):
-        compile({"a": model, "b": model}, "openvino", output=tmp_path / "b")
+        compile({"a": model, "b": model}, CompileOptions(target="openvino"), output=tmp_path / "b")
     with pytest.raises(TargetError, match=r"^target 'openvino' packs no rows: leave out --pack$"):
-        compile(model, "openvino", output=tmp_path / "b", pack=True)
+        compile(model, CompileOptions(target="openvino", pack=True), output=tmp_path / "b")
     with pytest.raises(TargetError, match=r"has no precision 'int4': use one of fp32, int8, int8-static$"):
-        compile(model, "openvino", output=tmp_path / "b", precision="int4")
+        compile(model, CompileOptions(target="openvino", precision="int4"), output=tmp_path / "b")
     with pytest.raises(CodaError, match=r"^OpenVINOExecutionProvider runs a model as one piece and shows no layers"):
         profile_bundle(Bundle(lowered.folder))
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +182,9 @@ slow = pytest.mark.slow
     ids=["k to k", "k to all, tokens", "one dense layer, features"],
 )
 def test_every_family_verifies_in_openvino(family: str, config: CodaConfig, precision: str, tmp_path: Path):
-    bundle = compile(tiny_coda(family, config, seed=7), "openvino", output=tmp_path / "b", precision=precision)
+    bundle = compile(
+        tiny_coda(family, config, seed=7), CompileOptions(target="openvino", precision=precision), output=tmp_path / "b"
+    )
     assert bundle.manifest.minimum_onnxruntime == "1.23"
     assert bundle.manifest.session.options["INFERENCE_PRECISION_HINT"] == "f32"
     verify_bundle(bundle)
@@ -216,7 +220,9 @@ def demo(request: pytest.FixtureRequest, backbone: str, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("demo")
     return {
         target: compile(
-            source.model, target, output=folder / target, tokenizer=source.tokenizer, precision=request.param
+            source.model,
+            CompileOptions(target=target, tokenizer=source.tokenizer, precision=request.param),
+            output=folder / target,
         )
         for target in ("cpu", "openvino")
     }

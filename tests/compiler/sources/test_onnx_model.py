@@ -15,7 +15,7 @@ from tests.conftest import tiny_backbone
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from coda_compile import compile
+from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError, CompileError, VerificationError
 from coda_compile.inspect.predict import predict
 from coda_compile.sources.onnx_graph import original, read
@@ -103,7 +103,7 @@ def test_a_detector_stands_behind_the_logits(
     known = write_texts(tmp_path / "known.csv", [(t, f"LABEL_{i % 3}") for i, t in enumerate(some_texts(150))])
     model = lora_classifier(family)
     path = write(model, tmp_path / "lora", inputs=2, tokenizer=tokenizer, dynamo=dynamo, opset=20 if dynamo else 14)
-    bundle = compile(path, output=tmp_path / "bundle", ood=method, ood_data=known)
+    bundle = compile(path, CompileOptions(ood=method, ood_data=known), output=tmp_path / "bundle")
     assert bundle.manifest.ood is not None
     assert [tensor.name for tensor in bundle.manifest.outputs] == ["logits", "ood_score", "is_ood"]
     assert bundle.manifest.outputs[1].shape == ("batch",)
@@ -124,7 +124,7 @@ def test_features_may_be_an_output_of_their_own(tmp_path: Path, tokenizer: PreTr
     last = next(node for node in proto.graph.node if "logits" in node.output)
     proto.graph.output.append(onnx.helper.make_tensor_value_info(last.input[0], onnx.TensorProto.FLOAT, ["n", 32]))
     onnx.save(proto, str(path))
-    bundle = compile(path, output=tmp_path / "bundle", ood="cosine", ood_data=known)
+    bundle = compile(path, CompileOptions(ood="cosine", ood_data=known), output=tmp_path / "bundle")
     assert [t.name for t in bundle.manifest.outputs] == ["logits", last.input[0], "ood_score", "is_ood"]
     assert bundle.run(unseen(("input_ids",), 2, 5))[last.input[0]].shape == (2, 32)
 
@@ -138,7 +138,7 @@ def test_a_score_needs_a_last_product(tmp_path: Path, tokenizer: PreTrainedToken
     proto.graph.node.append(onnx.helper.make_node("Tanh", ["before"], ["logits"]))
     onnx.save(proto, str(path))
     with pytest.raises(CompileError, match=r"computes logits by no product: out-of-distribution scores read its input"):
-        compile(path, output=tmp_path / "bundle", ood="energy", ood_data=known)
+        compile(path, CompileOptions(ood="energy", ood_data=known), output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -149,7 +149,7 @@ def test_options_that_need_a_model_are_refused(tmp_path: Path, options: dict[str
     path = write(lora_classifier(), tmp_path)
     (name,) = options
     with pytest.raises(CompileError, match=rf"is an ONNX file and compiles as it is, in fp32: for --{name} give the"):
-        compile(path, output=tmp_path / "bundle", **options)  # type: ignore[arg-type]
+        compile(path, CompileOptions(**options), output=tmp_path / "bundle")  # type: ignore[arg-type]
 
 
 def test_an_opset_of_the_future_is_refused(tmp_path: Path):
@@ -169,7 +169,7 @@ def test_a_pass_that_computes_something_else_is_caught(tmp_path: Path, monkeypat
         value.const_value = ir.tensor(array, name=value.name)
         return []
 
-    monkeypatch.setattr("coda_compile.compile_graph.run_passes", run)
+    monkeypatch.setattr("coda_compile.pipeline.run_passes", run)
     path = write(lora_classifier(), tmp_path / "lora")
     with pytest.raises(
         VerificationError, match=r"^verification failed on input '.+': logits differ by .+; reproduction"

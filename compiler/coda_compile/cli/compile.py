@@ -1,0 +1,216 @@
+"""The command that compiles. Parse and call, nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from coda_compile.options import CompileOptions
+    from coda_compile.terminal import Progress
+    from coda_targets import Bundle
+
+_BUDGET = 0.5  # points
+_AUTO = "auto"
+
+
+@click.command(short_help="Turn a model into a verified bundle.")
+@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    help="Where it will run: cpu, openvino, cuda, tensorrt; repeat for several.  [default: cpu]",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
+@click.option(
+    "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."
+)
+@click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
+@click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
+@click.option(
+    "--problem-type",
+    type=click.Choice(("single_label_classification", "multi_label_classification", "regression")),
+    help="What the logits stand for, where the model does not say so.",
+)
+@click.option("--labels", help="Names of the classes in order of the logits, as no,yes.  [default: the model's]")
+@click.option(
+    "--precision",
+    "-p",
+    "precisions",
+    multiple=True,
+    help="Of the frozen linear layers: fp32, int8, int8-static, int4; repeat for several. Or auto, which measures on "
+    "--data.  [default: fp32]",
+)
+@click.option(
+    "--calibrate",
+    "calibration",
+    type=click.Path(path_type=Path),
+    help="CSV file, text (and text_pair), for int8-static and --prune-gates; auto then tries int8-static too.",
+)
+@click.option(
+    "--prune-gates",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Take away slots whose gates stay under this in all texts of --calibrate.",
+)
+@click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
+@click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
+@click.option("--ood", metavar="SCORE", help="Also tell unknown texts: msp, energy, maxlogit, cosine, mahalanobis.")
+@click.option(
+    "--ood-data",
+    "ood_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="CSV file, text,label (and text_pair): texts MODEL is meant for. Of several, repeat in their order.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="CSV file, text,label (and text_pair), for auto.")
+@click.option(
+    "--accuracy-budget",
+    "budget",
+    type=click.FloatRange(0, 100),
+    help=f"Points that auto may lose.  [default: {_BUDGET}]",
+)
+def compile(
+    models: tuple[Path, ...],
+    targets: tuple[str, ...],
+    output: Path | None,
+    add_to: Path | None,
+    backbone: str | None,
+    tokenizer: str | None,
+    problem_type: str | None,
+    labels: str | None,
+    precisions: tuple[str, ...],
+    calibration: Path | None,
+    prune_gates: float | None,
+    reduction: str | None,
+    pack: bool,
+    ood: str | None,
+    ood_files: tuple[Path, ...],
+    data: Path | None,
+    budget: float | None,
+) -> None:
+    """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder, adapters that PEFT or AdapterHub
+    saved, or an ONNX file of another exporter, into a verified bundle. Several CoDA checkpoints of one backbone become
+    one bundle: the backbone once, and a small file for each task, named after its checkpoint.
+
+    \b
+    coda-compile reviews.pt --target cpu -o reviews-cpu
+    coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
+    coda-compile intents.pt topics.pt -o both            two tasks, one backbone
+    coda-compile moods.pt --add-to both                  a third one, later
+    coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
+    coda-compile toxicity-lora --problem-type multi_label_classification --labels toxic,spam,rude
+    coda-compile lora.onnx                               the same, from what another exporter wrote
+    coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
+    coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
+    coda-compile reviews.pt --precision int8-static --calibrate train.csv
+    coda-compile reviews.pt --precision int4             the smallest file
+    coda-compile reviews.pt -t cpu -t openvino -p fp32 -p int8
+    coda-compile reviews.pt --prune-gates 0.1 --calibrate train.csv
+    coda-compile reviews.pt --ood energy --ood-data train.csv
+    coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
+
+    With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the
+    fastest one that loses no more than the budget against the model as it was trained. For models that take pairs of
+    texts every CSV file has a column text_pair too.
+    """
+    _check_auto(precisions, len(models), data, budget)
+    names = [_stem(path) for path in models]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.UsageError(f"two tasks would be named {twice!r}: rename one of the checkpoints")
+    if add_to is not None and (problem_type or labels):
+        raise click.UsageError("--problem-type and --labels are one model's: set them in each model before it is saved")
+    if len(ood_files) not in (0, len(models)):
+        raise click.UsageError("give --ood-data once for each MODEL, in their order")
+    from coda_compile.options import CompileOptions
+    from coda_compile.terminal import Progress
+
+    progress = Progress()
+    if add_to is not None:
+        _show(_add(models, add_to, backbone, progress), add_to, progress)
+        return
+    several = len(models) > 1
+    options = CompileOptions(
+        target=targets or "cpu",
+        precision="fp32" if data is not None else precisions or "fp32",
+        backbone=backbone,
+        problem_type=problem_type,
+        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        reduction=_reduction(reduction),
+        calibration=calibration,
+        prune_gates=prune_gates,
+        pack=pack,
+        ood=ood,
+        ood_data=dict(zip(names, ood_files, strict=False)) if several and ood_files else next(iter(ood_files), None),
+    )
+    options.targets()  # one that is unknown is told before torch is loaded
+    folder = output or Path("-".join([*names, *(targets or ["cpu"])]))
+    with progress.stage("start"):
+        import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
+
+        from coda_compile.pipeline import compile as compile_model
+        from coda_compile.sources import read_tokenizer
+    if tokenizer is not None:
+        options = replace(options, tokenizer=read_tokenizer(tokenizer))
+    if data is None:
+        given = dict(zip(names, models, strict=True)) if several else models[0]
+        bundle = compile_model(given, options, output=folder, stage=progress.stage)
+    else:
+        bundle = _choose(models[0], options, data, _BUDGET if budget is None else budget, folder, progress)
+    _show(bundle, folder, progress)
+
+
+def _check_auto(precisions: tuple[str, ...], models: int, data: Path | None, budget: float | None) -> None:
+    """Refuse ``auto`` without what it needs, and that without ``auto``."""
+    if _AUTO not in precisions:
+        if data is not None or budget is not None:
+            raise click.UsageError("--data and --accuracy-budget are for --precision auto")
+        return
+    if len(precisions) > 1:
+        raise click.UsageError("--precision auto tries every precision itself: give it alone")
+    if data is None:
+        raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
+    if models > 1:
+        raise click.UsageError("--precision auto chooses for one model: compile each by itself")
+
+
+def _choose(
+    model: Path, options: "CompileOptions", data: Path, budget: float, folder: Path, progress: "Progress"
+) -> "Bundle":
+    from coda_compile.cli import choice_table
+    from coda_compile.tune.choice import choose
+
+    choice = choose(model, options, data=data, budget=budget, output=folder, stage=progress.stage)
+    choice_table.show(choice)
+    return choice.bundle
+
+
+def _add(models: Sequence[Path], folder: Path, backbone: str | None, progress: "Progress") -> "Bundle":
+    from coda_ops.files import remove_leftovers
+    from coda_targets import Bundle
+
+    remove_leftovers(folder.resolve().parent)  # where a killed process may have left the bundle aside
+    bundle = Bundle(folder)
+    with progress.stage("start"):
+        from coda_compile.bundling.add_task import add_task
+    for path in models:
+        bundle = add_task(bundle, _stem(path), path, backbone=backbone, stage=progress.stage)
+    return bundle
+
+
+def _show(bundle: "Bundle", folder: Path, progress: "Progress") -> None:
+    from coda_compile.cli import summaries
+
+    summaries.compiled(bundle, folder, progress.seconds)
+
+
+def _stem(path: Path) -> str:
+    return path.resolve().name.removesuffix(".pt").removesuffix(".onnx")
+
+
+def _reduction(text: str | None) -> str | list[str] | None:
+    return text.split(",") if text and "," in text else text

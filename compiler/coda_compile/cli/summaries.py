@@ -1,0 +1,189 @@
+"""What commands say of a bundle: compiled, inspected, verified, evaluated, routed."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from coda_compile.inspect.cost import dense_multiply_adds, fewer, layer_multiply_adds, multiply_adds
+from coda_compile.inspect.predict import RoutedWords
+from coda_compile.prepare.pruning import read_pruning
+from coda_compile.terminal import out, whole
+from coda_compile.verify.parity import CaseParity
+from coda_ops import native
+from coda_targets import Bundle
+from coda_targets.bundle import load_kernels
+from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Manifest
+
+if TYPE_CHECKING:
+    from coda_compile.inspect.evaluate import Evaluation
+
+
+def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
+    """The closing summary of a compilation."""
+    manifest = bundle.manifest
+    n = manifest.max_tokens
+    size = sum(file.bytes for file in manifest.files)
+    ratio = fewer(manifest)
+    out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
+    if ratio > 1:
+        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
+    if (pruning := read_pruning(folder)) is not None:
+        out.print(f"  {pruning}", soft_wrap=True)
+    if steps := _embedding(manifest):
+        out.print(f"  a text's embedding: {steps}", soft_wrap=True)
+    try_it = (
+        f'coda-compile run {folder} "some text"'
+        if (folder / "tokenizer.json").is_file()
+        else f"coda-compile inspect {folder}"
+    )
+    out.print(f"  next: {try_it}", soft_wrap=True)
+
+
+def routing(words: RoutedWords) -> None:
+    """The text once a layer, the words that took the heavy path marked."""
+    for layer, routed in words.layers:
+        line = Text(f"  layer {layer:>2} {sum(routed):>4} of {len(routed)} words  ", style="dim")
+        for word, heavy in zip(words.words, routed, strict=True):
+            marked = f"[{word}]" if not out.is_terminal else word
+            line.append(marked if heavy else word, style="reverse not dim" if heavy else "dim")
+            line.append(" ")
+        out.print(line, soft_wrap=True)
+
+
+def verified(result: CaseParity, task: str | None = None) -> None:
+    """How a bundle, or one of its tasks, compared with its own test data."""
+    name = "" if task is None else f"{task}: "
+    differences = ", ".join(f"{name} within {value:.1e}" for name, value in result.outputs.items())
+    out.print(f"{name}intact and right: scores within {result.scores:.1e}, {differences}")
+    for tie in result.ties:
+        out.print(
+            f"  tie in layer {tie.layer}, example {tie.example}, position {tie.position}: margin {tie.margin:.1e}, "
+            f"explained up to {tie.allowed:.1e}; this example was not compared further"
+        )
+
+
+def evaluated(found: Sequence["Evaluation"]) -> None:
+    """Accuracy and separation of each model, side by side."""
+    table = Table("", *(one.name for one in found))
+
+    def row(name: str, values: Iterable[float | None], form: str) -> None:
+        shown = ["" if value is None else format(value, form) for value in values]
+        if any(shown):
+            table.add_row(name, *shown)
+
+    row("accuracy", (one.accuracy for one in found), ".2%")
+    if len(found) > 1:
+        row("answers as the bundle's", (one.same for one in found), ".2%")
+    apart = [one.separation for one in found]
+    row("AUROC", (None if one is None else one.auroc for one in apart), ".4f")
+    row("AUPR, others positive", (None if one is None else one.aupr for one in apart), ".4f")
+    row("FPR at 95 % TPR", (None if one is None else one.fpr95 for one in apart), ".2%")
+    row("known texts flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
+    if any(apart):
+        row("others flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
+    whole(table)
+
+
+def inspected(bundle: Bundle) -> None:
+    """A readable summary of a bundle."""
+    m = bundle.manifest
+    n = m.max_tokens
+    title = Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}, {m.target} {m.precision}")
+    out.print(title, soft_wrap=True)
+    for kind, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
+        listed = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+        out.print(f"  {kind:<9}{listed}", soft_wrap=True)
+    out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} tokens")
+    if m.labels:
+        shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
+        out.print(f"  labels   {shown}", soft_wrap=True)
+    if m.logits is not None:
+        out.print(f"  scores   {_scored(m)}", soft_wrap=True)
+    if steps := _embedding(m):
+        out.print(f"  embeds   {steps}", soft_wrap=True)
+    if m.tasks:
+        told = [f" ({task.logits.activation})" if task.logits and task.logits != m.logits else "" for task in m.tasks]
+        listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))
+        out.print(f"  tasks    {listed}", soft_wrap=True)
+    if m.ood is not None:
+        kept = f"{m.ood.kept:.0%} of known texts lie below"
+        out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
+
+    if m.layers:
+        _layers(m)
+    counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
+    out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+    files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
+    files.add_column()
+    files.add_column(justify="right")
+    for file in m.files:
+        files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
+    out.print(files)
+    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def _scored(m: Manifest) -> str:
+    """What logits mean, in words."""
+    assert m.logits is not None
+    made = "the logits themselves" if m.logits.activation == "none" else f"{m.logits.activation} of the logits"
+    if len(m.labels) == 1:
+        return f"{made}, one number a text"
+    ways = {
+        SINGLE_LABEL: "the best label is the answer",
+        MULTI_LABEL: "each label is right or wrong by itself",
+        REGRESSION: "each label names a number",
+    }
+    return f"{made}, {ways[m.logits.problem_type]}"
+
+
+def _embedding(m: Manifest) -> str:
+    """How tokens become one embedding, of models that embed texts and tell it."""
+    if m.task != "feature-extraction" or not m.coda_config:
+        return ""
+    pooling, modules = m.coda_config.get("pooling"), m.coda_config.get("modules")
+    poolings = pooling if isinstance(pooling, list) else [pooling]
+    kinds = [one.get("kind") for one in modules if isinstance(one, dict)] if isinstance(modules, list) else []
+    return ", ".join([f"{' + '.join(map(str, poolings))} of the tokens", *map(str, kinds)])
+
+
+def _layers(m: Manifest) -> None:
+    """What each layer routes and multiplies."""
+    n = m.max_tokens
+    layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
+        layers.add_column(name, justify="right" if name != "attention" else "left")
+    dense = dense_multiply_adds(m, n) / len(m.layers)
+    for i, layer in enumerate(m.layers):
+        cost = layer_multiply_adds(layer, n, m.width, m.feed_forward)
+        routed = layer.reduction != "1"
+        layers.add_row(
+            str(i),
+            layer.reduction,
+            f"{layer.slots}" if routed else "all",
+            layer.attention if routed else "dense",
+            str(layer.bottleneck or "none"),
+            f"{cost / 1e6:,.0f} M",
+            f"{cost / dense:.0%}",
+        )
+    out.print(layers)
+    total, all_dense = multiply_adds(m, n), dense_multiply_adds(m, n)
+    out.print(
+        f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
+    )
+
+
+def kernels() -> None:
+    """Where the native kernels are; what building them lacks."""
+    found = native.library()
+    if found is not None:
+        load_kernels(found)
+        out.print(f"{', '.join(native.OPERATORS)}: {found}, loaded by this onnxruntime", soft_wrap=True)
+    elif native.switched_off():
+        out.print(f"{native.SWITCH} is portable: bundles run on their function bodies", soft_wrap=True)
+    else:
+        lacks = native.missing()
+        out.print("no native kernels here: bundles run on their function bodies", soft_wrap=True)
+        out.print(f"  {lacks}" if lacks else "  next: coda-compile kernels build", soft_wrap=True)
