@@ -16,7 +16,7 @@ from tests.conftest import TINY, tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CodaError, CompileError
+from coda_compile.errors import CodaError, CompileError, OptionError
 from coda_compile.verify.against_torch import reference
 from coda_compile.verify.cases import Case, Inputs, make_case
 from coda_compile.verify.parity import Comparison, Tolerances, margin
@@ -360,7 +360,7 @@ def test_stages_come_in_order(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_unfinished_target_says_what_it_lacks(tmp_path: Path, name: str):
-    with pytest.raises(TargetError, match=rf"target '{name}' is not finished, it still lacks .*: use --target cpu"):
+    with pytest.raises(OptionError, match=rf"target '{name}' is not finished, it still lacks .*: use target cpu"):
         compile(tiny_coda(), CompileOptions(target=name), output=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 

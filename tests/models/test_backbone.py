@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from coda_models import backbone as module
 from coda_models.backbone import build, load_backbone, load_tokenizer
 from coda_models.errors import BackboneError
+from coda_ops.errors import OptionError
 
 
 @pytest.fixture
@@ -98,12 +99,12 @@ def test_a_damaged_folder_is_one_sentence(folder, name, content, questions):
 
 def test_a_name_that_no_hub_in_reach_has(questions):
     """Asked once, since transformers would retry for minutes."""
-    with pytest.raises(BackboneError, match="neither a folder, nor in the local hub cache") as caught:
+    with pytest.raises(OptionError, match="neither a folder, nor in the local hub cache") as caught:
         load_backbone("coda-tests/no-such-model", "sequence-classification")
-    assert "--backbone PATH" in str(caught.value)
+    assert "pass its folder as backbone" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert questions == ["coda-tests/no-such-model"]
-    with pytest.raises(BackboneError, match="neither a folder"):
+    with pytest.raises(OptionError, match="neither a folder"):
         load_tokenizer("coda-tests/no-such-model")
 
 

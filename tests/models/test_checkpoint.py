@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from coda_models import CodaConfig, CodaModel, convert, from_pretrained, load, save, save_pretrained
 from coda_models.errors import BackboneError, CheckpointError
 from coda_ops import CodaError
+from coda_ops.errors import OptionError
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +184,9 @@ def test_a_tokenizer_file_that_escapes(model: CodaModel, tmp_path: Path):
 def test_backbone_absent_or_another(model: CodaModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     save(model, tmp_path / "model.pt", delta=True)
-    refused(tmp_path / "model.pt", "--backbone PATH", BackboneError, backbone=tmp_path / "nowhere")
+    refused(tmp_path / "model.pt", "pass its folder as backbone", OptionError, backbone=tmp_path / "nowhere")
     tiny_backbone("bert", seed=7).save_pretrained(tmp_path / "another")
-    refused(tmp_path / "model.pt", "but the checkpoint was trained on", BackboneError, backbone=tmp_path / "another")
+    refused(tmp_path / "model.pt", "but the checkpoint was trained on", OptionError, backbone=tmp_path / "another")
     (tmp_path / "another" / "model.safetensors").write_bytes(b"broken")
     refused(tmp_path / "model.pt", "cannot be read", BackboneError, backbone=tmp_path / "another")
     nameless = convert(tiny_backbone("bert"), CodaConfig())

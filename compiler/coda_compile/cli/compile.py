@@ -117,7 +117,7 @@ def compile(
     fastest one that loses no more than the budget against the model as it was trained. For models that take pairs of
     texts every CSV file has a column text_pair too.
     """
-    _check_auto(precisions, len(models), data, budget)
+    _check_auto(precisions, len(models), data, budget, prune_gates)
     names = [_stem(path) for path in models]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -164,7 +164,9 @@ def compile(
     _show(bundle, folder, progress)
 
 
-def _check_auto(precisions: tuple[str, ...], models: int, data: Path | None, budget: float | None) -> None:
+def _check_auto(
+    precisions: tuple[str, ...], models: int, data: Path | None, budget: float | None, prune_gates: float | None
+) -> None:
     """Refuse ``auto`` without what it needs, and that without ``auto``."""
     if _AUTO not in precisions:
         if data is not None or budget is not None:
@@ -174,6 +176,8 @@ def _check_auto(precisions: tuple[str, ...], models: int, data: Path | None, bud
         raise click.UsageError("--precision auto tries every precision itself: give it alone")
     if data is None:
         raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
+    if prune_gates is not None:
+        raise click.UsageError("--precision auto tries other r itself: leave --prune-gates out")
     if models > 1:
         raise click.UsageError("--precision auto chooses for one model: compile each by itself")
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
 from coda_compile.bundling.add_task import add_task
-from coda_compile.errors import CompileError, OutputError, VerificationError
+from coda_compile.errors import CodaError, CompileError, OutputError, VerificationError
 from coda_compile.inspect.predict import predict
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert, save
@@ -244,14 +244,14 @@ def test_a_bundle_of_one_task_takes_no_other(compiled: Bundle):
         (
             {"a": task_model(1), "b": task_model(2)},
             {"ood": "energy", "ood_data": "x.csv"},
-            "several tasks need --ood-data once for each",
+            "several tasks need ood_data once for each",
         ),
     ],
 )
 def test_tasks_that_cannot_share_a_bundle(
     tmp_path: Path, models: dict[str, CodaModel], options: dict[str, Any], message: str
 ):
-    with pytest.raises(CompileError, match=message):
+    with pytest.raises(CodaError, match=message):
         compile(models, CompileOptions(**options), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 

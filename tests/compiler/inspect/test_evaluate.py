@@ -64,7 +64,7 @@ def test_accuracy_alone(compiled: Bundle, files: dict[str, Path]):
 
 
 def test_texts_without_a_score(compiled: Bundle, files: dict[str, Path]):
-    with pytest.raises(CodaError, match="scores no texts: compile it with --ood, or leave --outside out"):
+    with pytest.raises(CodaError, match="scores no texts: compile it with ood, or leave outside out"):
         evaluate(compiled, files["data"], outside=files["outside"])
 
 

@@ -10,7 +10,7 @@ from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CodaError, CompileError
+from coda_compile.errors import CodaError, OptionError
 from coda_compile.prepare import calibration
 from coda_compile.verify.cases import Inputs
 from coda_models import CodaConfig
@@ -49,7 +49,7 @@ def test_arrays_are_taken_as_they_are():
     assert list(calibration.inputs(None, None, TAKEN)) == []
 
 
-TOGETHER = "^--precision int8-static and --calibrate FILE go together: texts like those to come$"
+TOGETHER = "^precision int8-static and calibration go together: texts like those to come$"
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ TOGETHER = "^--precision int8-static and --calibrate FILE go together: texts lik
         ("int8-static", None, TOGETHER),
         ("int8", "texts.csv", TOGETHER),
         ("fp32", "texts.csv", TOGETHER),
-        ("int8-static", "texts.csv", "^this model has no tokenizer to read --calibrate with"),
+        ("int8-static", "texts.csv", "^this model has no tokenizer to read calibration with"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, file: Path, precision: str, name: str, sentence: str):
     wanted: dict[str, Any] = {"precision": precision, "calibration": name and file.parent / name}
-    with pytest.raises(CompileError, match=sentence):
+    with pytest.raises(OptionError, match=sentence):
         compile(tiny_coda(), CompileOptions(**wanted), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [file.parent]
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_not_as_described_is_refused(
 
 def test_several_tasks_are_refused(tmp_path: Path, file: Path):
     models = {name: tiny_coda("bert", CodaConfig(reduction=2)) for name in ("one", "two")}
-    with pytest.raises(CompileError, match=r"^several tasks cannot share int8-static: use --precision int8, or"):
+    with pytest.raises(OptionError, match=r"^several tasks cannot share int8-static: use precision int8, or"):
         compile(models, CompileOptions(precision="int8-static", calibration=file), output=tmp_path / "bundle")
 
 

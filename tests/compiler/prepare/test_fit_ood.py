@@ -14,7 +14,7 @@ from tests.conftest import WORDS, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CodaError, CompileError, VerificationError
+from coda_compile.errors import CodaError, VerificationError
 from coda_compile.inspect.predict import predict
 from coda_compile.prepare import fit_ood
 from coda_compile.verify.parity import Comparison, Tolerances
@@ -117,9 +117,9 @@ def test_flags_that_do_not_follow_from_scores_fail():
     ("options", "message"),
     [
         ({"ood": "entropy"}, "score 'entropy' is unknown: use one of msp, energy, maxlogit, cosine, mahalanobis"),
-        ({"ood_data": None}, "--ood SCORE and --ood-data FILE go together"),
-        ({"ood": None}, "--ood SCORE and --ood-data FILE go together"),
-        ({"tokenizer": None}, "this model has no tokenizer to read --ood-data with"),
+        ({"ood_data": None}, "ood and ood_data go together"),
+        ({"ood": None}, "ood and ood_data go together"),
+        ({"tokenizer": None}, "this model has no tokenizer to read ood_data with"),
     ],
 )
 def test_what_cannot_be_fitted(
@@ -131,7 +131,7 @@ def test_what_cannot_be_fitted(
     message: str,
 ):
     asked = {"ood": "energy", "ood_data": known, "tokenizer": tokenizer, **options}
-    with pytest.raises(CompileError, match=message):
+    with pytest.raises(CodaError, match=message):
         compile(model, CompileOptions(**asked), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ Rows = list[tuple[str, str]]
         (
             "mahalanobis",
             lambda: [("good film", f"LABEL_{i % 2}") for i in range(120)],
-            "their covariance is singular: use --ood cosine",
+            "their covariance is singular: use ood cosine",
         ),
         ("energy", lambda: [("good", "LABEL_7")] * 30, "has the label 'LABEL_7': this model knows LABEL_0, LABEL_1"),
     ],
@@ -201,5 +201,5 @@ def test_a_class_of_one_text(model: CodaModel, tokenizer: PreTrainedTokenizerFas
     held_out = set(np.random.default_rng(0).permutation(120)[:24])
     first = next(i for i in range(120) if i not in held_out)
     rows[first] = (rows[first][0], "LABEL_1")
-    with pytest.raises(CompileError, match="has 1 of 'LABEL_1' among 2: add some, or use --ood cosine"):
+    with pytest.raises(CodaError, match="has 1 of 'LABEL_1' among 2: add some, or use ood cosine"):
         fit_ood.fit(model, tokenizer, "mahalanobis", write(tmp_path / "known.csv", rows))

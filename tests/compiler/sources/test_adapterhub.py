@@ -16,10 +16,10 @@ from tests.compiler.sources.test_peft import answers, same, texts
 from tests.conftest import tiny_backbone
 
 from coda_compile import compile
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.inspect.cost import dense_multiply_adds
 from coda_compile.sources import read_source
-from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
+from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_targets import Bundle
 
 CONFIGS: dict[str, Any] = {
@@ -370,14 +370,14 @@ def test_the_base_can_be_told(task: Path, tmp_path: Path):
     moved = Path(shutil.move(tmp_path / "task-base", tmp_path / "elsewhere"))
     assert read_source(task, backbone=str(moved)).kind == "AdapterHub adapter"
     edit(task / "adapter_config.json", model_name=None)
-    with pytest.raises(CompileError, match="names no base model: pass its folder with --backbone PATH"):
+    with pytest.raises(OptionError, match="names no base model: pass its folder as backbone"):
         read_source(task)
 
 
 @pytest.mark.parametrize(("key", "value"), [("model_type", "roberta"), ("hidden_size", 64)])
 def test_adapter_of_another_base(task: Path, key: str, value: Any):
     edit(task / "adapter_config.json", **{key: value})
-    with pytest.raises(CheckpointError, match=f"was trained on a base model with {key} {value!r}, but .* has"):
+    with pytest.raises(OptionError, match=f"was trained on a base model with {key} {value!r}, but .* has"):
         read_source(task)
 
 
@@ -394,7 +394,7 @@ def test_absent_base(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("coda_models.backbone.HfApi.model_info", ask)
     shutil.rmtree(tmp_path / "task-base")
-    with pytest.raises(BackboneError, match="pass its folder with --backbone PATH"):
+    with pytest.raises(OptionError, match="pass its folder as backbone"):
         read_source(task)
 
 

@@ -13,7 +13,7 @@ from tests.conftest import tiny_backbone
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.sources import read_source
 from coda_models.errors import BackboneError
 from coda_targets import Bundle
@@ -98,7 +98,7 @@ def test_of_an_onnx_file(tmp_path: Path):
     path = write(tiny_backbone("bert"), tmp_path / "graph")
     labels = list(NAMES.values())
     assert said(compile(path, CompileOptions(problem_type=SEVERAL, labels=labels), output=tmp_path / "bundle")) == ALL
-    with pytest.raises(CompileError, match="--labels names 2 classes but this model tells 3 apart"):
+    with pytest.raises(OptionError, match="labels names 2 classes but this model tells 3 apart"):
         compile(path, CompileOptions(labels=["no", "yes"]), output=tmp_path / "other")
 
 
@@ -139,25 +139,25 @@ def test_another_number_of_classes_than_the_weights(tmp_path: Path, named: dict[
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("sequence-classification", {"problem_type": "several"}, "problem_type 'several' of --problem-type is unknown"),
-        ("token-classification", {"problem_type": SEVERAL}, "--problem-type is for sequence-classification, and this"),
+        ("sequence-classification", {"problem_type": "several"}, "^problem_type 'several' is unknown"),
+        ("token-classification", {"problem_type": SEVERAL}, "^problem_type is for sequence-classification, and this"),
         (
             "feature-extraction",
             {"labels": ["a"]},
-            "--labels name the classes of a classifier, and this model does feat",
+            "^labels name the classes of a classifier, and this model does feat",
         ),
-        ("sequence-classification", {"labels": ["no", "yes"]}, "--labels names 2 classes but this model tells 3 apart"),
-        ("token-classification", {"labels": ["a", "b", "b"]}, "--labels needs a name of its own for each class"),
-        ("token-classification", {"labels": ["a", "b", ""]}, "--labels needs a name of its own for each class"),
+        ("sequence-classification", {"labels": ["no", "yes"]}, "^labels names 2 classes but this model tells 3 apart"),
+        ("token-classification", {"labels": ["a", "b", "b"]}, "^labels needs a name of its own for each class"),
+        ("token-classification", {"labels": ["a", "b", ""]}, "^labels needs a name of its own for each class"),
     ],
 )
 def test_what_a_model_cannot_mean(tmp_path: Path, task: str, options: dict[str, Any], message: str):
     tiny_backbone("bert", task).save_pretrained(tmp_path / "model")
-    with pytest.raises(CompileError, match=message):
+    with pytest.raises(OptionError, match=message):
         compile(tmp_path / "model", CompileOptions(**options), output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_of_several_models_each_says_it_itself(lora: Path, tmp_path: Path):
-    with pytest.raises(CompileError, match="problem_type and labels are one model's: set them in each model before"):
+    with pytest.raises(OptionError, match="problem_type and labels are one model's: set them in each model before"):
         compile({"a": lora, "b": lora}, CompileOptions(problem_type=SEVERAL), output=tmp_path / "bundle")

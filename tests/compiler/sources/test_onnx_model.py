@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CodaError, CompileError, VerificationError
+from coda_compile.errors import CodaError, CompileError, OptionError, VerificationError
 from coda_compile.inspect.predict import predict
 from coda_compile.sources.onnx_graph import original, read
 from coda_compile.verify.reference_vectors import verify_bundle
@@ -148,7 +148,7 @@ def test_a_score_needs_a_last_product(tmp_path: Path, tokenizer: PreTrainedToken
 def test_options_that_need_a_model_are_refused(tmp_path: Path, options: dict[str, object]):
     path = write(lora_classifier(), tmp_path)
     (name,) = options
-    with pytest.raises(CompileError, match=rf"is an ONNX file and compiles as it is, in fp32: for --{name} give the"):
+    with pytest.raises(OptionError, match=rf"is an ONNX file and compiles as it is, in fp32: for {name} give the"):
         compile(path, CompileOptions(**options), output=tmp_path / "bundle")  # type: ignore[arg-type]
 
 

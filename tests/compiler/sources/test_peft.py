@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone
 
 from coda_compile import compile
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.precision.quantize import Int8Embedding, quantize_model
 from coda_compile.sources import read_source
 from coda_models import backbone
 from coda_models.backbone import load_backbone
-from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
+from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_targets import Bundle
 
 SOME = ["query", "value", "dense"]
@@ -236,11 +236,11 @@ def test_the_number_of_labels_is_the_saved_heads(tmp_path: Path):
 
 def test_the_base_can_be_told(lora: Path, tmp_path: Path):
     moved = Path(shutil.move(tmp_path / "peft-base", tmp_path / "elsewhere"))
-    with pytest.raises(BackboneError, match=r"pass its folder with --backbone PATH"):
+    with pytest.raises(OptionError, match=r"pass its folder as backbone"):
         read_source(lora)
     assert read_source(lora, backbone=str(moved)).kind == "PEFT LORA"
     edit(lora, base_model_name_or_path=None)
-    with pytest.raises(CompileError, match=r"names no base model: pass its folder with --backbone PATH"):
+    with pytest.raises(OptionError, match=r"names no base model: pass its folder as backbone"):
         read_source(lora)
 
 

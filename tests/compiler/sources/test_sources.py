@@ -10,7 +10,7 @@ import torch
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.sources import read_source, read_tokenizer
 from coda_models import CodaConfig, save, save_pretrained
 from coda_models.backbone import build
@@ -205,7 +205,7 @@ def test_decoder_is_refused(hugging_face: Path):
 
 def test_delta_without_a_backbone(tmp_path: Path):
     save(tiny_coda(), tmp_path / "delta.pt", delta=True)
-    with pytest.raises(BackboneError, match="is a delta that names no backbone: pass one with --backbone PATH"):
+    with pytest.raises(OptionError, match="is a delta that names no backbone: pass one as backbone"):
         read_source(tmp_path / "delta.pt")
 
 
@@ -217,7 +217,7 @@ def test_delta_with_its_backbone_and_with_another(tmp_path: Path):
     restored = read_source(tmp_path / "delta.pt", backbone=str(tmp_path / "right")).model
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, restored.state_dict()[name])
-    with pytest.raises(BackboneError, match="pass the original one with --backbone PATH"):
+    with pytest.raises(OptionError, match="pass the original one as backbone"):
         read_source(tmp_path / "delta.pt", backbone=str(tmp_path / "wrong"))
 
 

@@ -108,7 +108,7 @@ def test_table_says_why(compiled: Bundle, capsys: pytest.CaptureFixture[str]):
 
 
 def test_no_tokenizer(labelled: Path, tmp_path: Path):
-    with pytest.raises(CodaError, match="it has no tokenizer: give --tokenizer"):
+    with pytest.raises(CodaError, match="it has no tokenizer: give a tokenizer"):
         choose_tiny(labelled, None, tmp_path / "bundle")
 
 
