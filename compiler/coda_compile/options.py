@@ -88,7 +88,7 @@ class CompileOptions:
             for precision in precisions:
                 if precision not in target.precisions:
                     raise OptionError(
-                        "target {name!r} has no {precision} {asked!r}: use one of {known}",
+                        "target {name!r} has no precision {asked!r}: use one of {known}",
                         name=target.name,
                         asked=precision,
                         known=", ".join(target.precisions),
