@@ -160,7 +160,7 @@ class CompileOptions:
             if self.ood not in METHODS:
                 known = ", ".join(METHODS)
                 raise OptionError(
-                    "the out-of-distribution score {asked!r} is unknown: let {ood} be one of {known}",
+                    "the out-of-distribution score {asked!r} is unknown: use one of {known}",
                     asked=self.ood,
                     known=known,
                 )

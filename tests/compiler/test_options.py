@@ -50,7 +50,7 @@ def test_every_target_in_every_precision_in_the_order_given():
         (
             {"ood": "luck", "ood_data": "x.csv"},
             None,
-            "score 'luck' is unknown: let ood be one of msp, energy, maxlogit",
+            "score 'luck' is unknown: use one of msp, energy, maxlogit",
         ),
         ({"problem_type": "several"}, None, "problem_type 'several' is unknown: use one of single_label"),
         ({"labels": ["a", "a"]}, None, "labels needs a name of its own for each class"),

@@ -170,7 +170,7 @@ def test_one_reduction_a_layer_and_another_tokenizer(
         (["MODEL", "--tokenizer", "."], "holds no tokenizer"),
         (["MODEL", "-p", "auto", "--data", "no.csv"], "no.csv does not exist: give a CSV file with the columns"),
         (["MODEL", "--ood", "energy"], "--ood and --ood-data go together"),
-        (["MODEL", "--ood", "luck", "--ood-data", "x.csv"], "score 'luck' is unknown: let --ood be one of msp, energy"),
+        (["MODEL", "--ood", "luck", "--ood-data", "x.csv"], "score 'luck' is unknown: use one of msp, energy"),
         (["MODEL", "--ood", "energy", "--ood-data", "x.csv"], "x.csv does not exist: give a CSV file with the columns"),
         (["BUNDLE"], "is a compiled bundle already: give the model that it was made from"),
         (["."], ". is a folder without config.json: give a checkpoint or Hugging Face folder"),
