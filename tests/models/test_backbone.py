@@ -112,7 +112,7 @@ def test_a_name_that_no_hub_in_reach_has(questions):
 def test_what_is_no_hub_name_is_one_sentence(name, tmp_path, monkeypatch):
     """The hub's own client refuses these before it asks anyone."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(OptionError) as caught:
         load_backbone(name, "sequence-classification")
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,8 @@ from tests.conftest import tiny_backbone
 from tests.models.inputs import ragged
 
 from coda_models import CodaConfig, convert
-from coda_models.errors import BackboneError, ConfigError, UnsupportedModelError
+from coda_models.errors import ConfigError, UnsupportedModelError
+from coda_ops.errors import OptionError
 
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
 
@@ -81,7 +82,7 @@ def test_the_digest_is_recorded_and_checked(family):
     config = convert(tiny_backbone(family), CodaConfig(backbone="tiny")).coda_config
     assert re.fullmatch("[0-9a-f]{64}", config.backbone_sha256)
     assert convert(tiny_backbone(family), config).coda_config == config
-    with pytest.raises(BackboneError, match=r"'tiny' has SHA-256 .* but the checkpoint was trained on"):
+    with pytest.raises(OptionError, match=r"'tiny' has SHA-256 .* but the checkpoint was trained on"):
         convert(tiny_backbone(family, seed=1), config)
 
 

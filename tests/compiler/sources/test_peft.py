@@ -275,7 +275,7 @@ def test_configurations_that_cannot_be_compiled(lora: Path, changes: dict[str, A
 def test_quantised_base(lora: Path, tmp_path: Path):
     config = tmp_path / "peft-base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"load_in_4bit": True}}))
-    with pytest.raises(UnsupportedModelError, match="is quantised: pass the one in float32, of an adapter with --back"):
+    with pytest.raises(UnsupportedModelError, match="is quantised: pass the one in float32, of an adapter as its"):
         read_source(lora)
 
 
