@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -24,6 +23,7 @@ from transformers import (
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
+from coda_targets.signature import Signature
 
 SOFT = "teacher_logits"  # of rows that a teacher has labelled
 
@@ -99,14 +99,17 @@ class SplicedTexts(Dataset[dict[str, Any]]):
     ``distillation=1``.
 
     Args:
-        rows: of ``input_ids``, whole texts between one leading and one closing special token, and ``labels``.
+        rows: of token ids, by the name of the model's input, whole texts between one leading and one closing special
+            token, and ``labels``.
+        signature: of the model.
         tokens: of a spliced row, with both special tokens; one of short texts may be shorter.
     """
 
     _PIECES = (1, 2, 2, 3, 4)
 
-    def __init__(self, rows: Sequence[dict[str, Any]], tokens: int) -> None:
+    def __init__(self, rows: Sequence[dict[str, Any]], signature: Signature, tokens: int) -> None:
         self._rows = rows
+        self._ids = signature.lead.name
         self._tokens = tokens
 
     def __len__(self) -> int:
@@ -119,10 +122,10 @@ class SplicedTexts(Dataset[dict[str, Any]]):
         sources = [first, *(self._rows[_below(len(self._rows))] for _ in range(pieces - 1))]
         body: list[int] = []
         for source in sources:
-            words = source["input_ids"][1:-1]
-            start = _below(max(1, len(words) - length + 1))
-            body += words[start : start + length]
-        return {"input_ids": [first["input_ids"][0], *body, first["input_ids"][-1]], "labels": first["labels"]}
+            inner = source[self._ids][1:-1]
+            start = _below(max(1, len(inner) - length + 1))
+            body += inner[start : start + length]
+        return {self._ids: [first[self._ids][0], *body, first[self._ids][-1]], "labels": first["labels"]}
 
 
 def _below(bound: int) -> int:
@@ -133,7 +136,7 @@ class TailCollator:
     """Pad a batch of token id lists, keeping the last ``tokens`` of each behind the leading special token.
 
     Args:
-        tokenizer: gives the padding id.
+        signature: of the model: the names of its inputs and the padding id.
         tokens: longest row, in tokens.
         drop: the share of tokens between the first and the last that a row loses, drawn anew by torch's generator
             every time it is seen; a regulariser for training, 0 elsewhere.
@@ -141,23 +144,24 @@ class TailCollator:
             batch; another regulariser.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
-        self._padding = int(tokenizer.pad_token_id)
+    def __init__(self, signature: Signature, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
+        self._ids, self._mask = signature.lead, signature.role("mask")
         self.tokens = tokens
         self.drop = drop
         self.splice = splice
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows -> input_ids and attention_mask [batch, tokens], labels [batch], and of softly labelled ones [batch,
+        """Rows -> ids and mask by their names [batch, tokens], labels [batch], and of softly labelled ones [batch,
         classes] too."""
-        cut = [self._cut(row["input_ids"]) for row in rows]
+        cut = [self._cut(row[self._ids.name]) for row in rows]
         labels = [row["labels"] for row in rows]
         partners = self._partners(labels)
         cut = [ids if i == j else _spliced(ids, cut[j]) for i, (ids, j) in enumerate(zip(cut, partners, strict=True))]
         longest = max(map(len, cut))
-        ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
+        ids = torch.tensor([row + [self._ids.padding] * (longest - len(row)) for row in cut])
+        batch = {self._ids.name: ids, "labels": torch.tensor(labels)}
+        if self._mask is not None:
+            batch[self._mask.name] = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
         if SOFT in rows[0]:
             soft = torch.tensor([row[SOFT] for row in rows])
             batch[SOFT] = (soft + soft[partners]) / 2
@@ -197,7 +201,7 @@ def _spliced(ids: list[int], other: list[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
+def logits_of(model: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
     """What a model says to rows, none of them changed. [rows, labels], float32, on the CPU.
 
     The model is left in evaluation mode, on the GPU where there is one.
@@ -207,8 +211,8 @@ def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCo
     parts = []
     for start in range(0, len(rows), batch):
         inputs = collator(rows[start : start + batch])
-        output = model(inputs["input_ids"].to(device), inputs["attention_mask"].to(device))
-        parts.append(output.logits.float().cpu())
+        given = {name: inputs[name].to(device) for name in model.signature.names if name in inputs}
+        parts.append(model(**given).logits.float().cpu())
     return torch.cat(parts)
 
 
@@ -324,7 +328,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         if soft is not None and model.training:
             loss = (1 - self._distillation) * loss + self._distillation * self._divergence(output.logits, soft)
         if taught and self._hidden > 0:
-            valid = inputs["attention_mask"].bool()
+            valid = model.mask(inputs)
             pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
             loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss
