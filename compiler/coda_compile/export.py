@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -45,16 +46,24 @@ _DYNAMIC = torch.export.Dim.DYNAMIC
 
 
 class _Exported(nn.Module):
-    """The positional, tensors-only face of a model that the exporter wants."""
+    """The positional, tensors-only face of a model that the exporter wants.
+
+    The exporter reads the names of inputs from the signature of ``forward``, which therefore has the model's own.
+    """
 
     def __init__(self, model: CodaModel) -> None:
         super().__init__()
         self.model = model
         self.outputs = output_names(model)
+        names = model.signature.names
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(**dict(zip(self.model.signature.names, inputs, strict=True)))
-        return tuple(getattr(output, name) for name in self.outputs)
+        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+            output = model(**dict(zip(names, inputs, strict=True)))
+            return tuple(getattr(output, name) for name in self.outputs)
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as inspect has it
+        self.forward = forward
 
 
 def output_names(model: CodaModel) -> tuple[str, ...]:
@@ -87,7 +96,7 @@ def export(model: CodaModel, opset: int) -> ir.Model:
                 wrapper,
                 tuple(map(torch.from_numpy, inputs.values())),
                 dynamo=True,
-                dynamic_shapes={"inputs": tuple(dynamic.values())},
+                dynamic_shapes=dynamic,
                 input_names=list(inputs),
                 output_names=list(wrapper.outputs),
                 opset_version=opset,
