@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
@@ -61,6 +62,11 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
         if layer.router is not None:
             torch.nn.init.normal_(layer.router.weight, std=0.3)
     return model.eval()
+
+
+def example_inputs(model: CodaModel, batch: int, length: int) -> dict[str, Tensor]:
+    """Random inputs of a model, all valid, for torch."""
+    return {name: torch.from_numpy(array) for name, array in model.signature.random(batch, length).items()}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import tiny_coda
+from tests.conftest import example_inputs, tiny_coda
 from tests.models.inputs import ALL_BUT_IN_NAME, ragged
 
 from coda_models import CodaConfig
@@ -172,12 +172,12 @@ def test_token_types_matter_where_a_family_has_them():
 
 def test_example_inputs_run_at_the_longest_length(family):
     model = tiny_coda(family)
-    inputs = model.example_inputs(2, model.max_tokens)
-    assert tuple(inputs) == model.input_names
+    inputs = example_inputs(model, 2, model.signature.max_length)
+    assert tuple(inputs) == model.signature.names
     assert model(**inputs).logits.shape == (2, 3)
-    assert model(**ragged([model.max_tokens])).logits.isfinite().all()
+    assert model(**ragged([model.signature.max_length])).logits.isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
-        model(**ragged([model.max_tokens + 1]))
+        model(**ragged([model.signature.max_length + 1]))
 
 
 def test_trainable_names_are_adapters_routers_norms_and_the_head(family):

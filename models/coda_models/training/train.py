@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -23,7 +24,7 @@ from transformers import (
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
-from coda_targets.signature import Signature
+from coda_targets.modalities.text import IDS, MASK
 
 SOFT = "teacher_logits"  # of rows that a teacher has labelled
 
@@ -101,15 +102,13 @@ class SplicedTexts(Dataset[dict[str, Any]]):
     Args:
         rows: of token ids, by the name of the model's input, whole texts between one leading and one closing special
             token, and ``labels``.
-        signature: of the model.
         tokens: of a spliced row, with both special tokens; one of short texts may be shorter.
     """
 
     _PIECES = (1, 2, 2, 3, 4)
 
-    def __init__(self, rows: Sequence[dict[str, Any]], signature: Signature, tokens: int) -> None:
+    def __init__(self, rows: Sequence[dict[str, Any]], tokens: int) -> None:
         self._rows = rows
-        self._ids = signature.lead.name
         self._tokens = tokens
 
     def __len__(self) -> int:
@@ -122,10 +121,10 @@ class SplicedTexts(Dataset[dict[str, Any]]):
         sources = [first, *(self._rows[_below(len(self._rows))] for _ in range(pieces - 1))]
         body: list[int] = []
         for source in sources:
-            inner = source[self._ids][1:-1]
+            inner = source[IDS][1:-1]
             start = _below(max(1, len(inner) - length + 1))
             body += inner[start : start + length]
-        return {self._ids: [first[self._ids][0], *body, first[self._ids][-1]], "labels": first["labels"]}
+        return {IDS: [first[IDS][0], *body, first[IDS][-1]], "labels": first["labels"]}
 
 
 def _below(bound: int) -> int:
@@ -136,7 +135,7 @@ class TailCollator:
     """Pad a batch of token id lists, keeping the last ``tokens`` of each behind the leading special token.
 
     Args:
-        signature: of the model: the names of its inputs and the padding id.
+        tokenizer: gives the padding id.
         tokens: longest row, in tokens.
         drop: the share of tokens between the first and the last that a row loses, drawn anew by torch's generator
             every time it is seen; a regulariser for training, 0 elsewhere.
@@ -144,8 +143,8 @@ class TailCollator:
             batch; another regulariser.
     """
 
-    def __init__(self, signature: Signature, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
-        self._ids, self._mask = signature.lead, signature.role("mask")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
+        self._padding = int(tokenizer.pad_token_id)
         self.tokens = tokens
         self.drop = drop
         self.splice = splice
@@ -153,15 +152,14 @@ class TailCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows -> ids and mask by their names [batch, tokens], labels [batch], and of softly labelled ones [batch,
         classes] too."""
-        cut = [self._cut(row[self._ids.name]) for row in rows]
+        cut = [self._cut(row[IDS]) for row in rows]
         labels = [row["labels"] for row in rows]
         partners = self._partners(labels)
         cut = [ids if i == j else _spliced(ids, cut[j]) for i, (ids, j) in enumerate(zip(cut, partners, strict=True))]
         longest = max(map(len, cut))
-        ids = torch.tensor([row + [self._ids.padding] * (longest - len(row)) for row in cut])
-        batch = {self._ids.name: ids, "labels": torch.tensor(labels)}
-        if self._mask is not None:
-            batch[self._mask.name] = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
+        ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
+        batch = {IDS: ids, MASK: mask, "labels": torch.tensor(labels)}
         if SOFT in rows[0]:
             soft = torch.tensor([row[SOFT] for row in rows])
             batch[SOFT] = (soft + soft[partners]) / 2
@@ -201,7 +199,7 @@ def _spliced(ids: list[int], other: list[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def logits_of(model: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
+def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
     """What a model says to rows, none of them changed. [rows, labels], float32, on the CPU.
 
     The model is left in evaluation mode, on the GPU where there is one.
@@ -211,8 +209,8 @@ def logits_of(model: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCo
     parts = []
     for start in range(0, len(rows), batch):
         inputs = collator(rows[start : start + batch])
-        given = {name: inputs[name].to(device) for name in model.signature.names if name in inputs}
-        parts.append(model(**given).logits.float().cpu())
+        output = model(**{name: inputs[name].to(device) for name in (IDS, MASK)})
+        parts.append(output.logits.float().cpu())
     return torch.cat(parts)
 
 

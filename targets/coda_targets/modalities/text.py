@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
-_IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"  # as transformers calls them
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"  # as transformers calls them
 TEXT = "text"
 Text = str | tuple[str, str]  # a pair for models that compare two, such as cross-encoders
 
@@ -34,9 +34,9 @@ def text_signature(vocabulary: int, max_length: int, *, padding: int = 0, types:
         types: how many token types there are; ``None`` where the model takes none.
     """
     axes = (BATCH, "sequence")
-    inputs = [Input(_IDS, "int64", axes, "ids", vocabulary, padding), Input(_MASK, "int64", axes, "mask")]
+    inputs = [Input(IDS, "int64", axes, "ids", vocabulary, padding), Input(MASK, "int64", axes, "mask")]
     if types is not None:
-        inputs.append(Input(_TYPES, "int64", axes, "types", types))
+        inputs.append(Input(TYPES, "int64", axes, "types", types))
     return Signature(TEXT, tuple(inputs), max_length)
 
 
@@ -81,9 +81,9 @@ class TextCodec:
         """
         encodings = self._tokenizer.encode_batch(list(texts))
         columns = {
-            _IDS: [e.ids for e in encodings],
-            _MASK: [e.attention_mask for e in encodings],
-            _TYPES: [e.type_ids if self._types else [0] * len(e.ids) for e in encodings],
+            IDS: [e.ids for e in encodings],
+            MASK: [e.attention_mask for e in encodings],
+            TYPES: [e.type_ids if self._types else [0] * len(e.ids) for e in encodings],
         }
         inputs = self._manifest.signature.inputs
         return Encoded({one.name: np.asarray(columns[one.name], dtype=one.dtype) for one in inputs}, encodings)
@@ -176,7 +176,7 @@ def _tells_types(folder: Path) -> bool:
         return True
     try:
         names = json.loads(path.read_text("utf-8")).get("model_input_names")
-        return names is None or _TYPES in names
+        return names is None or TYPES in names
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BundleError(f"{path} is damaged: it is no tokenizer's; compile the model again") from None
 

@@ -25,7 +25,7 @@ def test_learned_tokens_take_room_and_change_answers(tokens: int):
     add_prefix(prefixed, torch.randn(2, 2, 4, tokens, 8))
     add_prompt(prompted, torch.randn(tokens, 32))
     for model in (prefixed, prompted):
-        assert model.max_tokens == before.max_tokens - tokens
+        assert model.signature.max_length == before.signature.max_length - tokens
         assert (logits(model, ids) - logits(before, ids)).abs().max() > 1e-3
 
 
