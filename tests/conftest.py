@@ -81,7 +81,8 @@ def exported_once() -> Iterator[Any]:
 
     def once(model: CodaModel, opset: int) -> ir.Model:
         layers = [(layer.reduction, layer.attention, layer.schedule) for layer in model.coda_layers()]
-        parts = (model, model.coda_config, layers, model.prompt_tokens, tensor_digest(model.state_dict()), opset)
+        taken = (model.signature.names, model.prompt_tokens)
+        parts = (model, model.coda_config, taken, layers, tensor_digest(model.state_dict()), opset)
         key = repr(parts)
         if key not in exported:
             exported[key] = ir.to_proto(export(model, opset))

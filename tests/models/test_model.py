@@ -66,7 +66,7 @@ def test_padding_and_batching_change_no_valid_output(family, attention, lengths,
     batch = ragged(lengths, max(lengths) + more, seed)
     together = model(**batch, output_routing=True)
     for row, n in enumerate(lengths):
-        alone = model(batch["input_ids"][row : row + 1, :n], torch.ones(1, n), output_routing=True)
+        alone = model(input_ids=batch["input_ids"][row : row + 1, :n], output_routing=True)
         torch.testing.assert_close(together.last_hidden_state[row, :n], alone.last_hidden_state[0], rtol=0, atol=1e-9)
         torch.testing.assert_close(together.sentence_embedding[row], alone.sentence_embedding[0], rtol=0, atol=1e-9)
         for wide, narrow in zip(together.routing, alone.routing, strict=True):
@@ -227,7 +227,7 @@ def test_a_mean_takes_the_first_tokens_place_in_the_head(family):
 def test_an_empty_text_stands_for_nothing():
     ids = torch.full((1, 5), 7)
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
-    assert model(ids, torch.zeros_like(ids)).sentence_embedding.eq(0).all()
+    assert model(input_ids=ids, attention_mask=torch.zeros_like(ids)).sentence_embedding.eq(0).all()
 
 
 def test_states_are_the_embeddings_and_every_layers_output(family):

@@ -85,7 +85,7 @@ def test_first_before_a_head_is_position_0_as_transformers_takes_it():
     ids, mask = torch.arange(4, 12).view(1, 8), torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
     with torch.inference_mode():
         wanted = tiny_backbone("bert")(input_ids=ids, attention_mask=mask).logits
-        torch.testing.assert_close(model(ids, mask).logits, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

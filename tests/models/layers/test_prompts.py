@@ -13,7 +13,7 @@ PLAIN = CodaConfig(reduction=1, bottleneck=0)
 
 def logits(model: CodaModel, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return model(ids, torch.ones_like(ids)).logits
+        return model(input_ids=ids).logits
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
