@@ -14,7 +14,7 @@ from coda_compile import compile
 from coda_compile.bench import table
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.shapes import random_model
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_targets import get_target
 
@@ -86,7 +86,8 @@ def main(
                 Contender.of_bundle(name, bundles[without].folder, portable=portable)
                 for name, (without, portable) in variants.items()
             ]
-            inputs = [token_inputs(batch, n, VOCABULARY) for n in tokens]
+            signature = next(iter(bundles.values())).manifest.signature
+            inputs = [signature.random(batch, n) for n in tokens]
             timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
         except CodaError as error:
             raise click.ClickException(str(error)) from None

@@ -67,7 +67,7 @@ def compile_graph(
         digest = _digest(graph.model)
         _upgrade(graph.model, target.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
-    graph = replace(graph, inputs=replace(graph.inputs, max_tokens=longest(graph.inputs.max_tokens, words)))
+    graph = replace(graph, signature=longest(graph.signature, words))
     reference = graph.run
     if ood is not None and ood_data is not None:
         with stage("ood"):
@@ -87,12 +87,13 @@ def compile_graph(
                 with of_kernels():
                     _verify(*compared, kernels, failure_folder(output))
         with stage("bundle"):
-            case = kept_case(graph.inputs)
-            reference_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
+            case = kept_case(graph.signature)
+            mask = graph.signature.mask(case.inputs)
+            reference_vectors.write(folder, case.inputs, mask, reference(case.inputs), [], {}, Tolerances())
             described = _describe(graph, detector, digest)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
+                write_tokenizer(folder, words, graph.signature)
             write_report(folder, passes, {"": parity}, Tolerances())
             write_manifest(folder, described, compiled, target, "fp32")
         check_output(output)  # again: minutes have passed
@@ -153,11 +154,11 @@ def _verify(
     """Run every case through the file as it came and through what was compiled of it, and compare."""
     probe = RoutingProbe(path, target, threads=1)
     results = []
-    for case in cases(graph.inputs):
+    for case in cases(graph.signature):
         expected, actual = reference(case.inputs), Arrays()
         try:
             actual, _ = probe.run(case.inputs)
-            comparison = Comparison(case.name, case.inputs["attention_mask"] != 0, Tolerances(), replayed=True)
+            comparison = Comparison(case.name, graph.signature.mask(case.inputs), Tolerances(), replayed=True)
             if detector is not None:
                 comparison.flags(actual, detector.threshold)
             results.append(comparison.outputs(expected, actual))
@@ -173,8 +174,8 @@ def _describe(graph: Graph, detector: OodDetector | None, digest: str) -> Descri
     return Described(
         task=graph.task,
         architecture=str(config.get("model_type", "unknown")),
-        config={**config, "vocab_size": graph.inputs.vocabulary},
-        max_tokens=graph.inputs.max_tokens,
+        config={**config, "vocab_size": graph.signature.lead.size},
+        signature=graph.signature,
         labels=graph.labels,
         logits=graph.logits,
         model_sha256=digest,

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from coda_ops import (  # noqa: F401  registers the schemas
 )
 from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
+from coda_targets.signature import Signature
 
 TAGS = (LAYER_TAG, ROLE_TAG)  # the metadata that every node keeps to the end
 OUTPUTS = {
@@ -38,24 +40,30 @@ OUTPUTS = {
     "token-classification": ("logits",),
     "feature-extraction": ("last_hidden_state", "sentence_embedding"),
 }
-AXES = ("batch", "sequence")  # of every input
 OOD_OUTPUTS = ("ood_score", "is_ood")
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_DYNAMIC = torch.export.Dim.DYNAMIC
 
 
 class _Exported(nn.Module):
-    """The positional, tensors-only face of a model that the exporter wants."""
+    """The positional, tensors-only face of a model that the exporter wants.
+
+    The exporter reads the names of inputs from the signature of ``forward``, which therefore has the model's own.
+    """
 
     def __init__(self, model: CodaModel) -> None:
         super().__init__()
         self.model = model
         self.outputs = output_names(model)
+        names = model.signature.names
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        output = self.model(input_ids, attention_mask, token_type_ids)
-        return tuple(getattr(output, name) for name in self.outputs)
+        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+            output = model(**dict(zip(names, inputs, strict=True)))
+            return tuple(getattr(output, name) for name in self.outputs)
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as inspect has it
+        self.forward = forward
 
 
 def output_names(model: CodaModel) -> tuple[str, ...]:
@@ -64,28 +72,31 @@ def output_names(model: CodaModel) -> tuple[str, ...]:
 
 
 def export(model: CodaModel, opset: int) -> ir.Model:
-    """Export with dynamic batch and sequence.
+    """Export with the dynamic axes that the model's signature names.
 
     Args:
         model: in evaluation mode.
         opset: of the default domain.
 
     Returns:
-        A model with axes named ``batch`` and ``sequence``, whose Route, TakeTokens, PutTokens and Adapter nodes are
+        A model whose axes are named so, whose Route, TakeTokens, PutTokens and Adapter nodes are
         of domain ``ai.coda`` and have no function bodies yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
     """
-    # Sizes 0 and 1 would be specialised, for K as much as for batch and sequence.
+    # Sizes 0 and 1 would be specialised, for K as much as for batch and length.
     deepest = max((float(layer.reduction) for layer in model.coda_layers()), default=1.0)
-    inputs = model.example_inputs(2, min(model.max_tokens, max(11, int(2 * deepest) + 3)))
-    dynamic = torch.export.Dim.DYNAMIC
+    signature = model.signature
+    inputs = signature.random(2, min(signature.max_length, max(11, int(2 * deepest) + 3)))
+    dynamic = {
+        one.name: {i: _DYNAMIC for i, axis in enumerate(one.axes) if isinstance(axis, str)} for one in signature.inputs
+    }
     wrapper = _Exported(model).eval()
     try:
         with quiet():
             program = torch.onnx.export(
                 wrapper,
-                tuple(inputs.values()),
+                tuple(map(torch.from_numpy, inputs.values())),
                 dynamo=True,
-                dynamic_shapes={name: {0: dynamic, 1: dynamic} for name in inputs},
+                dynamic_shapes=dynamic,
                 input_names=list(inputs),
                 output_names=list(wrapper.outputs),
                 opset_version=opset,
@@ -98,7 +109,7 @@ def export(model: CodaModel, opset: int) -> ir.Model:
     if program is None:
         raise CompileError("torch exported nothing")
     exported = program.model
-    _name_axes(exported)
+    _name_axes(exported, signature)
     _tag(exported, wrapper)
     return exported
 
@@ -174,14 +185,13 @@ def _translations() -> dict[Any, Any]:
     }
 
 
-def _name_axes(model: ir.Model) -> None:
+def _name_axes(model: ir.Model, signature: Signature) -> None:
     """Give the dynamic axes of inputs and outputs the names that people read."""
     names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, name in enumerate(AXES):
-            dim = value.shape[axis] if value.shape is not None else None
+    for value, one in zip(model.graph.inputs, signature.inputs, strict=True):
+        for dim, axis in zip(value.shape or (), one.axes, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                names[dim.value] = name
+                names[dim.value] = str(axis)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(

@@ -36,7 +36,7 @@ from coda_compile.sources.classes import set_classes
 from coda_compile.sources.truncation import longest
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected, verify
-from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.cases import kept_case
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.config import Reduction
@@ -83,7 +83,7 @@ def compile(
         precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
             steps that ``calibration`` asks for, or ``int4`` weights.
         calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
-            ``text``, or the model's inputs by name, [batch, tokens] each, batch by batch without padding.
+            ``text``, or the model's inputs by name, batch by batch without padding.
         prune_gates: take away slots whose gates stay under this in all of those texts.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
@@ -140,19 +140,19 @@ def compile(
         source = next(iter(sources.values()))
         words = tokenizer or source.tokenizer
         for each in sources.values():
-            each.model.max_tokens = longest(each.model.max_tokens, words)
+            each.model.signature = longest(each.model.signature, words)
         if several:
             tasks.check({name: each.model for name, each in sources.items()})
     digest = model_digest(source.model)
     pruning = None
     if prune_gates is not None:
         with stage("prune"):
-            texts = calibrating.inputs(calibration, words, Inputs.of(source.model))
+            texts = calibrating.inputs(calibration, words, source.model.signature)
             pruning = prune_slots(source.model, prune_gates, texts)
     if precision != "fp32":
         with stage("quantise"):
             for each in sources.values():
-                texts = calibrating.inputs(calibration, words, Inputs.of(each.model))
+                texts = calibrating.inputs(calibration, words, each.model.signature)
                 quantize_model(each.model, precision, adapters=not several, texts=texts)
     if ood is not None:
         with stage("ood"):
@@ -175,15 +175,16 @@ def compile(
                 parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
             described = describe(source.model, digest)
-            case = kept_case(Inputs.of(source.model))
+            case = kept_case(source.model.signature)
+            mask = source.model.signature.mask(case.inputs)
             for name, each in sources.items():
                 answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
                 allowed = elsewhere(each.model, case, parity[name], precision)
                 named = "" if each is source else name
-                reference_vectors.write(folder, case.inputs, *answers, allowed, task=named)
+                reference_vectors.write(folder, case.inputs, mask, *answers, allowed, task=named)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
+                write_tokenizer(folder, words, source.model.signature)
                 sentence_folder.write(folder, source.model, source.about)
             write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]

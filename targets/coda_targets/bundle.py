@@ -1,6 +1,5 @@
 """Opening a bundle and running it: all that an app needs."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -17,7 +15,6 @@ from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import (
-    CONFIG,
     GRAPH_LEVELS,
     MANIFEST,
     LogitsInfo,
@@ -33,17 +30,17 @@ from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import plugin
 from coda_targets.runtimes.saturation import saturates
 from coda_targets.runtimes.target import Target, get_target
+from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import Adapter
 
 _LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
-Arrays = dict[str, NDArray[Any]]
 
 
 class Bundle:
     """A compiled model in a folder.
 
         bundle = Bundle("model-cpu")
-        outputs = bundle.run({"input_ids": ids, "attention_mask": mask})
+        outputs = bundle.run(arrays)  # by the names in bundle.manifest.signature
 
     Args:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
@@ -194,15 +191,14 @@ class Bundle:
 
         Args:
             task: one of ``tasks``; the first one where none is named.
-            inputs: integer arrays by name, each [batch, sequence]; a missing ``attention_mask`` means all valid, a
-                missing ``token_type_ids`` all zero.
+            inputs: arrays by name, as ``manifest.signature`` describes them. Without a mask all is valid.
 
         Returns:
             Output arrays by name.
 
         Raises:
             InputError: an unknown task, a missing or unknown name, a wrong type or shape, a sequence longer than
-                ``manifest.max_tokens``, or values that the model cannot look up, such as ids beyond its vocabulary.
+                ``manifest.signature.max_length``, or ids that the model cannot look up.
         """
         feed = self.prepare(inputs)
         names = [output.name for output in self.manifest.outputs]
@@ -210,41 +206,8 @@ class Bundle:
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
-        wanted = [tensor.name for tensor in self.manifest.inputs]
-        unknown = sorted(set(inputs) - set(wanted))
-        if unknown:
-            raise InputError(f"input {unknown[0]!r} is unknown: this model takes {', '.join(wanted)}")
-        if "input_ids" not in inputs:
-            raise InputError(f"input 'input_ids' is missing: this model takes {', '.join(wanted)}")
-        given = {name: _array(name, value) for name, value in inputs.items()}
-        ids = given["input_ids"]
-        if ids.ndim != 2 or 0 in ids.shape or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"input_ids must be integers of shape [batch, sequence], not {ids.dtype} {list(ids.shape)}"
-            )
-        if ids.shape[1] > self.manifest.max_tokens:
-            raise InputError(
-                f"input_ids has {ids.shape[1]} tokens but this model takes at most {self.manifest.max_tokens}: truncate"
-            )
-        filled = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), **given}
-        for name in wanted:
-            if filled[name].dtype.kind not in "iub":
-                raise InputError(f"{name} must hold integers, not {filled[name].dtype}")
-            if filled[name].shape != ids.shape:
-                raise InputError(f"{name} has shape {list(filled[name].shape)} but input_ids has {list(ids.shape)}")
-        if self.target.plugin:  # onnxruntime's own kernels refuse what is in no table; OpenVINO answers all the same
-            for name, size in self._tables.items():
-                if name in wanted and not ((-size <= filled[name]) & (filled[name] < size)).all():
-                    raise InputError(f"{name} holds ids that this model does not know: it has {size} of them")
-        return {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
-
-    @cached_property
-    def _tables(self) -> dict[str, int]:
-        """How many rows the tables have that inputs are looked up in."""
-        with self.reading(CONFIG):
-            config = json.loads((self.folder / CONFIG).read_text("utf-8"))
-        sizes = {"input_ids": config.get("vocab_size"), "token_type_ids": config.get("type_vocab_size")}
-        return {name: size for name, size in sizes.items() if isinstance(size, int)}
+        # onnxruntime's own kernels refuse ids that are in no table; OpenVINO answers all the same
+        return self.manifest.signature.prepare(inputs, within_tables=bool(self.target.plugin))
 
 
 def _version(folder: Path) -> tuple[int, bytes] | None:
@@ -261,13 +224,6 @@ def _inside(folder: Path, name: str) -> bool:
         return (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
         return False
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name} has rows of different lengths: pad them and mask the padding") from None
 
 
 def run_session(

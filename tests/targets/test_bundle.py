@@ -114,7 +114,7 @@ def test_mask_that_is_no_integer(compiled: Bundle):
 
 
 def test_longest_and_one_more(compiled: Bundle):
-    longest = compiled.manifest.max_tokens
+    longest = compiled.manifest.signature.max_length
     assert compiled.run({"input_ids": np.full((1, longest), 5)})["logits"].shape == (1, 3)
     with pytest.raises(InputError, match=rf"has {longest + 1} tokens but this model takes at most {longest}: truncate"):
         compiled.run({"input_ids": np.full((1, longest + 1), 5)})

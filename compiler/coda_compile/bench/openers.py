@@ -5,6 +5,7 @@ An opener takes the number of threads and its own arguments, and gives ``prepare
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,26 @@ def onnx(threads: int, path: str) -> Prepare:
     return prepare
 
 
-def torch_model(threads: int, checkpoint: str, compiled: bool, backbone: str | None = None) -> Prepare:
-    """What could be compiled, in torch: eager, or through ``torch.compile``."""
+def torch_model(
+    threads: int, checkpoint: str, compiled: bool, backbone: str | None = None, architecture: str | None = None
+) -> Prepare:
+    """What could be compiled, in torch: eager, or through ``torch.compile``.
+
+    Args:
+        architecture: the module that registers the model's type, where it is not one of ours.
+    """
     import torch
 
     from coda_compile.sources import read_source
 
     torch.set_num_threads(threads)
+    if architecture is not None:
+        import_module(architecture)
     model = read_source(Path(checkpoint), backbone=backbone).model
     call: Callable[..., Any] = torch.compile(model) if compiled else model
 
     def prepare(inputs: Arrays) -> Run:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in model.input_names}
-        tensors["attention_mask"] = torch.from_numpy(np.ascontiguousarray(inputs["attention_mask"]))
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in model.signature.names}
 
         def run() -> object:
             with torch.inference_mode():

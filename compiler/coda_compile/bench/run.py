@@ -1,6 +1,5 @@
 """bench(): the compiled model against the dense adapter in every runtime a user would deploy instead."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.matrix import matrix_rates
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, variant_of
-from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns
 from coda_compile.errors import CodaError, as_sentences
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
 from coda_compile.statistics import ratio_interval, summarise
@@ -19,6 +18,7 @@ from coda_ops.files import private_folder
 from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import Manifest
+from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
     from coda_models import CodaModel
@@ -144,8 +144,8 @@ def bench(
         else:
             _compile_each(model, plan, folder, taking_part, stage)
             dense = dense or model
-        cases = _cases(plan, taking_part.manifest.max_tokens)
-        vocabulary = _vocabulary(Path(taking_part.entries[0].contender.arguments["folder"]))
+        signature = taking_part.manifest.signature
+        cases = _cases(plan, signature)
         if dense is not None:
             (folder / "dense").mkdir()
             taking_part.add_baselines(dense, folder / "dense", plan, stage)
@@ -160,7 +160,7 @@ def bench(
         with stage("turns"):
             timings = in_turns(
                 [entry.contender for entry in taking_part.entries],
-                [token_inputs(batch, tokens, vocabulary) for batch, tokens in cases],
+                [signature.random(batch, length) for batch, length in cases],
                 rounds=plan.rounds,
                 threads=threads,
                 on_round=on_round,
@@ -201,7 +201,7 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
     from coda_compile.pipeline import compile
     from coda_compile.precision.quantize import STATIC
 
-    texts = calibration_inputs(int(model.hf_config.vocab_size), model.max_tokens)
+    texts = calibration_inputs(model.signature)
     targets = [get_target(name) for name in plan.targets or ["cpu"]]
     kinds = [(target.name, precision) for target in targets for precision in target.precisions]
     kinds = [(target, precision) for target, precision in kinds if precision in plan.precisions]
@@ -223,15 +223,13 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
             )
 
 
-def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:
-    lengths = plan.tokens or sorted({min(tokens, longest) for tokens in _DEFAULT_TOKENS})
+def _cases(plan: Plan, signature: Signature) -> list[tuple[int, int]]:
+    """Batch and length of every input."""
+    longest = signature.max_length
+    lengths = plan.tokens or sorted({min(length, longest) for length in _DEFAULT_TOKENS})
     if max(lengths) > longest:
-        raise CodaError(f"{max(lengths)} tokens are more than this model takes: give at most {longest}")
-    return [(batch, tokens) for batch in plan.batches for tokens in lengths]
-
-
-def _vocabulary(bundle: Path) -> int:
-    return int(json.loads((bundle / "config.json").read_text("utf-8"))["vocab_size"])
+        raise CodaError(f"{max(lengths)} {signature.unit} are more than this model takes: give at most {longest}")
+    return [(batch, length) for batch in plan.batches for length in lengths]
 
 
 def _failed(error: MeasuringError) -> Skipped:

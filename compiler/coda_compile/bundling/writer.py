@@ -41,6 +41,7 @@ from coda_targets.manifest import (
     release,
     unlisted,
 )
+from coda_targets.signature import Signature
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -94,7 +95,7 @@ class Described:
     task: str
     architecture: str
     config: dict[str, Any]
-    max_tokens: int
+    signature: Signature
     labels: tuple[str, ...]
     logits: LogitsInfo | None
     model_sha256: str
@@ -117,13 +118,13 @@ def describe(model: CodaModel, model_sha256: str) -> Described:
         task=coda.task,
         architecture=str(hf.model_type),
         config=transformers_config(model),
-        max_tokens=model.max_tokens,
+        signature=model.signature,
         labels=label_names(model),
         logits=logits_of(model),
         model_sha256=model_sha256,
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
-        layers=layer_infos(model, model.max_tokens),
+        layers=layer_infos(model, model.signature.max_length),
         coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
         ood=ood_info(model.ood),
     )
@@ -142,14 +143,14 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     _write_json(folder / "config.json", without_places(config))
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, signature: Signature) -> None:
     """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
 
     One that has no tokenizer.json form is left out, and tokens that the model cannot look up are named, each with a
     ``CompileWarning``.
 
     Args:
-        vocabulary: how many tokens the model knows.
+        signature: of the model.
 
     Raises:
         CompileError: a tokenizer without a padding token.
@@ -162,6 +163,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             stacklevel=2,
         )
         return
+    vocabulary, longest = signature.lead.size, signature.max_length
     if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary]:
         warnings.warn(
             f"the tokenizer has {len(beyond)} more tokens than the {vocabulary} that the model knows, {min(beyond)!r} "
@@ -175,10 +177,10 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again"
         )
     tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
-    tokenizer.model_max_length = max_tokens
+    tokenizer.model_max_length = longest
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its class may say, not its file
     backend = tokenizer.backend_tokenizer
-    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     backend.enable_padding(
         pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
     )
@@ -281,9 +283,8 @@ def write_manifest(
         ir_version=compiled.ir_version,
         minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
         operators=dict(sorted(operator_counts(compiled).items())),
-        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
+        signature=model.signature,
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
-        max_tokens=model.max_tokens,
         width=model.width,
         feed_forward=model.feed_forward,
         labels=model.labels,

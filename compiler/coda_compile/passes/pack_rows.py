@@ -52,10 +52,10 @@ class PackRows(Declining):
 
 
 def _valid(graph: ir.Graph) -> ir.Value | None:
-    """The attention mask as booleans."""
+    """The mask as booleans: the one input that is cast to them."""
     for node in graph:
         source = node.inputs[0] if (node.domain, node.op_type) == ("", "Cast") else None
-        if source is None or source not in graph.inputs or source.name != "attention_mask":
+        if source is None or source not in graph.inputs:
             continue
         if node.attributes.get_int("to") == _BOOL:
             return node.outputs[0]

@@ -10,8 +10,7 @@ from torch import Tensor
 from coda_compile.errors import CompileError
 from coda_compile.precision.quantize import STATIC
 from coda_compile.text_files import columns, read_texts
-from coda_compile.verify.cases import Inputs
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +37,14 @@ def check(calibration: Calibration | None, precision: str, *, several: bool, pru
 
 
 def inputs(
-    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", taken: Inputs
+    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", signature: Signature
 ) -> Iterator[Mapping[str, Tensor]]:
     """What a model takes, text by text, so that no padding is among it.
 
     Args:
-        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name,
-            [batch, tokens] each; ``None`` is no text.
-        taken: by the model.
+        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name;
+            ``None`` is no text.
+        signature: of the model.
 
     Raises:
         CompileError: a file, and no tokenizer to read it with.
@@ -55,11 +54,11 @@ def inputs(
         return
     if not isinstance(calibration, Path | str):
         for arrays in calibration:
-            yield {name: torch.from_numpy(arrays[name]) for name in taken.names if name in arrays}
+            yield {name: torch.from_numpy(arrays[name]) for name in signature.names if name in arrays}
         return
     if tokenizer is None:
         raise CompileError("this model has no tokenizer to read --calibrate with: give one with --tokenizer PATH")
     texts = read_texts(Path(calibration))
     for text in texts[:: -(-len(texts) // _MOST)]:
-        encoded = tokenizer(**columns([text]), truncation=True, max_length=taken.max_tokens, return_tensors="pt")
-        yield {name: encoded[name] for name in taken.names if name in encoded}
+        encoded = tokenizer(**columns([text]), truncation=True, max_length=signature.max_length, return_tensors="pt")
+        yield {name: encoded[name] for name in signature.names if name in encoded}

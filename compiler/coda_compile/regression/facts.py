@@ -19,7 +19,6 @@ from typing import Any
 
 import onnx
 
-from coda_compile.bench.turns import token_inputs
 from coda_compile.errors import CodaError
 from coda_compile.inspect.cost import multiply_adds
 from coda_ops.files import private_folder
@@ -35,7 +34,7 @@ _NO_COPY_OF_WEIGHTS = {  # the optimised graph is only counted, and one file cou
     "session.optimized_model_external_initializers_file_name": "weights",
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
 }
-_PROFILED_TOKENS = 8  # placement does not depend on how many
+_PROFILED_LENGTH = 8  # placement does not depend on how many
 _MOST_NAMED = 6
 
 
@@ -48,7 +47,7 @@ class Facts:
     """What is known of a bundle on this machine's runtime without timing it.
 
     Attributes:
-        multiply_adds: of the layers, for one input of ``max_tokens`` tokens.
+        multiply_adds: of the layers, for one input of the longest length.
         bytes: of the model's files.
         operators: how often each stands in the graph after the runtime's own fusions, ``domain::name`` outside the
             default domain.
@@ -91,9 +90,9 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
     sides = {
         "tasks": (a.task, b.task),
         "targets": (a.target, b.target),
-        "inputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.inputs) for m in (a, b)),
-        "outputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
-        "longest inputs": (f"{a.max_tokens} tokens", f"{b.max_tokens} tokens"),
+        "inputs": tuple(_listed((t.name, t.dtype, t.axes) for t in m.signature.inputs) for m in (a, b)),
+        "outputs": tuple(_listed((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
+        "longest inputs": tuple(f"{m.signature.max_length} {m.signature.unit}" for m in (a, b)),
     }
     for what, (before, after) in sides.items():
         if before != after:
@@ -103,7 +102,7 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
             )
 
 
-def _signature(tensors: Iterator[tuple[str, str, tuple[int | str, ...]]]) -> str:
+def _listed(tensors: Iterator[tuple[str, str, tuple[int | str, ...]]]) -> str:
     return ", ".join(f"{name} {dtype}[{', '.join(map(str, shape))}]" for name, dtype, shape in sorted(tensors))
 
 
@@ -128,7 +127,8 @@ def read_facts(bundle: Bundle) -> Facts:
             session_config={**bundle.target.session_config, **_NO_COPY_OF_WEIGHTS},
         )
         session = open_session(bundle.model_path, watched, threads=1)
-        session.run(None, bundle.prepare(token_inputs(1, min(_PROFILED_TOKENS, bundle.manifest.max_tokens), 1)))
+        signature = bundle.manifest.signature
+        session.run(None, bundle.prepare(signature.random(1, min(_PROFILED_LENGTH, signature.max_length))))
         profile = Path(session.end_profiling())
         del session  # some systems cannot remove files of an open one
         # What a plugin makes of a model it keeps to itself; the file's own operators are left to compare.
@@ -136,7 +136,7 @@ def read_facts(bundle: Bundle) -> Facts:
         placement = _placement(profile)
     files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
     return Facts(
-        multiply_adds=multiply_adds(bundle.manifest, bundle.manifest.max_tokens),
+        multiply_adds=multiply_adds(bundle.manifest, signature.max_length),
         bytes=files,
         operators=dict(Counter(sorted(_operators(graph)))),
         placement=placement,

@@ -49,7 +49,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     from coda_compile.sources.truncation import longest
 
     source = _read(path, backbone)
-    source.model.max_tokens = longest(source.model.max_tokens, source.tokenizer)
+    source.model.signature = longest(source.model.signature, source.tokenizer)
     return source
 
 

@@ -17,6 +17,7 @@ from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_json
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
+from coda_models.architectures import signature_of
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer, quiet
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -68,7 +69,7 @@ def read(folder: Path, backbone: str | None) -> Source:
         library.float().eval()  # an adapter may have been trained in another precision than its base
         head = dict(library.heads.items()).get(library.active_head)
         _check_ready(library, names, head)
-        inputs = few_tokens(plain.config)
+        inputs = few_tokens(signature_of(plain.config))
         wanted = wanted_answers(library, inputs, "the adapters library")
         sentence = sentence_of_adapter(folder, folder_of(base)) if head is None else None
         model = _converted(library, plain, names, head, place, sentence)

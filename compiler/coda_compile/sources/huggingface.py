@@ -18,7 +18,7 @@ from coda_compile.sources.sentence import (
     transformer_of,
 )
 from coda_compile.sources.truncation import read_truncation
-from coda_models.architectures import FAMILIES
+from coda_models.architectures import FAMILIES, signature_of
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -47,7 +47,7 @@ def read(folder: Path) -> Source:
     sentence = read_sentence(folder) if task == "feature-extraction" else None
     settings = {"task": task} if sentence is None else sentence.settings
     pretrained = load_backbone(transformer, task, trained=True)
-    inputs = few_tokens(pretrained.config, padded=True)
+    inputs = few_tokens(signature_of(pretrained.config), padded=True)
     wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
     model = convert(pretrained, CodaConfig(reduction=1, bottleneck=0, **settings))
     tokenizer = load_tokenizer(transformer)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coda_compile.backends.openvino_rounding import as_run, as_written, multiplying
 from coda_compile.errors import VerificationError
 from coda_compile.lowering import verified_on
-from coda_compile.verify.cases import Case, Inputs, cases, kept_case
+from coda_compile.verify.cases import Case, cases, kept_case
 from coda_compile.verify.first_token import through_first
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
 from coda_compile.verify.replay import (
@@ -58,17 +58,17 @@ def verify(
     Raises:
         VerificationError: which output, layer and input.
     """
-    given = Inputs.of(model)
+    signature = model.signature
     probe = RoutingProbe(path, target, threads=1, products=True)
     compared = _Compared(model, target, tolerances or Tolerances(), adapter, on_failure)
     with multiplying(model, as_run(target, model)):
-        results = [compared.case(probe, case) for case in cases(given)]
-        case = kept_case(given)
+        results = [compared.case(probe, case) for case in cases(signature)]
+        case = kept_case(signature)
         if routed := reference(model, case)[1]:
             del probe
             decided = RoutingProbe(path, target, threads=1, products=True, decided=True)
             first = Case(f"{case.name}, the first token routed in every layer", case.inputs)
-            results.append(compared.case(decided, first, through_first(routed, first.inputs["attention_mask"] != 0)))
+            results.append(compared.case(decided, first, through_first(routed, signature.mask(first.inputs))))
     return results
 
 
@@ -89,11 +89,12 @@ class _Compared:
     @cached_property
     def _broad(self) -> dict[str, float]:
         """How far torch's float32 is from float64 over many tokens."""
-        case = max(cases(Inputs.of(self.model)), key=lambda one: one.inputs["attention_mask"].sum())
+        signature = self.model.signature
+        case = max(cases(signature), key=lambda one: signature.mask(one.inputs).sum())
         _, decisions = reference(self.model, case)
         assert self._wide is not None
         narrow, wide = (Replayed(*replay(one, case, decisions)) for one in (self.model, self._wide))
-        return narrow.distance(wide, case.inputs["attention_mask"] != 0)
+        return narrow.distance(wide, signature.mask(case.inputs))
 
     def case(self, probe: RoutingProbe, case: Case, decided: Sequence[Decision] = ()) -> CaseParity:
         """Run one input on both sides, and compare.
@@ -103,7 +104,7 @@ class _Compared:
         """
         expected: Arrays = {}
         outputs: Arrays = {}
-        mask = case.inputs["attention_mask"] != 0
+        mask = self.model.signature.mask(case.inputs)
         try:
             outputs, decisions = probe.run(case.inputs, self.adapter, decided)
             comparison = Comparison(case.name, mask, self.tolerances, replayed=True)
@@ -177,9 +178,10 @@ def expected(
     """
     with multiplying(model, as_written(target)):
         outputs, decisions = reference(model, case)
-        first = through_first(decisions, case.inputs["attention_mask"] != 0)
+        first = through_first(decisions, model.signature.mask(case.inputs))
         routed = replay(model, case, first)[0] if decisions else {}
-    return _with_own_padding(outputs, path, case, target, adapter), decisions, routed
+    mask = model.signature.mask(case.inputs)
+    return _with_own_padding(outputs, path, case, mask, target, adapter), decisions, routed
 
 
 def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precision: str) -> Tolerances:
@@ -194,7 +196,8 @@ def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precis
     wide = in_float64(model)
     assert wide is not None
     (outputs, decisions), (exact, others) = reference(model, case), reference(wide, case)
-    mask, alike = case.inputs["attention_mask"] != 0, np.ones(len(case.inputs["attention_mask"]), bool)
+    mask = model.signature.mask(case.inputs)
+    alike = np.ones(len(mask), bool)
     scores = 0.0
     for one, other in zip(decisions, others, strict=True):
         scores = max(scores, float(np.abs(one.scores - other.scores)[mask & alike[:, None]].max(initial=0.0)))
@@ -204,13 +207,14 @@ def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precis
     return replace(usual, scores=max(usual.scores, TIMES * scores), outputs=max(usual.outputs, TIMES * off))
 
 
-def _with_own_padding(outputs: Arrays, path: Path, case: Case, target: Target, adapter: Adapter | None) -> Arrays:
+def _with_own_padding(
+    outputs: Arrays, path: Path, case: Case, mask: NDArray[np.bool_], target: Target, adapter: Adapter | None
+) -> Arrays:
     """Outputs that have one a token, with what the compiled model itself gives for padding.
 
     Nothing that counts depends on it, and packed models hold other numbers there than torch; but ONNX's own runner
     compares it.
     """
-    mask = case.inputs["attention_mask"] != 0
     names = [name for name, array in outputs.items() if array.ndim == 3]
     if not names or mask.all():
         return outputs

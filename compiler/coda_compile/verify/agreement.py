@@ -16,8 +16,8 @@ _TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClass
 
 
 def check_agreement(bundle: Bundle) -> None:
-    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, and
-    weights with the list of files.
+    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, inputs
+    with the graph's, and weights with the list of files.
 
     Raises:
         BundleError: what disagrees.
@@ -45,10 +45,11 @@ def check_agreement(bundle: Bundle) -> None:
             f"{_meaning(logits)}; compile the model again"
         )
     positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and manifest.max_tokens > positions:
+    longest = manifest.signature.max_length
+    if isinstance(positions, int) and longest > positions:
         raise BundleError(
-            f"{folder} is damaged: its manifest allows {manifest.max_tokens} tokens, and its config.json says that the "
-            f"model has {positions} positions; compile the model again"
+            f"{folder} is damaged: its manifest allows {longest} {manifest.signature.unit}, and its config.json says "
+            f"that the model has {positions} positions; compile the model again"
         )
     try:
         proto = onnx.load(str(bundle.model_path), load_external_data=False)
@@ -56,6 +57,11 @@ def check_agreement(bundle: Bundle) -> None:
         raise BundleError(
             f"{bundle.model_path} is missing or damaged: {first_line(error)}; compile the model again"
         ) from None
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    taken = tuple(value.name for value in proto.graph.input if value.name not in constants)
+    if taken != manifest.signature.names:
+        a, b = ", ".join(manifest.signature.names), ", ".join(taken)
+        raise BundleError(f"{folder} is damaged: its manifest has the inputs {a}, its model {b}; compile again")
     listed = {file.path for file in manifest.files}
     foreign = next((name for name in locations(proto) if name not in listed), None)
     if foreign is not None:

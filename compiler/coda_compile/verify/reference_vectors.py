@@ -22,6 +22,7 @@ from coda_ops.errors import first_line
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.signature import Signature
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
@@ -40,6 +41,7 @@ def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
 def write(
     folder: Path,
     inputs: Arrays,
+    mask: NDArray[np.bool_],
     outputs: Arrays,
     decisions: list[Decision],
     routed: Arrays,
@@ -50,6 +52,7 @@ def write(
     """Write one input with what is expected of it.
 
     Args:
+        mask: [batch, length], where the input is valid.
         routed: outputs where decisions are those of ``through_first``.
     """
     data, expected, elsewhere = _places(folder, task)
@@ -58,7 +61,6 @@ def write(
             place.mkdir(exist_ok=True)
             tensor = numpy_helper.from_array(array, name)
             (place / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
-    mask = inputs["attention_mask"].astype(bool)
     examples = range(mask.shape[0])
     plain = {
         "tolerances": asdict(tolerances),
@@ -96,8 +98,11 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
+def read(folder: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
+
+    Args:
+        signature: of the bundle.
 
     Raises:
         BundleError: absent or damaged.
@@ -109,7 +114,7 @@ def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
         tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
         if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
             raise ValueError("their tolerances would prove nothing")
-        mask = inputs["attention_mask"].astype(bool)
+        mask = signature.mask(inputs)
         routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
@@ -149,13 +154,14 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     """
     bundle.check()
     check_agreement(bundle)
+    signature = bundle.manifest.signature
     first = not bundle.tasks or task in (None, bundle.tasks[0])
     with bundle.reading():
-        inputs, expected = read(bundle.folder, "" if first or task is None else task)
+        inputs, expected = read(bundle.folder, signature, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
-    mask = inputs["attention_mask"].astype(bool)
+    mask = signature.mask(inputs)
     batch, tokens = mask.shape
-    name = f"test data, {batch} x {tokens} tokens"
+    name = f"test data, {batch} x {tokens} {signature.unit}"
     comparison = Comparison(name, mask, expected.tolerances, replayed=False)
     if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")

@@ -85,7 +85,7 @@ def referee(
         broad: see ``Replayed.distance``; of many tokens, as a few may be right by luck.
     """
     exact = Replayed(*replay(wide, case, decisions))
-    own = Replayed(*replay(model, case, decisions)).distance(exact, case.inputs["attention_mask"] != 0)
+    own = Replayed(*replay(model, case, decisions)).distance(exact, model.signature.mask(case.inputs))
     return replace(exact, more={name: TIMES * max(value, broad[name]) for name, value in own.items()})
 
 

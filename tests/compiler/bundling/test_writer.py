@@ -110,9 +110,9 @@ def test_config_is_what_transformers_reads(compiled: Bundle):
 
 def test_tokenizer_alone_truncates_and_pads(compiled: Bundle):
     core = Tokenizer.from_file(str(compiled.folder / "tokenizer.json"))
-    assert core.truncation["max_length"] == compiled.manifest.max_tokens
+    assert core.truncation["max_length"] == compiled.manifest.signature.max_length
     short, long = core.encode_batch(["good", "w1 " * 100])
-    assert len(short.ids) == len(long.ids) == compiled.manifest.max_tokens
+    assert len(short.ids) == len(long.ids) == compiled.manifest.signature.max_length
     assert sum(short.attention_mask) == 3
     assert set(short.ids[3:]) == {0}
 

@@ -60,7 +60,7 @@ def test_every_adapter_is_one_operator_and_computes_the_same(model: Any, operato
     for names in ((), ("fuse_adapters",)):
         compiled = ir.from_proto(exported)
         run_passes(compiled, (*BEFORE, *names, "fuse_norms", "remove_unused", "attach_functions"))
-        results.append(outputs(compiled, {name: every[name] for name in made.input_names}))
+        results.append(outputs(compiled, {name: every[name] for name in made.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
     nodes = [node for node in compiled.graph if node.op_type == operator]

@@ -42,7 +42,7 @@ def compare(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, i
         "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int64),
         "token_type_ids": np.zeros((batch, tokens), np.int64),
     }
-    feed = {name: every[name] for name in model.input_names}
+    feed = {name: every[name] for name in model.signature.names}
     results = []
     for fusions in ((), FUSIONS):
         compiled = ir.from_proto(exported)

@@ -12,7 +12,7 @@ from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.precision import quantize
 from coda_compile.precision.quantize import quantize_model
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig
 from coda_targets.routing import ROLE_TAG
 
@@ -34,7 +34,7 @@ def test_embeddings_are_fused(family: str, changed: dict[str, int], precision: s
     if precision == "int8":
         quantize_model(model, precision)
     exported = ir.to_proto(export(model, opset=20))
-    case = make_case(Inputs.of(model), 3, 11, ragged=True, seed=0)
+    case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results = []
     for names in ((), ("fuse_embeddings",)):
         compiled = ir.from_proto(exported)

@@ -26,7 +26,7 @@ def test_every_post_norm_of_a_layer_is_fused_with_its_bias(family: str, reductio
     for names in ((), ("fuse_norms",)):
         compiled = ir.from_proto(exported)
         reports = run_passes(compiled, (*BEFORE, *names, "remove_unused", "attach_functions"))
-        results.append(outputs(compiled, {name: feed[name] for name in model.input_names}))
+        results.append(outputs(compiled, {name: feed[name] for name in model.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
     changed = reports[len(BEFORE)].operators

@@ -10,7 +10,7 @@ from tests.conftest import tiny_coda
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_puts import FusePuts
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 
@@ -19,7 +19,7 @@ from coda_targets.routing import LAYER_TAG
 def test_every_post_norm_layer_puts_a_difference(attention: str):
     model = tiny_coda("bert", CodaConfig(reduction=2, attention=attention))
     exported = ir.to_proto(export(model, opset=20))
-    case = make_case(Inputs.of(model), 3, 11, ragged=True, seed=0)
+    case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results = []
     for names in ((), ("fuse_puts",)):
         compiled = ir.from_proto(exported)

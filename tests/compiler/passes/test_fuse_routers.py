@@ -29,7 +29,7 @@ def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
     for names in ((), ("fuse_routers",)):
         compiled = ir.from_proto(exported)
         run_passes(compiled, (*BEFORE, "fuse_adapters", *names, "remove_unused", "attach_functions"))
-        results.append(outputs(compiled, {name: every[name] for name in model.input_names}))
+        results.append(outputs(compiled, {name: every[name] for name in model.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
     nodes = [node for node in compiled.graph if node.op_type == "Int8RouterAdapter"]

@@ -19,7 +19,7 @@ from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.precision.quantize import STATIC, Int8StaticLinear, quantize_model
 from coda_compile.verify.against_torch import verify
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.verify.cases import make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel
 from coda_targets import get_target
@@ -28,7 +28,7 @@ from coda_targets.routing import LAYER_TAG
 
 
 def texts(model: CodaModel, count: int = 4) -> list[Arrays]:
-    return [make_case(Inputs.of(model), 1, 30 + i, ragged=False, seed=i).inputs for i in range(count)]
+    return [make_case(model.signature, 1, 30 + i, ragged=False, seed=i).inputs for i in range(count)]
 
 
 def static(family: str = "bert", config: CodaConfig | None = None) -> CodaModel:

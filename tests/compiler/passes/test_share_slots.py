@@ -9,7 +9,7 @@ from tests.conftest import tiny_coda
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.share_slots import ShareSlots
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig
 
 BEFORE = ("fold_constants", "eliminate_identities")
@@ -24,7 +24,7 @@ def routes(model: ir.Model) -> list[ir.Node]:
 def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
     model = tiny_coda(family, CodaConfig(reduction=2))
     exported = ir.to_proto(export(model, opset=20))
-    case = make_case(Inputs.of(model), 3, 11, ragged=True, seed=0)
+    case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results, masks = [], []
     for names in ((), ("share_slots",)):
         compiled = ir.from_proto(exported)

@@ -44,7 +44,7 @@ def test_the_last_layer_computes_one_token_and_the_answer_is_the_same(family: st
         "attention_mask": mask.astype(np.int64),
         "token_type_ids": np.zeros(mask.shape, np.int64),
     }
-    feed = {name: every[name] for name in model.input_names}
+    feed = {name: every[name] for name in model.signature.names}
     whole, trimmed = (ir.from_proto(exported) for _ in "ab")
     run_passes(whole, [name for name in LOWERING if name != "trim_to_readout"])
     reports = run_passes(trimmed, LOWERING)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import compile
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare import calibration
-from coda_compile.verify.cases import Inputs
 from coda_models import CodaConfig
+from coda_targets.modalities.text import text_signature
 
-TAKEN = Inputs(("input_ids", "attention_mask"), 100, 0, 6)
+TAKEN = text_signature(100, 6)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_several_tasks_are_refused(tmp_path: Path, file: Path):
 
 def test_pairs_are_read_as_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     (tmp_path / "pairs.csv").write_text("text,text_pair\ngood,bad w1\n")
-    taken = Inputs(("input_ids", "attention_mask", "token_type_ids"), 100, 0, 66)
+    taken = text_signature(100, 66, types=2)
     (found,) = calibration.inputs(tmp_path / "pairs.csv", tokenizer, taken)
     wanted = tokenizer("good", "bad w1", return_tensors="pt")
     assert wanted["token_type_ids"].sum() == 3

@@ -300,7 +300,7 @@ def test_what_is_compiled_computes_what_the_library_does(tmp_path: Path, config:
     """On shapes that the export never saw."""
     eager = saved(tmp_path / "task", CONFIGS[config])
     bundle = compile(tmp_path / "task", output=tmp_path / "bundle")
-    for batch, tokens in ((1, 9), (3, 17), (2, bundle.manifest.max_tokens)):
+    for batch, tokens in ((1, 9), (3, 17), (2, bundle.manifest.signature.max_length)):
         ids, mask = texts(batch, tokens)
         inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
         inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])

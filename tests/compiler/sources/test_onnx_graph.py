@@ -52,7 +52,7 @@ def test_a_graph_tells_what_it_is(exported: Path):
     graph = read(exported / "model.onnx")
     assert (graph.task, graph.labels) == ("sequence-classification", ("LABEL_0", "LABEL_1", "LABEL_2"))
     assert graph.inputs.names == ("input_ids", "attention_mask", "token_type_ids")
-    assert (graph.inputs.vocabulary, graph.inputs.padding, graph.inputs.max_tokens) == (len(WORDS), 0, 66)
+    assert (graph.signature.lead.size, graph.signature.lead.padding, graph.signature.max_length) == (len(WORDS), 0, 66)
     assert graph.tokenizer is not None
     assert [str(value.shape) for value in graph.model.graph.outputs] == ["[batch,3]"]
 
@@ -63,14 +63,14 @@ def test_nothing_need_lie_beside_it(folder: Path):
             file.unlink()
     graph = read(folder / "model.onnx")
     assert (graph.config, graph.tokenizer, graph.inputs.padding) == ({}, None, 0)
-    assert graph.inputs.max_tokens == 66  # found by running it: it has 66 positions
+    assert graph.signature.max_length == 66  # found by running it: it has 66 positions
     assert graph.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 def test_positions_that_belong_to_no_token_are_not_counted(tmp_path: Path):
     graph = read(write(lora_classifier("roberta"), tmp_path, inputs=2))
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 66
-    assert graph.inputs.max_tokens == 65  # RoBERTa's padding, id 0 here, has a position of its own
+    assert graph.signature.max_length == 65  # RoBERTa's padding, id 0 here, has a position of its own
     assert graph.inputs.names == ("input_ids", "attention_mask")
 
 

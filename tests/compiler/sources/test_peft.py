@@ -165,7 +165,7 @@ def test_two_kinds_of_tokens(tmp_path: Path, family: str, method: str, task: str
 def test_kinds_of_tokens_that_peft_leaves_out(tmp_path: Path):
     """With a prefix for states it ignores them, with a warning, so a bundle does not ask for them."""
     eager = adapted(tmp_path / "peft", METHODS["prefix"]("FEATURE_EXTRACTION"), task="feature-extraction")
-    assert "token_type_ids" not in read_source(tmp_path / "peft").model.input_names
+    assert "token_type_ids" not in read_source(tmp_path / "peft").model.signature.names
     ids, mask = texts(2, 17)
     with pytest.warns(UserWarning, match="Ignoring token type ids"), torch.inference_mode():
         typed = eager(input_ids=ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)).last_hidden_state
@@ -177,7 +177,7 @@ def test_what_is_compiled_computes_what_peft_does(tmp_path: Path, method: str):
     """On shapes that the export never saw; nothing of the method's own is left to compute."""
     eager = adapted(tmp_path / "peft", METHODS[method]("SEQ_CLS"))
     bundle = compile(tmp_path / "peft", output=tmp_path / "bundle")
-    for batch, tokens in ((1, 1), (1, 2), (3, 17), (2, bundle.manifest.max_tokens)):
+    for batch, tokens in ((1, 1), (1, 2), (3, 17), (2, bundle.manifest.signature.max_length)):
         ids, mask = (
             texts(batch, tokens) if tokens > 8 else (torch.full((batch, tokens), 9), torch.ones(batch, tokens).long())
         )

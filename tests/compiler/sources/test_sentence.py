@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer import modules
-from tests.conftest import tiny_backbone
+from tests.conftest import example_inputs, tiny_backbone
 from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_format, opened, save_sentence
 from transformers import PreTrainedTokenizerFast
 
@@ -52,10 +52,10 @@ def read_embeddings(folder: Path, texts: list[str] = TEXTS) -> Any:
     source = read_source(folder)
     assert source.tokenizer is not None
     inputs = source.tokenizer(
-        texts, padding=True, truncation=True, max_length=source.model.max_tokens, return_tensors="pt"
+        texts, padding=True, truncation=True, max_length=source.model.signature.max_length, return_tensors="pt"
     )
     with torch.inference_mode():
-        output = source.model(**{name: inputs[name] for name in source.model.input_names})
+        output = source.model(**{name: inputs[name] for name in source.model.signature.names})
     return output.sentence_embedding.numpy()
 
 
@@ -117,7 +117,7 @@ def test_padding_on_the_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
     assert not features["attention_mask"][0, 0]
     ours = read_source(folder).model
     with torch.inference_mode():
-        got = ours(**{name: features[name] for name in ours.input_names}).sentence_embedding.numpy()
+        got = ours(**{name: features[name] for name in ours.signature.names}).sentence_embedding.numpy()
     close(got, encoded(theirs))
 
 
@@ -203,7 +203,7 @@ def test_a_delta_that_classifies_over_an_embedder(tmp_path: Path, tokenizer: Pre
     edit(folder / "sentence_bert_config.json", max_seq_length=12)
     model = convert(load_backbone(folder, "sequence-classification", num_labels=3), CodaConfig(reduction=2))
     save(model, tmp_path / "delta.pt", tokenizer=tokenizer, delta=True)
-    assert read_source(tmp_path / "delta.pt", backbone=str(folder)).model.max_tokens == 66
+    assert read_source(tmp_path / "delta.pt", backbone=str(folder)).model.signature.max_length == 66
 
 
 @pytest.mark.parametrize("prompt", ["", None])
@@ -236,8 +236,8 @@ def test_cross_encoders_stay_classifiers(tmp_path: Path, tokenizer: PreTrainedTo
     theirs = CrossEncoder(str(tmp_path / "base"), device="cpu", max_length=12)
     theirs.save_pretrained(str(tmp_path / "m"))
     model = read_source(tmp_path / "m").model
-    assert (model.coda_config.task, model.max_tokens) == ("sequence-classification", 12)
-    inputs = model.example_inputs(2, 9)
+    assert (model.coda_config.task, model.signature.max_length) == ("sequence-classification", 12)
+    inputs = example_inputs(model, 2, 9)
     with torch.inference_mode():
         torch.testing.assert_close(model(**inputs).logits, theirs.model(**inputs).logits, atol=1e-5, rtol=1e-5)
 
@@ -410,7 +410,7 @@ def lengths(bundle: Bundle) -> set[int]:
     about = json.loads((bundle.folder / "tokenizer_config.json").read_text())
     sentence = json.loads((bundle.folder / "sentence_bert_config.json").read_text())
     said = (core["truncation"]["max_length"], about["model_max_length"], sentence["max_seq_length"])
-    return {bundle.manifest.max_tokens, *said, embedded_tokens(bundle)}
+    return {bundle.manifest.signature.max_length, *said, embedded_tokens(bundle)}
 
 
 def embedded_tokens(bundle: Bundle) -> int:
@@ -429,7 +429,7 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(
     edit(folder / "sentence_bert_config.json", max_seq_length=sentence)
     if tokens is not None:
         edit(folder / "tokenizer_config.json", model_max_length=tokens)
-    assert read_source(folder).model.max_tokens == wanted
+    assert read_source(folder).model.signature.max_length == wanted
     if (sentence or 0) <= 66:  # else it does not stop at the last position itself
         assert opened(folder).max_seq_length == wanted
         close(read_embeddings(folder), encoded(opened(folder)))

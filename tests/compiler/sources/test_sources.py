@@ -52,7 +52,7 @@ def test_hugging_face_folder(hugging_face: Path):
     ids = torch.arange(4, 15).unsqueeze(0)
     with torch.inference_mode():
         expected = tiny_backbone("bert")(ids).logits
-        torch.testing.assert_close(source.model(ids, torch.ones_like(ids)).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(source.model(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from coda_compile import compile
 from coda_compile.errors import VerificationError
 from coda_compile.export import save_onnx
 from coda_compile.verify.against_torch import reference, verify
-from coda_compile.verify.cases import Inputs, cases, make_case
+from coda_compile.verify.cases import cases, make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
@@ -138,7 +138,7 @@ def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkey
 def test_intact_model_passes(model, compiled: Bundle):
     results = verify(model, compiled.model_path, CPU)
     *free, decided = results
-    assert [result.case for result in free] == [case.name for case in cases(Inputs.of(model))]
+    assert [result.case for result in free] == [case.name for case in cases(model.signature)]
     assert decided.case == "3 x 37 tokens, ragged, the first token routed in every layer"
     assert not any(result.float64 for result in results)
     for result in results:
@@ -149,7 +149,7 @@ def test_intact_model_passes(model, compiled: Bundle):
 
 
 def test_reference_is_torchs_own_choice(model):
-    outputs, decisions = reference(model, make_case(Inputs.of(model), 2, 9, ragged=True))
+    outputs, decisions = reference(model, make_case(model.signature, 2, 9, ragged=True))
     assert list(outputs) == ["logits"]
     assert [decision.layer for decision in decisions] == [0, 1]
 
