@@ -17,7 +17,7 @@ from coda_compile.prepare.pruning import read_pruning
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
 from coda_targets import Bundle
-from coda_targets.bundle import load_kernels
+from coda_targets.runtimes.session import load_kernels
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Manifest
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from coda_compile.backends import get_backend
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
@@ -23,7 +24,7 @@ from coda_compile.export import export, save_onnx
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
 from coda_ops.errors import first_line
-from coda_targets.runtimes.cpu import TARGET as CPU
+from coda_targets.runtimes import DEFAULT_TARGET
 
 
 class Dense:
@@ -52,7 +53,7 @@ class Dense:
         """The model as the torch exporter leaves it by default: standard operators, constants folded."""
         folder = self.folder / "onnx"
         folder.mkdir()
-        exported = AttachFunctions()(export(self.model, opset=CPU.opset)).model
+        exported = AttachFunctions()(export(self.model, opset=get_backend(DEFAULT_TARGET).opset)).model
         exported = ir.passes.common.InlinePass()(exported).model
         optimizer.optimize(exported)
         save_onnx(exported, folder / "model.onnx")
