@@ -10,7 +10,7 @@ from torch import nn
 from coda_compile.backends import Backend, Linear, openvino_rounding
 from coda_compile.backends.operators import check_operators
 from coda_compile.passes import Pass
-from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.attach_functions import AttachFunctions, Body
 from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.merge_low_rank import MergeLowRank
@@ -28,7 +28,7 @@ from coda_compile.precision.quantize import Int8Linear, Int8StaticLinear
 from coda_ops import put_tokens, route, take_tokens
 from coda_targets.runtimes.openvino import RUNTIME
 
-_BODIES = {
+_BODIES: dict[str, Body] = {
     "Route": route.openvino_body,
     "TakeTokens": take_tokens.openvino_body,
     "PutTokens": put_tokens.openvino_body,

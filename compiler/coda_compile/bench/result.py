@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not the default."""
+    """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
     others = [name for name, usual in ((precision, "fp32"), (target, DEFAULT_TARGET)) if name != usual]
     return " ".join([reduction, *others])
 

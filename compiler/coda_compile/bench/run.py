@@ -278,7 +278,7 @@ def _measurement(
 
 
 def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
-    """What arithmetic allows each model compiled for the default target in fp32 on each input, and how much of it was reached."""
+    """What arithmetic allows each fp32 model of the default target on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
         if entry.manifest is None or not entry.manifest.layers:

@@ -63,7 +63,7 @@ class Runtime:
 def runtime_names() -> tuple[str, ...]:
     """The targets that people choose from, in alphabetical order."""
     found = (_in_file(module.name) for module in iter_modules(__path__))
-    return tuple(runtime.name for runtime in found if runtime is not None and runtime.offered)
+    return tuple(sorted(runtime.name for runtime in found if runtime is not None and runtime.offered))
 
 
 def get_runtime(name: str) -> Runtime:
