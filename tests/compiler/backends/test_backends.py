@@ -9,11 +9,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.conftest import tiny_coda
 
 import coda_compile.backends
+from coda_compile import compile
 from coda_compile.backends import Backend, backend_names, get_backend, ready_backend
+from coda_compile.backends.cpu import OnnxruntimeBackend
 from coda_compile.errors import CompileError
-from coda_compile.passes import operator_counts, pass_name, run_passes
+from coda_compile.passes import Pass, operator_counts, pass_name, run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
+from coda_models import CodaConfig
 from coda_ops import native
 from coda_targets import TargetError, get_runtime, runtime_names
 
@@ -100,6 +105,20 @@ def test_passes_leave_other_graphs_alone(name: str, plain: Callable[[], ir.Model
 def test_passes_are_made_anew_for_each_graph(name: str):
     first, second = get_backend(name).passes(), get_backend(name).passes()
     assert not {id(one) for one in first} & {id(one) for one in second}
+
+
+class Bodiless(OnnxruntimeBackend):
+    """Forgets the function bodies."""
+
+    def passes(self, *, pack: bool = False) -> list[Pass]:
+        return [one for one in super().passes(pack=pack) if not isinstance(one, AttachFunctions)]
+
+
+def test_what_the_runtime_cannot_run_is_refused_before_it_is_tried(tmp_path: Path):
+    backend = Bodiless(CPU.runtime, CPU.opset, CPU.precisions)
+    with pytest.raises(CompileError, match=r"^target 'cpu' knows no operator ai\.coda::\w+, as node '.*' of the graph"):
+        compile(tiny_coda("bert", CodaConfig(reduction=2)), backend, output=tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_packed_once_projections_are_one_linear():

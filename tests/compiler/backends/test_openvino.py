@@ -54,7 +54,8 @@ def test_without_the_plugin_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_alone_are_rounded_in_the_file(lowered: Bundle):
+def test_weights_alone_are_quantised_in_the_file(lowered: Bundle):
+    assert lowered.manifest.minimum_onnxruntime == "1.23"
     counts = lowered.manifest.operators
     assert counts["DequantizeLinear"] == 16  # eight a layer, adapters too
     assert "ai.coda::Int8Linear" not in counts
