@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.compiler.exports import lora_classifier, write
 from tests.conftest import TINY, tiny_coda
 from tests.targets.runtimes.test_openvino import INSTALL, absent, needs_plugin
 
@@ -79,6 +80,20 @@ def test_what_it_cannot_do_it_refuses(lowered: Bundle, tmp_path: Path, monkeypat
     with pytest.raises(CodaError, match=r"^OpenVINOExecutionProvider runs a model as one piece and shows no layers"):
         profile_bundle(Bundle(lowered.folder))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_onnxruntimes_own_operators_is_refused_by_their_name(tmp_path: Path):
+    path = write(lora_classifier(), tmp_path / "lora")
+    proto = onnx.load(str(path))
+    node = next(node for node in proto.graph.node if node.op_type == "MatMul")
+    node.op_type, node.domain = "FusedMatMul", "com.microsoft"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, str(path))
+    with pytest.raises(
+        CodaError, match=rf"^target 'openvino' knows no operator com.microsoft::FusedMatMul, as .*{node.name}"
+    ):
+        compile(path, on_cpu(), output=tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 
 def test_a_bundle_has_one_target(compiled: Bundle):
