@@ -71,7 +71,7 @@ def product(kind: str, inputs: int, outputs: int) -> onnx.ModelProto:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 def main(bundle: Path, tokens: int, runs: int, threads: int) -> None:
     opened = Bundle(bundle)
-    _, given = opened.target.providers[0]
+    _, given = opened.runtime.providers[0]
     options = {**given, "INFERENCE_NUM_THREADS": threads}
     with TemporaryDirectory(prefix="coda-openvino-") as name:
         path = Path(name) / "model.onnx"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnxscript import version_converter
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.writer import (
     NEWEST_OPSET,
     Described,
@@ -24,7 +25,6 @@ from coda_compile.bundling.writer import (
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
 from coda_compile.logits import logits_info
-from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.passes import run_passes
 from coda_compile.prepare import ood_of_graph
 from coda_compile.prepare.fit_ood import check, fit
@@ -33,14 +33,16 @@ from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_compile.sources.truncation import longest
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.cases import cases, kept_case
+from coda_compile.verify.kernels import of_kernels
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import MODEL, Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import RoutingProbe
+from coda_targets.runtimes import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +52,7 @@ _OLDEST_IR = 9  # of the models that torch exports, for the function bodies
 
 def compile_graph(
     path: Path,
-    target: Target,
+    backend: Backend,
     *,
     output: Path,
     tokenizer: "PreTrainedTokenizerBase | None",
@@ -65,7 +67,7 @@ def compile_graph(
         graph = _named(read(path), problem_type, labels)
         check(ood, ood_data, graph.task, graph.logits, graph.labels)
         digest = _digest(graph.model)
-        _upgrade(graph.model, target.opset, path)
+        _upgrade(graph.model, backend.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
     graph = replace(graph, signature=longest(graph.signature, words))
     reference = graph.run
@@ -77,15 +79,16 @@ def compile_graph(
             reference = ood_of_graph.scoring(graph, run, features, detector)
             ood_of_graph.append(graph, run, features, detector)
     with stage("passes"):
-        passes = run_passes(compiled, target.lowering)
+        passes = run_passes(compiled, backend.passes())
+        backend.check(compiled)
     with replacing(output, stage) as folder:
         save_onnx(compiled, folder / MODEL)
         with stage("verify"):
             compared = graph, reference, detector, folder / MODEL
-            parity = _verify(*compared, verified_on(target), failure_folder(output))
-            if (kernels := with_kernels(target)) is not None:
+            parity = _verify(*compared, backend.verified_on().runtime, failure_folder(output))
+            if (kernels := backend.with_kernels()) is not None:
                 with of_kernels():
-                    _verify(*compared, kernels, failure_folder(output))
+                    _verify(*compared, kernels.runtime, failure_folder(output))
         with stage("bundle"):
             case = kept_case(graph.signature)
             mask = graph.signature.mask(case.inputs)
@@ -95,7 +98,7 @@ def compile_graph(
             if words is not None:
                 write_tokenizer(folder, words, graph.signature)
             write_report(folder, passes, {"": parity}, Tolerances())
-            write_manifest(folder, described, compiled, target, "fp32")
+            write_manifest(folder, described, compiled, backend, "fp32")
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 
@@ -148,11 +151,11 @@ def _verify(
     reference: Callable[[Arrays], Arrays],
     detector: OodDetector | None,
     path: Path,
-    target: Target,
+    runtime: Runtime,
     failed: Path,
 ) -> list[CaseParity]:
     """Run every case through the file as it came and through what was compiled of it, and compare."""
-    probe = RoutingProbe(path, target, threads=1)
+    probe = RoutingProbe(path, runtime, threads=1)
     results = []
     for case in cases(graph.signature):
         expected, actual = reference(case.inputs), Arrays()
@@ -163,7 +166,7 @@ def _verify(
                 comparison.flags(actual, detector.threshold)
             results.append(comparison.outputs(expected, actual))
         except (InputError, VerificationError) as error:
-            keep_failure(failed, path, case.inputs, expected, actual, target=target)
+            keep_failure(failed, path, case.inputs, expected, actual, runtime=runtime)
             what = "" if isinstance(error, VerificationError) else f"verification failed on input '{case.name}': "
             raise VerificationError(f"{what}{error}; reproduction in {failed}") from None
     return results

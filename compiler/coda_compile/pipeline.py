@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend, ready_backend
 from coda_compile.bundling import sentence_folder, tasks
 from coda_compile.bundling.writer import (
     check_output,
@@ -23,7 +24,6 @@ from coda_compile.bundling.writer import (
 from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
-from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
 from coda_compile.passes import run_passes
 from coda_compile.precision.quantize import quantize_model
 from coda_compile.prepare import calibration as calibrating
@@ -37,12 +37,14 @@ from coda_compile.sources.truncation import longest
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected, verify
 from coda_compile.verify.cases import kept_case
+from coda_compile.verify.kernels import of_kernels
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError
+from coda_targets import Bundle, TargetError
 from coda_targets.bundle import MODEL
+from coda_targets.runtimes import DEFAULT_TARGET
 from coda_targets.task_adapters import Adapter
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -51,7 +53,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 @as_sentences()
 def compile(
     model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str],
-    target: Target | str = "cpu",
+    target: Backend | str = DEFAULT_TARGET,
     *,
     output: Path | str,
     backbone: Path | str | None = None,
@@ -72,7 +74,7 @@ def compile(
     Args:
         model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows; or, by the names of their
             tasks, several that share a backbone.
-        target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
+        target: where it will run, one of ``coda_compile.backends.backend_names()``, or a backend itself.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own; texts are cut where either says.
@@ -99,10 +101,10 @@ def compile(
             ``<output>-failed`` that reproduces a failed verification.
     """
     output = Path(output).resolve()
-    lowered_for = complete(target)
-    if precision not in lowered_for.precisions:
-        known = ", ".join(lowered_for.precisions)
-        raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
+    backend = ready_backend(target)
+    if precision not in backend.precisions:
+        known = ", ".join(backend.precisions)
+        raise TargetError(f"target {backend.name!r} has no precision {precision!r}: use one of {known}")
     graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
     several = isinstance(model, Mapping)
     calibrating.check(calibration, precision, several=several, pruned=prune_gates is not None)
@@ -113,7 +115,7 @@ def compile(
         data = ood_files(ood_data, [""]).get("")
         return compile_graph(
             graph,
-            lowered_for,
+            backend,
             output=output,
             tokenizer=tokenizer,
             problem_type=problem_type,
@@ -124,10 +126,12 @@ def compile(
         )
     if several and (problem_type is not None or labels is not None):
         raise CompileError("problem_type and labels are one model's: set them in each model before it is saved")
-    if several and lowered_for.plugin:
-        raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
-    if pack:
-        lowered_for = packing(lowered_for)
+    if several and not backend.swaps_tasks:
+        raise TargetError(
+            f"target {backend.name!r} cannot swap tasks: compile each by itself, or use --target {DEFAULT_TARGET}"
+        )
+    if pack and not backend.packs_rows:
+        raise TargetError(f"target {backend.name!r} packs no rows: leave out --pack")
     check_output(output)
     with stage("load"):
         sources = _sources(model, backbone)
@@ -159,9 +163,10 @@ def compile(
             for name, file in fitted_on.items():
                 sources[name].model.ood = fit_ood(sources[name].model, words, ood, file)
     with stage("export"):
-        compiled = export(source.model, lowered_for.opset)
+        compiled = export(source.model, backend.opset)
     with stage("passes"):
-        passes = run_passes(compiled, lowered_for.lowering)
+        passes = run_passes(compiled, backend.passes(pack=pack))
+        backend.check(compiled)
         if several:
             tasks.make_swappable(compiled, source.model)
     with replacing(output, stage) as folder:
@@ -172,13 +177,13 @@ def compile(
             parity, adapters = {}, dict[str, Path | None]()
             for name, each in sources.items():
                 adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
-                parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
+                parity[name] = verify_or_keep(each.model, path, backend, tolerances, output, swapped)
         with stage("bundle"):
             described = describe(source.model, digest)
             case = kept_case(source.model.signature)
             mask = source.model.signature.mask(case.inputs)
             for name, each in sources.items():
-                answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
+                answers = expected(each.model, path, case, backend, _opened(adapters[name]))
                 allowed = elsewhere(each.model, case, parity[name], precision)
                 named = "" if each is source else name
                 reference_vectors.write(folder, case.inputs, mask, *answers, allowed, task=named)
@@ -188,13 +193,13 @@ def compile(
                 sentence_folder.write(folder, source.model, source.about)
             write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
-            write_manifest(folder, described, compiled, lowered_for, precision, infos)
+            write_manifest(folder, described, compiled, backend, precision, infos)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 
 def verify_or_keep(
-    model: CodaModel, path: Path, target: Target, tolerances: Tolerances, output: Path, swapped: Path | None
+    model: CodaModel, path: Path, backend: Backend, tolerances: Tolerances, output: Path, swapped: Path | None
 ) -> list[CaseParity]:
     """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure.
 
@@ -203,7 +208,7 @@ def verify_or_keep(
     """
     failed = failure_folder(output)
 
-    def run(on: Target) -> list[CaseParity]:
+    def run(on: Backend) -> list[CaseParity]:
         return verify(
             model,
             path,
@@ -211,12 +216,12 @@ def verify_or_keep(
             tolerances=tolerances,
             adapter=_opened(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
-                failed, path, case.inputs, expected, actual, adapter=swapped, target=on
+                failed, path, case.inputs, expected, actual, adapter=swapped, runtime=on.runtime
             ),
         )
 
     try:
-        parity, kernels = run(verified_on(target)), with_kernels(target)
+        parity, kernels = run(backend.verified_on()), backend.with_kernels()
         if kernels is not None:
             with of_kernels():
                 run(kernels)

@@ -17,8 +17,8 @@ from coda_compile.prepare.pruning import read_pruning
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
 from coda_targets import Bundle
-from coda_targets.bundle import load_kernels
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Manifest
+from coda_targets.runtimes.session import load_kernels
 
 if TYPE_CHECKING:
     from coda_compile.inspect.evaluate import Evaluation

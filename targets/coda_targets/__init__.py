@@ -1,4 +1,4 @@
-"""Where a compiled model runs: targets, one file each, input signatures, and opening and running bundles.
+"""Where a compiled model runs: runtimes, one file a target, input signatures, and opening and running bundles.
 
 Running one needs onnxruntime and numpy alone; tokenizers and onnx are imported where text or routing decisions are
 asked for.
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coda_targets.bundle import Bundle
     from coda_targets.errors import BundleError, TargetError
-    from coda_targets.runtimes.target import Target, get_target, target_names
+    from coda_targets.runtimes import Runtime, get_runtime, runtime_names
     from coda_targets.signature import Input, Signature
 
 _HOMES = {
     "Bundle": "bundle",
     "BundleError": "errors",
     "Input": "signature",
+    "Runtime": "runtimes",
     "Signature": "signature",
-    "Target": "runtimes.target",
     "TargetError": "errors",
-    "get_target": "runtimes.target",
-    "target_names": "runtimes.target",
+    "get_runtime": "runtimes",
+    "runtime_names": "runtimes",
 }
-__all__ = ["Bundle", "BundleError", "Input", "Signature", "Target", "TargetError", "get_target", "target_names"]
+__all__ = ["Bundle", "BundleError", "Input", "Runtime", "Signature", "TargetError", "get_runtime", "runtime_names"]
 
 
 def __getattr__(name: str) -> Any:

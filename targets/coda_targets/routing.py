@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coda_ops.files import private_folder
-from coda_targets.bundle import Arrays, Bundle, open_session, run_session
+from coda_targets.bundle import Bundle
 from coda_targets.errors import BundleError, TargetError
-from coda_targets.runtimes.target import Target
+from coda_targets.runtimes import Runtime
+from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.signature import Arrays
 from coda_targets.task_adapters import Adapter
 from coda_targets.weights import find_weights
 
@@ -61,11 +63,11 @@ class RoutingProbe:
 
     Raises:
         BundleError: the file is missing or damaged.
-        TargetError: onnx, or the runtime of the target, is not installed.
+        TargetError: onnx, or what the runtime needs, is not installed.
     """
 
     def __init__(
-        self, model: Path, target: Target, *, threads: int = 0, products: bool = False, decided: bool = False
+        self, model: Path, runtime: Runtime, *, threads: int = 0, products: bool = False, decided: bool = False
     ) -> None:
         self.products: Arrays = {}
         self._decided: list[tuple[str, ...]] = []  # of every layer, what its decision is fed as
@@ -81,14 +83,14 @@ class RoutingProbe:
         content = proto.SerializeToString()
         del proto
         if weights is not None:
-            self._session = open_session(content, target, threads=threads, weights=weights)
+            self._session = open_session(content, runtime, threads=threads, weights=weights)
             return
         with private_folder() as folder:  # from memory onnxruntime copies all weights once more
             copy = folder / model.name
             copy.write_bytes(content)
             del content
             try:
-                self._session = open_session(copy, target, threads=threads)
+                self._session = open_session(copy, runtime, threads=threads)
             except BundleError as error:
                 raise BundleError(str(error).replace(str(copy), str(model))) from None
 
@@ -96,7 +98,7 @@ class RoutingProbe:
     def of(cls, bundle: Bundle, *, decided: bool = False) -> "RoutingProbe":
         """The probe of a bundle."""
         with bundle.reading(*bundle.model_files):
-            return cls(bundle.model_path, bundle.target, threads=bundle.threads, decided=decided)
+            return cls(bundle.model_path, bundle.runtime, threads=bundle.threads, decided=decided)
 
     def _read(self, model: Path) -> Any:
         try:

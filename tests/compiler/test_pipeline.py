@@ -23,8 +23,9 @@ from coda_compile.verify.parity import Comparison, Tolerances, margin
 from coda_models import CodaConfig, CodaModel, convert
 from coda_ops.capacity import slot_count
 from coda_targets import Bundle, TargetError
-from coda_targets.bundle import Arrays, open_session
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.runtimes.session import open_session
+from coda_targets.signature import Arrays
 
 VARIANTS: dict[str, tuple[str, CodaConfig]] = {
     **{f"{family}, k to k": (family, CodaConfig(reduction=2)) for family in sorted(TINY)},
@@ -185,7 +186,7 @@ def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(variant: Variant, batch
     if not pairs:
         return
     case = variant.case(batch, tokens, seed)
-    session = open_session(expose(variant.bundle.model_path, list(pairs.values())), variant.bundle.target, threads=1)
+    session = open_session(expose(variant.bundle.model_path, list(pairs.values())), variant.bundle.runtime, threads=1)
     names = [name for pair in pairs.values() for name in pair]
     values = dict(zip(names, session.run(names, case.inputs), strict=True))
     _, decisions = variant.probe.run(case.inputs)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from coda_compile.backends import get_backend
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
@@ -25,7 +26,7 @@ from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
 from coda_models.architectures import FAMILIES
 from coda_ops.errors import first_line
-from coda_targets.runtimes.cpu import TARGET as CPU
+from coda_targets.runtimes import DEFAULT_TARGET
 
 
 class Dense:
@@ -54,7 +55,7 @@ class Dense:
         """The model as the torch exporter leaves it by default: standard operators, constants folded."""
         folder = self.folder / "onnx"
         folder.mkdir()
-        exported = AttachFunctions()(export(self.model, opset=CPU.opset)).model
+        exported = AttachFunctions()(export(self.model, opset=get_backend(DEFAULT_TARGET).opset)).model
         exported = ir.passes.common.InlinePass()(exported).model
         optimizer.optimize(exported)
         save_onnx(exported, folder / "model.onnx")

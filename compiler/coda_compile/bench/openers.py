@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from coda_ops import native
-from coda_targets import Bundle
-from coda_targets.bundle import Arrays, open_session
-from coda_targets.runtimes.cpu import TARGET as CPU
+from coda_targets import Bundle, get_runtime
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session
+from coda_targets.signature import Arrays
 
 Run = Callable[[], object]
 Prepare = Callable[[Arrays], Run]
@@ -35,8 +36,8 @@ def bundle(threads: int, folder: str, portable: bool = False) -> Prepare:
 
 
 def onnx(threads: int, path: str) -> Prepare:
-    """An ONNX file on onnxruntime's CPU provider, with its default optimisations."""
-    session = open_session(Path(path), CPU, threads=threads)
+    """An ONNX file on onnxruntime's provider of every machine, with its default optimisations."""
+    session = open_session(Path(path), get_runtime(DEFAULT_TARGET), threads=threads)
     names = [tensor.name for tensor in session.get_inputs()]
 
     def prepare(inputs: Arrays) -> Run:

@@ -9,13 +9,14 @@ from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
 from coda_compile.statistics import Interval, Summary
 from coda_targets.manifest import fits
+from coda_targets.runtimes import DEFAULT_TARGET
 
 SCHEMA_VERSION = 1
 
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not cpu."""
-    others = [name for name, usual in ((precision, "fp32"), (target, "cpu")) if name != usual]
+    """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
+    others = [name for name, usual in ((precision, "fp32"), (target, DEFAULT_TARGET)) if name != usual]
     return " ".join([reduction, *others])
 
 
@@ -57,7 +58,7 @@ class Measurement:
     peak_bytes: int
     file_bytes: int
     multiply_adds: int
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
 
     @property
     def variant(self) -> str:

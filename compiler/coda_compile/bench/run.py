@@ -15,9 +15,10 @@ from coda_compile.errors import CodaError, as_sentences
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
 from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 from coda_targets.bundle import MODEL
 from coda_targets.manifest import Manifest
+from coda_targets.runtimes import DEFAULT_TARGET
 from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Plan:
     Attributes:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
-        targets: of the compiled models; empty for cpu.
+        targets: of the compiled models; empty for the default one.
         precisions: of the compiled models, as far as their target has them, and of the dense baselines, int8 ones for
             int8-static too.
         rounds: for each input.
@@ -198,16 +199,17 @@ def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
 
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
+    from coda_compile.backends import get_backend
     from coda_compile.pipeline import compile
     from coda_compile.precision.quantize import STATIC
 
     texts = calibration_inputs(model.signature)
-    targets = [get_target(name) for name in plan.targets or ["cpu"]]
-    kinds = [(target.name, precision) for target in targets for precision in target.precisions]
+    backends = [get_backend(name) for name in plan.targets or [DEFAULT_TARGET]]
+    kinds = [(backend.name, precision) for backend in backends for precision in backend.precisions]
     kinds = [(target, precision) for target, precision in kinds if precision in plan.precisions]
     reductions: Sequence[str | None] = plan.reductions or [None]
     for i, (reduction, (target, precision)) in enumerate(product(reductions, kinds)):
-        kind = precision if target == "cpu" else f"{precision} {target}"
+        kind = precision if target == DEFAULT_TARGET else f"{precision} {target}"
         with stage(f"compile {kind}" if reduction is None else f"compile r={reduction} {kind}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
             output = folder / f"compiled-{i}"
@@ -269,17 +271,17 @@ def _measurement(
         peak_bytes=own.peak_bytes,
         file_bytes=entry.file_bytes,
         multiply_adds=batch * count(manifest, tokens),
-        target="cpu" if entry.manifest is None else entry.manifest.target,
+        target=DEFAULT_TARGET if entry.manifest is None else entry.manifest.target,
     )
 
 
 def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
-    """What arithmetic allows each model compiled for cpu in fp32 on each input, and how much of it was reached."""
+    """What arithmetic allows each fp32 model of the default target on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
         if entry.manifest is None or not entry.manifest.layers:
             continue
-        if (entry.precision, entry.manifest.target) != ("fp32", "cpu"):
+        if (entry.precision, entry.manifest.target) != ("fp32", DEFAULT_TARGET):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coda_compile.backends import get_backend
 from coda_compile.bundling import tasks
 from coda_compile.bundling.replace_folder import Stage, locked
 from coda_compile.bundling.writer import check_output, replacing
@@ -71,14 +72,15 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         _check(source, bundle, name)
         if manifest.precision != "fp32":
             quantize_model(source.model, manifest.precision, adapters=False)
+    backend = replace(get_backend(manifest.target), runtime=bundle.runtime)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
-            parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
+            parity = verify_or_keep(source.model, folder / MODEL, backend, Tolerances(), bundle.folder, swapped)
             case = kept_case(source.model.signature)
             allowed = elsewhere(source.model, case, parity, manifest.precision)
-            answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
+            answers = expected(source.model, folder / MODEL, case, backend, Adapter(swapped))
             mask = source.model.signature.mask(case.inputs)
             reference_vectors.write(folder, case.inputs, mask, *answers, allowed, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one

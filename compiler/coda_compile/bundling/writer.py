@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.replace_folder import replacing as replacing
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.logits import logits_info
@@ -26,7 +27,7 @@ from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_ops import RUNTIME_DOMAIN
-from coda_targets import BundleError, Target
+from coda_targets import BundleError, Runtime
 from coda_targets.manifest import (
     MANIFEST,
     LayerInfo,
@@ -49,7 +50,6 @@ _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20",
 NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
-_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
 _RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
 
 
@@ -266,22 +266,22 @@ def write_manifest(
     folder: Path,
     model: Described,
     compiled: ir.Model,
-    target: Target,
+    backend: Backend,
     precision: str,
     tasks: Sequence[TaskInfo] = (),
 ) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
-    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
+    runtime = backend.runtime
     manifest = Manifest(
         task=model.task,
         architecture=model.architecture,
-        target=target.name,
+        target=backend.name,
         precision=precision,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *runtime.distributions)},
         opset=opset,
         ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
+        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), runtime=runtime),
         operators=dict(sorted(operator_counts(compiled).items())),
         signature=model.signature,
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
@@ -293,11 +293,11 @@ def write_manifest(
         layers=model.layers,
         coda_config=model.coda_config,
         session=SessionInfo(
-            tuple(name for name, _ in target.providers),
-            target.graph_level,
-            target.threads,
-            target.native,
-            next((options for _, options in target.providers), {}),
+            tuple(name for name, _ in runtime.providers),
+            runtime.graph_level,
+            runtime.threads,
+            runtime.native,
+            runtime.options,
         ),
         ood=model.ood,
         tasks=tuple(tasks),
@@ -306,14 +306,14 @@ def write_manifest(
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
 
 
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, runtime: Runtime | None = None) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)
     if swapped:
         needed.append(_RUNTIME_OF_ADAPTERS)
-    if plugin:
-        needed.append(_RUNTIME_OF_PLUGINS)
+    if runtime is not None and runtime.minimum_onnxruntime:
+        needed.append(runtime.minimum_onnxruntime)
     return max(needed, key=release)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from coda_compile import terminal
+from coda_compile.cli.target_option import TargetOption
 from coda_ops.files import check_result_file, write_text
 
 
@@ -21,7 +22,7 @@ def measure() -> None:
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
 @click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
-@click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="To compile for, several too:")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
 @click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
 @click.option(

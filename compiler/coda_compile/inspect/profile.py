@@ -23,8 +23,9 @@ from coda_compile.errors import CodaError
 from coda_ops.errors import first_line
 from coda_ops.files import private_folder
 from coda_targets import Bundle, BundleError
-from coda_targets.bundle import open_session, run_session
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session, run_session
 from coda_targets.weights import find_weights
 
 _BODY = re.compile(r"^(?P<prefix>.*?)coda-body\.(?P<operator>\w+)\.\d+\.")
@@ -116,9 +117,12 @@ def profile_bundle(
     tokens = tokens or longest
     if tokens > longest:
         raise CodaError(f"{tokens} {signature.unit} are more than this model takes: give at most {longest}")
-    if bundle.target.plugin:
-        provider = bundle.target.providers[0][0]
-        raise CodaError(f"{provider} runs a model as one piece and shows no layers: compile for cpu and look there")
+    runtime = bundle.runtime
+    if not runtime.profiled_by_onnxruntime:
+        raise CodaError(
+            f"{runtime.preferred} runs a model as one piece and shows no layers: "
+            f"compile for {DEFAULT_TARGET} and look there"
+        )
     with private_folder() as temporary, bundle.reading(*bundle.model_files):
         model = _named(bundle.model_path)
         weights = find_weights(model, bundle.folder)
@@ -132,12 +136,12 @@ def profile_bundle(
             "session.optimized_model_external_initializers_file_name": "weights",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
-        target = replace(
-            bundle.target,
-            session_options={**bundle.target.session_options, **options},
-            session_config={**bundle.target.session_config, **weights_apart},
+        watched = replace(
+            runtime,
+            session_options={**runtime.session_options, **options},
+            session_config={**runtime.session_config, **weights_apart},
         )
-        session = open_session(model.SerializeToString(), target, threads=threads, weights=weights)
+        session = open_session(model.SerializeToString(), watched, threads=threads, weights=weights)
         names = [output.name for output in session.get_outputs()]
         feed = bundle.prepare(signature.random(batch, tokens))
         for _ in range(runs + 1):

@@ -1,6 +1,6 @@
 """Give every ``ai.coda`` operator in use its body of standard operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -26,6 +26,7 @@ from coda_ops import (
     unpack_tokens,
 )
 
+Body = Callable[..., onnx.FunctionProto]  # takes the model's schedule for Route, and nothing for the others
 _SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
 
 
@@ -33,12 +34,12 @@ class AttachFunctions(ir.passes.InPlacePass):
     """Attach function bodies, so that the model runs where no native kernel is loaded.
 
     Args:
-        openvino: those that OpenVINO runs fastest, where there is another one for it.
+        bodies: by operator, those that a runtime is faster with than with the ones of every runtime.
     """
 
-    def __init__(self, *, openvino: bool = False) -> None:
+    def __init__(self, bodies: Mapping[str, Body] | None = None) -> None:
         super().__init__()
-        self.openvino = openvino
+        self.bodies = dict(bodies or {})
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Attach what is used and not there yet.
@@ -47,8 +48,8 @@ class AttachFunctions(ir.passes.InPlacePass):
             CompileError: two Route nodes with different schedules, which one body cannot serve.
         """
         used = {node.op_type: node for node in model.graph if node.domain == DOMAIN}
-        bodies: dict[str, Callable[[], onnx.FunctionProto]] = {
-            "Route": lambda: route.body(_schedule(model)),
+        bodies: dict[str, Body] = {
+            "Route": route.body,
             "TakeTokens": take_tokens.body,
             "PutTokens": put_tokens.body,
             "PutDifference": put_tokens.difference_body,
@@ -68,14 +69,13 @@ class AttachFunctions(ir.passes.InPlacePass):
             "PackTokens": pack_tokens.body,
             "UnpackTokens": unpack_tokens.body,
         }
-        if self.openvino:
-            bodies["Route"] = lambda: route.openvino_body(_schedule(model))
-            bodies |= {"TakeTokens": take_tokens.openvino_body, "PutTokens": put_tokens.openvino_body}
+        bodies |= self.bodies
         modified = False
         for name in sorted(used):
             identifier = (DOMAIN, name, "")
             if identifier not in model.functions:
-                body = ir.serde.deserialize_function(bodies[name]())
+                given = (_schedule(model),) if name == "Route" else ()
+                body = ir.serde.deserialize_function(bodies[name](*given))
                 # onnx's checker wants a function and its model to import one version of the default domain; what the
                 # bodies use means the same in all of them from the one they are written in.
                 body.opset_imports[""] = model.opset_imports[""]

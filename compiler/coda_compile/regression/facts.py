@@ -23,7 +23,8 @@ from coda_compile.errors import CodaError
 from coda_compile.inspect.cost import multiply_adds
 from coda_ops.files import private_folder
 from coda_targets import Bundle
-from coda_targets.bundle import MODEL, open_session
+from coda_targets.bundle import MODEL
+from coda_targets.runtimes.session import open_session
 
 # Operators of the default domain that onnxruntime puts in the place of several; its other fusions have its own domains.
 _FUSED_IN_DEFAULT_DOMAIN = frozenset(
@@ -115,24 +116,26 @@ def read_facts(bundle: Bundle) -> Facts:
         BundleError: onnxruntime cannot load the model.
         TargetError: the runtime for the bundle's target is not installed.
     """
+    runtime = bundle.runtime
     with private_folder() as folder, bundle.reading(*bundle.model_files):
         optimised = folder / MODEL
         options: dict[str, Any] = {"enable_profiling": True}
-        if not bundle.target.plugin:
+        if runtime.profiled_by_onnxruntime:
             options["optimized_model_filepath"] = str(optimised)
         watched = replace(
-            bundle.target,
+            runtime,
             native=False,
-            session_options={**bundle.target.session_options, **options, "profile_file_prefix": str(folder / "run")},
-            session_config={**bundle.target.session_config, **_NO_COPY_OF_WEIGHTS},
+            session_options={**runtime.session_options, **options, "profile_file_prefix": str(folder / "run")},
+            session_config={**runtime.session_config, **_NO_COPY_OF_WEIGHTS},
         )
         session = open_session(bundle.model_path, watched, threads=1)
         signature = bundle.manifest.signature
         session.run(None, bundle.prepare(signature.random(1, min(_PROFILED_LENGTH, signature.max_length))))
         profile = Path(session.end_profiling())
         del session  # some systems cannot remove files of an open one
-        # What a plugin makes of a model it keeps to itself; the file's own operators are left to compare.
-        graph = onnx.load(bundle.model_path if bundle.target.plugin else optimised, load_external_data=False).graph
+        # What others make of a model they keep to themselves; the file's own operators are left to compare.
+        compared = optimised if runtime.profiled_by_onnxruntime else bundle.model_path
+        graph = onnx.load(compared, load_external_data=False).graph
         placement = _placement(profile)
     files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
     return Facts(
@@ -140,7 +143,7 @@ def read_facts(bundle: Bundle) -> Facts:
         bytes=files,
         operators=dict(Counter(sorted(_operators(graph)))),
         placement=placement,
-        preferred=bundle.target.providers[0][0],
+        preferred=runtime.preferred,
     )
 
 

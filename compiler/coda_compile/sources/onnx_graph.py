@@ -17,11 +17,12 @@ from coda_models.backbone import load_tokenizer
 from coda_models.plain_json import json_object
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
-from coda_targets import get_target
-from coda_targets.bundle import Arrays, open_session, run_session
+from coda_targets import get_runtime
 from coda_targets.manifest import LogitsInfo
 from coda_targets.modalities.text import text_signature
-from coda_targets.signature import Signature
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.signature import Arrays, Signature
 from coda_targets.weights import find_weights
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
     Raises:
         CompileError: onnxruntime cannot load the file. The function raises ``InputError`` where it cannot run.
     """
-    target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
+    runtime = replace(get_runtime(DEFAULT_TARGET), native=False, graph_level="disable", session_options=_QUIET)
     names = [str(value.name) for value in model.graph.outputs]
     proto = onnx.load(str(path), load_external_data=False)
     weights = find_weights(proto, path.parent)
@@ -108,7 +109,7 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
         proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
         content, names = b"", [*names, features]
     try:
-        session = open_session(content or proto.SerializeToString(), target, threads=1, weights=weights)
+        session = open_session(content or proto.SerializeToString(), runtime, threads=1, weights=weights)
     except CodaError as error:
         raise CompileError(f"{path} is no model that onnxruntime can run: {error}") from None
     stored = [output.name for output in session.get_outputs()]

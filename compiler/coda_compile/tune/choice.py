@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bench.run import reduction_of
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundling.writer import check_output, label_names, logits_of
@@ -28,7 +29,7 @@ from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
 from coda_ops.files import private_folder
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
 
@@ -102,7 +103,7 @@ class _Compiled:
 @as_sentences()
 def choose(
     model: CodaModel,
-    target: Target,
+    backend: Backend,
     *,
     data: Path,
     budget: float,
@@ -146,14 +147,14 @@ def choose(
         raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
     left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
-    precisions = [precision for precision in target.precisions if precision not in left_out]
+    precisions = [precision for precision in backend.precisions if precision not in left_out]
     with private_folder() as temporary:
         compiled = []
         for i, (r, precision) in enumerate(product(reductions, precisions)):
             with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
                 bundle = compile(
                     model,
-                    target,
+                    backend,
                     output=temporary / str(i),
                     tokenizer=tokenizer,
                     reduction=r,
@@ -183,13 +184,13 @@ def choose(
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
         kernels = None
-        if target.native and native.library() is not None:
+        if backend.runtime.native and native.library() is not None:
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):
         bundle = compile(
             model,
-            replace(target, native=kernels is None or kernels >= 1),
+            replace(backend, runtime=replace(backend.runtime, native=kernels is None or kernels >= 1)),
             output=output,
             tokenizer=tokenizer,
             reduction=compiled[best].reduction,

@@ -69,7 +69,7 @@ def test_version():
     ],
 )
 def test_compile_is_the_default_command(call: Call, arguments: list[str]):
-    assert call(*arguments).refused() == "target 'gpu' is unknown: use one of cpu, openvino, cuda, tensorrt"
+    assert call(*arguments).refused() == "target 'gpu' is unknown: use one of cpu, cuda, openvino, tensorrt"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from torch import nn
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_adapters import FuseAdapters
+from coda_compile.passes.fuse_norms import FuseNorms
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.precision.quantize import quantize_model
 from coda_models import CodaConfig, CodaModel
 from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement
@@ -57,9 +60,9 @@ def test_every_adapter_is_one_operator_and_computes_the_same(model: Any, operato
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     every = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     results = []
-    for names in ((), ("fuse_adapters",)):
+    for names in ((), (FuseAdapters(),)):
         compiled = ir.from_proto(exported)
-        run_passes(compiled, (*BEFORE, *names, "fuse_norms", "remove_unused", "attach_functions"))
+        run_passes(compiled, (*BEFORE, *names, FuseNorms(), RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, {name: every[name] for name in made.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
@@ -96,7 +99,7 @@ def test_sums_are_taken_in_either_order(body: str, operator: str):
     feed["v"] = np.zeros(2, np.float32)
     (wanted,) = outputs(graph(body), feed)
     model = graph(body)
-    run_passes(model, ("fuse_adapters", "attach_functions"))
+    run_passes(model, (FuseAdapters(), AttachFunctions()))
     assert [node.op_type for node in model.graph] == [operator]
     np.testing.assert_allclose(outputs(model, feed)[0], wanted, rtol=0, atol=1e-6)
 

@@ -13,14 +13,16 @@ from tests.conftest import TINY, tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.upstream import EliminateIdentities, FoldConstants, RemoveUnused
 from coda_models import CodaConfig, CodaModel
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
-BEFORE = ("fold_constants", "eliminate_identities")
-AFTER = ("remove_unused", "attach_functions")
-FUSIONS = ("fuse_attention", "fuse_projections")
+BEFORE = (FoldConstants(), EliminateIdentities())
+AFTER = (RemoveUnused(), AttachFunctions())
+FUSIONS = (FuseAttention(), FuseProjections())
 
 
 def outputs(model: ir.Model, feed: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -9,7 +9,9 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.precision import quantize
 from coda_compile.precision.quantize import quantize_model
 from coda_compile.verify.cases import make_case
@@ -36,9 +38,9 @@ def test_embeddings_are_fused(family: str, changed: dict[str, int], precision: s
     exported = ir.to_proto(export(model, opset=20))
     case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results = []
-    for names in ((), ("fuse_embeddings",)):
+    for names in ((), (FuseEmbeddings(),)):
         compiled = ir.from_proto(exported)
-        reports = run_passes(compiled, (*BEFORE, *names, "remove_unused", "attach_functions"))
+        reports = run_passes(compiled, (*BEFORE, *names, RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, case.inputs))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=5e-5)  # a last bit may round to another level

@@ -9,7 +9,9 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_gelus import FuseGelus
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.precision.quantize import quantize_model
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
@@ -30,9 +32,9 @@ def test_every_feed_forward_is_fused(precision: str, changed: dict[str, int]):
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     results = []
-    for names in ((), ("fuse_gelus",)):
+    for names in ((), (FuseGelus(),)):
         compiled = ir.from_proto(exported)
-        reports = run_passes(compiled, (*BEFORE, *names, "remove_unused", "attach_functions"))
+        reports = run_passes(compiled, (*BEFORE, *names, RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, feed))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=2e-5)

@@ -11,7 +11,9 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_norms import FuseNorms
+from coda_compile.passes.upstream import RemoveUnused
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 
@@ -23,9 +25,9 @@ def test_every_post_norm_of_a_layer_is_fused_with_its_bias(family: str, reductio
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     results = []
-    for names in ((), ("fuse_norms",)):
+    for names in ((), (FuseNorms(),)):
         compiled = ir.from_proto(exported)
-        reports = run_passes(compiled, (*BEFORE, *names, "remove_unused", "attach_functions"))
+        reports = run_passes(compiled, (*BEFORE, *names, RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, {name: feed[name] for name in model.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
@@ -68,7 +70,7 @@ def test_a_bias_joins_where_it_is_constant_and_nobody_else_reads_it(body: str, s
     feed |= {name: rng.normal(size=4).astype(np.float32) for name in "vs"}
     (wanted,) = outputs(graph(body), feed)
     model = graph(body)
-    run_passes(model, ("fuse_norms", "attach_functions"))
+    run_passes(model, (FuseNorms(), AttachFunctions()))
     (fused,) = (node for node in model.graph if node.op_type == "AddNorm")
     assert (fused.inputs[2].name == "b") == shift
     np.testing.assert_allclose(outputs(model, feed)[0], wanted, rtol=0, atol=1e-6)

@@ -9,7 +9,9 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_puts import FusePuts
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
@@ -21,9 +23,9 @@ def test_every_post_norm_layer_puts_a_difference(attention: str):
     exported = ir.to_proto(export(model, opset=20))
     case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results = []
-    for names in ((), ("fuse_puts",)):
+    for names in ((), (FusePuts(),)):
         compiled = ir.from_proto(exported)
-        reports = run_passes(compiled, (*BEFORE, *names, "remove_unused", "attach_functions"))
+        reports = run_passes(compiled, (*BEFORE, *names, RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, case.inputs))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)

@@ -12,7 +12,10 @@ from tests.conftest import TINY, tiny_coda
 from coda_compile import compile
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_routers import FuseRouters
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.precision.quantize import quantize_model
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
@@ -26,9 +29,9 @@ def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     every = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     results = []
-    for names in ((), ("fuse_routers",)):
+    for names in ((), (FuseRouters(),)):
         compiled = ir.from_proto(exported)
-        run_passes(compiled, (*BEFORE, "fuse_adapters", *names, "remove_unused", "attach_functions"))
+        run_passes(compiled, (*BEFORE, FuseAdapters(), *names, RemoveUnused(), AttachFunctions()))
         results.append(outputs(compiled, {name: every[name] for name in model.signature.names}))
     for plain, fused in zip(*results, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)

@@ -12,17 +12,19 @@ from onnx import numpy_helper
 from tests.conftest import tiny_coda
 
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.lower_static_products import LowerStaticProducts
+from coda_compile.passes.upstream import EliminateIdentities, FoldConstants
 from coda_compile.precision.quantize import STATIC, Int8StaticLinear, quantize_model
 from coda_compile.verify.against_torch import verify
 from coda_compile.verify.cases import make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel
-from coda_targets import get_target
 from coda_targets.bundle import Arrays
 from coda_targets.routing import LAYER_TAG
 
@@ -65,7 +67,7 @@ def test_projections_that_round_differently_stay_apart():
     attention = next(iter(model.coda_layers())).block.attention
     attention.key.step = attention.key.step * 2
     compiled, step = export(model, opset=20), FuseProjections()
-    run_passes(compiled, ("fold_constants", "eliminate_identities", "fuse_attention"))
+    run_passes(compiled, (FoldConstants(), EliminateIdentities(), FuseAttention()))
     assert step(compiled).modified  # the other layer's
     assert step.declined == {"the projections round their input each in a way of its own": 1}
     assert operator_counts(compiled)["ai.coda::Int8StaticLinear"] == 16 - 2
@@ -112,9 +114,9 @@ def test_one_level_of_one_weight_is_found(tmp_path: Path, part: str):
     levels[:, at] = np.where(levels[:, at] < 127, levels[:, at] + 1, 126)
     tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
-    verify(static(), bundle.model_path, get_target("cpu"))
+    verify(static(), bundle.model_path, get_backend("cpu"))
     with pytest.raises(VerificationError, match="differ by"):
-        verify(static(), tmp_path / "wrong.onnx", get_target("cpu"))
+        verify(static(), tmp_path / "wrong.onnx", get_backend("cpu"))
 
 
 def test_another_step_is_found(tmp_path: Path):
@@ -124,7 +126,7 @@ def test_another_step_is_found(tmp_path: Path):
     product = list(other.coda_layers())[1].block.feed_forward.down
     product.step = product.step * 1.01
     with pytest.raises(VerificationError, match="differ by"):
-        verify(other, bundle.model_path, get_target("cpu"))
+        verify(other, bundle.model_path, get_backend("cpu"))
 
 
 def test_the_range_of_what_was_multiplied_becomes_the_levels():

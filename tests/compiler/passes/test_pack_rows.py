@@ -15,16 +15,19 @@ from onnx import numpy_helper
 from tests.conftest import tiny_backbone, tiny_coda
 
 from coda_compile import compile
-from coda_compile.passes import operator_counts, run_passes
+from coda_compile.backends.cpu import BACKEND
+from coda_compile.passes import operator_counts, pass_name, run_passes
 from coda_compile.passes.pack_rows import PackRows
 from coda_models import CodaConfig, convert
 from coda_ops import native
-from coda_targets import Bundle, get_target
-from coda_targets.bundle import MODEL, open_session
+from coda_targets import Bundle
+from coda_targets.bundle import MODEL
+from coda_targets.runtimes.session import open_session
 
-LOWERING = get_target("cpu").lowering
-BEFORE = LOWERING[: LOWERING.index("fuse_projections") + 1]
-AFTER = LOWERING[LOWERING.index("fuse_projections") + 1 :]
+PASSES = BACKEND.passes()
+NAMES = [pass_name(one) for one in PASSES]
+BEFORE = PASSES[: NAMES.index("fuse_projections") + 1]
+AFTER = PASSES[NAMES.index("fuse_projections") + 1 :]
 CONFIGS: dict[str, dict[str, Any]] = {
     "k-to-k": {"reduction": 2},
     "k-to-all": {"reduction": 2, "attention": "k_to_all"},
@@ -72,7 +75,7 @@ def test_kernels_and_bodies_agree(tmp_path: Path):
     mask = np.arange(20) < np.array([20, 3, 1, 11])[:, None]
     feed = bundle.prepare({"input_ids": np.where(mask, 7, 0), "attention_mask": mask})
     with_kernels, without = (
-        open_session(bundle.folder / MODEL, replace(bundle.target, native=flag)).run(None, feed)[0]
+        open_session(bundle.folder / MODEL, replace(bundle.runtime, native=flag)).run(None, feed)[0]
         for flag in (True, False)
     )
     np.testing.assert_allclose(with_kernels, without, rtol=0, atol=1e-5)
@@ -95,7 +98,7 @@ def test_every_product_of_a_layer_runs_on_rows(raw: ir.Model):
 
 
 def test_second_run_changes_nothing(raw: ir.Model):
-    run_passes(raw, (*BEFORE, "pack_rows"))
+    run_passes(raw, (*BEFORE, PackRows()))
     before = ir.to_proto(raw).SerializeToString(deterministic=True)
     assert not PackRows()(raw).modified
     assert ir.to_proto(raw).SerializeToString(deterministic=True) == before

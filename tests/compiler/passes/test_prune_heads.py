@@ -12,7 +12,9 @@ from tests.conftest import tiny_coda
 
 from coda_compile import compile
 from coda_compile.passes import run_passes
+from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.prune_heads import PruneHeads
+from coda_compile.passes.upstream import EliminateIdentities, FoldConstants
 from coda_models import CodaConfig, CodaModel
 from coda_targets import Bundle
 
@@ -73,7 +75,7 @@ def test_rounded_weights_are_left_alone(tmp_path: Path):
 
 
 def test_heads_that_are_heard_stay(raw: ir.Model, plain: Callable[[], ir.Model]):
-    run_passes(raw, ("fold_constants", "eliminate_identities", "fuse_attention"))
+    run_passes(raw, (FoldConstants(), EliminateIdentities(), FuseAttention()))
     for model in (raw, plain()):
         before = ir.to_proto(model).SerializeToString(deterministic=True)
         step = PruneHeads()

@@ -8,12 +8,20 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.share_slots import ShareSlots
+from coda_compile.passes.upstream import (
+    EliminateCommonSubexpressions,
+    EliminateIdentities,
+    FoldConstants,
+    LiftConstants,
+    RemoveUnused,
+)
 from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig
 
-BEFORE = ("fold_constants", "eliminate_identities")
-AFTER = ("eliminate_common_subexpressions", "remove_unused", "lift_constants", "attach_functions")
+BEFORE = (FoldConstants(), EliminateIdentities())
+AFTER = (EliminateCommonSubexpressions(), RemoveUnused(), LiftConstants(), AttachFunctions())
 
 
 def routes(model: ir.Model) -> list[ir.Node]:
@@ -26,7 +34,7 @@ def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
     exported = ir.to_proto(export(model, opset=20))
     case = make_case(model.signature, 3, 11, ragged=True, seed=0)
     results, masks = [], []
-    for names in ((), ("share_slots",)):
+    for names in ((), (ShareSlots(),)):
         compiled = ir.from_proto(exported)
         run_passes(compiled, (*BEFORE, *names, *AFTER))
         results.append(outputs(compiled, case.inputs))

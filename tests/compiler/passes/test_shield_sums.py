@@ -10,12 +10,15 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.lower_static_products import LowerStaticProducts
 from coda_compile.passes.shield_sums import ShieldSums
+from coda_compile.passes.upstream import EliminateIdentities, FoldConstants, LiftConstants, RemoveUnused
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 
-BEFORE = ("fold_constants", "eliminate_identities", "lower_static_products")
-AFTER = ("remove_unused", "lift_constants", "attach_functions")
+BEFORE = (FoldConstants(), EliminateIdentities(), LowerStaticProducts())
+AFTER = (RemoveUnused(), LiftConstants(), AttachFunctions())
 
 
 # Adapter, attention and feed-forward; before its second norm a pre-norm layer reads what attention gives twice.
@@ -24,7 +27,7 @@ def test_every_residual_of_a_rounded_product_is_shielded_and_nothing_else_change
     model = static(family)
     exported = ir.to_proto(export(model, opset=20))
     results = []
-    for names in ((), ("shield_sums",)):
+    for names in ((), (ShieldSums(),)):
         compiled = ir.from_proto(exported)
         reports = run_passes(compiled, (*BEFORE, *names, *AFTER))
         results.append(outputs(compiled, texts(model, 1)[0]))

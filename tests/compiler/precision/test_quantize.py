@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from tests.conftest import tiny_coda
 
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.cli.main import main
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.precision import quantize
@@ -21,7 +22,7 @@ from coda_compile.precision.quantize import Int4Linear, Int8Embedding, Int8Linea
 from coda_compile.verify.against_torch import verify
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, save
-from coda_targets import Bundle, TargetError, get_target
+from coda_targets import Bundle, TargetError
 from coda_targets.routing import RoutingProbe
 
 
@@ -145,7 +146,7 @@ def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, par
     model = tiny_coda("bert", CodaConfig(reduction=2))
     quantize_model(model, "int8")
     with pytest.raises(VerificationError, match="differ by"):
-        verify(model, tmp_path / "wrong.onnx", get_target("cpu"))
+        verify(model, tmp_path / "wrong.onnx", get_backend("cpu"))
 
 
 @pytest.mark.parametrize("part", ["block.feed_forward.up", "adapter.down"])
@@ -164,7 +165,7 @@ def test_tokens_that_were_left_out_are_found(quantised: Bundle, monkeypatch: pyt
     model = tiny_coda("bert", CodaConfig(reduction=2))
     quantize_model(model, "int8")
     with pytest.raises(VerificationError, match=part):
-        verify(model, quantised.model_path, get_target("cpu"))
+        verify(model, quantised.model_path, get_backend("cpu"))
 
 
 @pytest.mark.parametrize(("part", "reduction"), [("block.attention.query", 1), ("adapter.up", 1), ("adapter.down", 2)])
@@ -186,7 +187,7 @@ def test_what_is_multiplied_may_differ_in_padding_alone(
     quantize_model(model, "int8")
     monkeypatch.setattr(RoutingProbe, "run", off)
     with nullcontext() if padding else pytest.raises(VerificationError, match=part):
-        verify(model, bundle.model_path, get_target("cpu"))
+        verify(model, bundle.model_path, get_backend("cpu"))
 
 
 def test_an_unknown_precision_lists_the_known(tmp_path: Path):

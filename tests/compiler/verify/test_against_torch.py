@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 import coda_compile.pipeline
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.errors import VerificationError
 from coda_compile.export import save_onnx
 from coda_compile.verify.against_torch import reference, verify
@@ -26,11 +27,11 @@ from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
 from coda_ops import DOMAIN, native
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
 from coda_targets.routing import RoutingProbe
 
-CPU = dataclasses.replace(get_target("cpu"), native=False)  # function bodies are corrupted, too
+CPU = get_backend("cpu").verified_on()  # function bodies are corrupted, too
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_reference_is_torchs_own_choice(model):
 def once(model):
     """The model exported and lowered once, for the tests that write it wrong."""
     exported = coda_compile.pipeline.export(model, CPU.opset)
-    coda_compile.pipeline.run_passes(exported, CPU.lowering)
+    coda_compile.pipeline.run_passes(exported, CPU.passes())
     return exported
 
 

@@ -92,9 +92,9 @@ def test_with_unsigned_bytes_and_without_the_same_file_is_right(
     monkeypatch.setenv("CODA_ISA", "avx2")
     model = tiny_coda(family, config)
     made = compile(model, output=tmp_path / "b", precision=STATIC, calibration=texts(model), pack=pack)
-    monkeypatch.setattr("coda_targets.bundle.ort.SessionOptions", Options)
+    monkeypatch.setattr("coda_targets.runtimes.session.ort.SessionOptions", Options)
     for unsigned in (True, False):
-        monkeypatch.setattr("coda_targets.bundle.saturates", lambda unsigned=unsigned: unsigned)
+        monkeypatch.setattr("coda_targets.runtimes.session.saturates", lambda unsigned=unsigned: unsigned)
         asked.clear()
         verify_bundle(Bundle(made.folder))
         assert (("session.x64quantprecision", "1") in asked) is unsigned

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPONENTS = ("ops", "models", "targets", "compiler")
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 KNOW_INPUT_NAMES = ("targets/coda_targets/modalities/", "models/coda_models/architectures/")
