@@ -18,7 +18,6 @@ from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_targets import get_target
 
-VOCABULARY = 20_000  # of the random ids; every encoder here has more
 FUSIONS = ("fuse_attention", "fuse_projections")
 ALONE = (
     "fuse_adapters",
