@@ -19,7 +19,6 @@ from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_compile.passes import Pass, pass_name
 
-VOCABULARY = 20_000  # of the random ids; every encoder here has more
 FUSIONS = ("fuse_attention", "fuse_projections")
 ALONE = (
     "fuse_adapters",
