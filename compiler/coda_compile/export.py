@@ -189,7 +189,8 @@ def _name_axes(model: ir.Model, signature: Signature) -> None:
     """Give the dynamic axes of inputs and outputs the names that people read."""
     names: dict[str, str] = {}
     for value, one in zip(model.graph.inputs, signature.inputs, strict=True):
-        for dim, axis in zip(value.shape or (), one.axes, strict=True):
+        assert value.shape is not None
+        for dim, axis in zip(value.shape, one.axes, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                 names[dim.value] = str(axis)
     for value in (*model.graph.inputs, *model.graph.outputs):

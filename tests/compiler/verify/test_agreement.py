@@ -1,6 +1,7 @@
 """A bundle whose files have their SHA-256 and still contradict each other, or bring what no list names."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,4 +120,12 @@ def test_weights_in_a_file_that_nothing_lists(copied: Path):
     files = json.loads((accept(copied).folder / "manifest.json").read_text())["files"]
     edit(copied, files=[file for file in files if file["path"] != ".weights"])
     with pytest.raises(BundleError, match=r"its model has weights in \.weights, which its manifest does not list"):
+        verify_bundle(Bundle(copied))
+
+
+def test_inputs_of_the_manifest_that_the_model_does_not_take(copied: Path):
+    edit(copied, signature=asdict(Bundle(copied).manifest.signature.without("types")))
+    with pytest.raises(
+        BundleError, match=r"inputs input_ids, attention_mask, its model input_ids, attention_mask, token"
+    ):
         verify_bundle(Bundle(copied))
