@@ -26,8 +26,8 @@ ALONE = (
     "fuse_gelus",
     "fuse_embeddings",
     "fuse_norms",
-    "fuse_puts",
-    "share_slots",
+    "fuse_put_differences",
+    "share_slot_masks",
     "trim_to_readout",
 )
 WHOLE = "as compiled"

@@ -2,7 +2,7 @@
 
 A file after ``dequantize_weights`` says that weights are rounded and no more. OpenVINO reads it as leave to round
 activations too, where its processor multiplies bytes at once (VNNI and its successors): each token by steps of its own,
-one for every group of inputs. After ``lower_static_products`` a file gives the step; OpenVINO computes levels from the
+one for every group of inputs. After ``lower_static_linears`` a file gives the step; OpenVINO computes levels from the
 range that they span instead, which now and then is another level. Both are measured here with one small product, not
 looked up in a list of processors.
 """

@@ -9,27 +9,27 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from coda_compile.errors import CompileError
 from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
-from coda_compile.passes.declining import Declining
 from coda_compile.passes.dequantize_weights import DequantizeWeights
+from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
-from coda_compile.passes.fuse_puts import FusePuts
+from coda_compile.passes.fuse_put_differences import FusePutDifferences
 from coda_compile.passes.fuse_routers import FuseRouters
-from coda_compile.passes.lower_static_products import LowerStaticProducts
+from coda_compile.passes.fusion import FusionResult
+from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
+from coda_compile.passes.lower_static_linears import LowerStaticLinears
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.prune_heads import PruneHeads
-from coda_compile.passes.share_slots import ShareSlots
-from coda_compile.passes.shield_sums import ShieldSums
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_targets.routing import ROLE_TAG
@@ -38,15 +38,13 @@ Pass = ir.passes.InPlacePass
 
 _PASSES: dict[str, Callable[[], Pass]] = {
     "strip_export_metadata": StripExportMetadata,
-    "fold_constants": lambda: FoldConstantsPass(
-        shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19
-    ),
+    "fold_constants": FoldConstants,
     "eliminate_identities": common.IdentityEliminationPass,
     "merge_low_rank": MergeLowRank,
     "dequantize_weights": DequantizeWeights,
-    "lower_static_products": LowerStaticProducts,
-    "shield_sums": ShieldSums,
-    "share_slots": ShareSlots,
+    "lower_static_linears": LowerStaticLinears,
+    "insert_scale_barriers": InsertScaleBarriers,
+    "share_slot_masks": ShareSlotMasks,
     "fuse_attention": FuseAttention,
     "trim_to_readout": TrimToReadout,
     "prune_heads": PruneHeads,
@@ -57,7 +55,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "fuse_gelus": FuseGelus,
     "fuse_embeddings": FuseEmbeddings,
     "fuse_norms": FuseNorms,
-    "fuse_puts": FusePuts,
+    "fuse_put_differences": FusePutDifferences,
     "eliminate_common_subexpressions": common.CommonSubexpressionEliminationPass,
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -123,11 +121,10 @@ def run_passes(model: ir.Model, names: Iterable[str]) -> list[PassReport]:
     for name in names:
         before = operator_counts(model)
         tags = _tags(model)
-        step = make_pass(name)
-        modified = bool(step(model).modified)
+        result = make_pass(name)(model)
         _hand_on(tags, model)
         after = operator_counts(model)
         changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}
-        declined = dict(step.declined) if isinstance(step, Declining) else {}
-        reports.append(PassReport(name, modified, sum(after.values()), changed, declined))
+        declined = result.declined if isinstance(result, FusionResult) else {}
+        reports.append(PassReport(name, bool(result.modified), sum(after.values()), changed, declined))
     return reports

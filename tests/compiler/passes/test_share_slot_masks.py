@@ -8,7 +8,7 @@ from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
-from coda_compile.passes.share_slots import ShareSlots
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.verify.cases import Inputs, make_case
 from coda_models import CodaConfig
 
@@ -26,7 +26,7 @@ def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
     exported = ir.to_proto(export(model, opset=20))
     case = make_case(Inputs.of(model), 3, 11, ragged=True, seed=0)
     results, masks = [], []
-    for names in ((), ("share_slots",)):
+    for names in ((), ("share_slot_masks",)):
         compiled = ir.from_proto(exported)
         run_passes(compiled, (*BEFORE, *names, *AFTER))
         results.append(outputs(compiled, case.inputs))
@@ -37,7 +37,7 @@ def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
     first, second = routes(compiled)
     assert first.outputs[2].uses()
     assert not second.outputs[2].uses()
-    assert not ShareSlots()(compiled).modified
+    assert not ShareSlotMasks()(compiled).modified
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
 def test_nothing_else_is_shared(config: CodaConfig):
     compiled = export(tiny_coda("bert", config), opset=20)
     run_passes(compiled, BEFORE)
-    assert not ShareSlots()(compiled).modified
+    assert not ShareSlotMasks()(compiled).modified

@@ -5,16 +5,16 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 from tests.compiler.passes.test_fuse_attention import outputs
-from tests.compiler.passes.test_lower_static_products import static, texts
+from tests.compiler.passes.test_lower_static_linears import static, texts
 from tests.conftest import tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import run_passes
-from coda_compile.passes.shield_sums import ShieldSums
+from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 
-BEFORE = ("fold_constants", "eliminate_identities", "lower_static_products")
+BEFORE = ("fold_constants", "eliminate_identities", "lower_static_linears")
 AFTER = ("remove_unused", "lift_constants", "attach_functions")
 
 
@@ -24,7 +24,7 @@ def test_every_residual_of_a_rounded_product_is_shielded_and_nothing_else_change
     model = static(family)
     exported = ir.to_proto(export(model, opset=20))
     results = []
-    for names in ((), ("shield_sums",)):
+    for names in ((), ("insert_scale_barriers",)):
         compiled = ir.from_proto(exported)
         reports = run_passes(compiled, (*BEFORE, *names, *AFTER))
         results.append(outputs(compiled, texts(model, 1)[0]))
@@ -33,13 +33,13 @@ def test_every_residual_of_a_rounded_product_is_shielded_and_nothing_else_change
     assert reports[len(BEFORE)].operators == {"Clip": 2 * layer}
     clips = [node for node in compiled.graph if node.op_type == "Clip"]
     assert [node.metadata_props[LAYER_TAG] for node in clips] == ["0"] * layer + ["1"] * layer
-    assert not ShieldSums()(compiled).modified
+    assert not InsertScaleBarriers()(compiled).modified
 
 
 def test_sums_of_products_that_are_not_rounded_are_left_alone():
     compiled = export(tiny_coda("bert", CodaConfig(reduction=2)), opset=20)
     run_passes(compiled, BEFORE[:2])
-    assert not ShieldSums()(compiled).modified
+    assert not InsertScaleBarriers()(compiled).modified
 
 
 ROUNDED = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) m = MatMul(d, w) p = Add(m, b)"
@@ -64,5 +64,5 @@ def test_what_is_a_residual_of_a_rounded_product(body: str, shielded: bool):
             {{ {body} }}"""
         )
     )
-    assert ShieldSums()(model).modified == shielded
+    assert InsertScaleBarriers()(model).modified == shielded
     assert [node.op_type for node in model.graph].count("Clip") == shielded
