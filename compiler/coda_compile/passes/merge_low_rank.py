@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from coda_compile.passes.fusion import NodeFusion
 from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
-from coda_compile.passes.values import array_of, constant, either_order
+from coda_compile.passes.values import add_constant, array_of, constant, either_order
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
