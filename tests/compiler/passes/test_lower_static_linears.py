@@ -1,4 +1,4 @@
-"""Products with one step for all activations: lowered once, with what they share, and verified on every form."""
+"""Linear layers with a static scale of activations: lowered once, with what they share, and verified on every form."""
 
 from collections import Counter
 from pathlib import Path
@@ -39,7 +39,7 @@ def static(family: str = "bert", config: CodaConfig | None = None) -> CodaModel:
     return model
 
 
-def test_every_product_is_lowered_once_and_keeps_its_layer_and_name():
+def test_every_linear_layer_is_lowered_once_and_keeps_its_tag_and_name():
     compiled = export(static(), opset=20)
     before = [n for n in compiled.graph if n.op_type == "Int8StaticLinear"]
     layers, outputs = [n.metadata_props[LAYER_TAG] for n in before], [n.outputs[0].name for n in before]
@@ -60,14 +60,15 @@ def test_other_graphs_are_left_alone(raw: ir.Model):
     assert not LowerStaticLinears()(raw).modified
 
 
-def test_projections_that_round_differently_stay_apart():
+def test_projections_that_quantise_differently_stay_apart():
     model = static()
     attention = next(iter(model.coda_layers())).block.attention
     attention.key.step = attention.key.step * 2
-    compiled, step = export(model, opset=20), FuseProjections()
+    compiled = export(model, opset=20)
     run_passes(compiled, ("fold_constants", "eliminate_identities", "fuse_attention"))
-    assert step(compiled).modified  # the other layer's
-    assert step.declined == {"the projections round their input each in a way of its own": 1}
+    result = FuseProjections()(compiled)
+    assert result.fused == 1  # the other layer's
+    assert result.declined == {"the projections quantise their input differently": 1}
     assert operator_counts(compiled)["ai.coda::Int8StaticLinear"] == 16 - 2
     LowerStaticLinears()(compiled)
     assert operator_counts(compiled)["QuantizeLinear"] == 2 * 6 + 1
