@@ -19,7 +19,8 @@ BEFORE = ("fold_constants", "eliminate_identities")
 
 def parsed(text: str, *, opset: int = 20, shapes: bool = False) -> ir.Model:
     """A model from ONNX's text form, without its first line; with the shapes of every value where they are asked for."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}, "ai.coda" : 1]> {text}')
+    domains = [f'"" : {opset}', *(f'"{domain}" : 1' for domain in ("ai.coda", "com.microsoft") if domain in text)]
+    proto = onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{', '.join(domains)}]> {text}")
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto) if shapes else proto)
     model.graph.name = "g"
     return model

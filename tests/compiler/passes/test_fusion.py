@@ -75,7 +75,6 @@ def graphs(draw: st.DrawFn) -> str:
 
 def read(text: str) -> ir.Model:
     model = parsed(text, shapes=True)
-    model.opset_imports["com.microsoft"] = 1
     for node in model.graph:  # shape inference does not know our operators
         for value in node.outputs:
             if value.shape is None:
