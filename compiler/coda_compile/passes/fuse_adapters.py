@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.linear import linear_layer
 from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
-from coda_compile.passes.values import constant, either_order, producer
+from coda_compile.passes.values import either_order, producer
 from coda_ops import DOMAIN
 from coda_targets.routing import ROLE_TAG
 
@@ -95,17 +96,16 @@ def _of_int8(value: ir.Value | None) -> _Bottleneck | None:
 
 def _of_linears(value: ir.Value | None) -> _Bottleneck | None:
     """Of standard operators, as linear layers are exported."""
-    up = _linear(value)
+    up = linear_layer(value)
     if up is None:
         return None
-    hidden, up_weight, up_bias, up_nodes = up
-    activation = _activation(hidden)
-    down = None if activation is None else _linear(activation.x, activation.uses)
+    activation = _activation(up.x)
+    down = None if activation is None else linear_layer(activation.x, uses=activation.uses)
     if activation is None or down is None:
         return None
-    x, down_weight, down_bias, down_nodes = down
-    weights = (down_weight, down_bias, up_weight, up_bias)
-    return _Bottleneck(activation.operator, x, weights, (*up_nodes, *activation.nodes, *down_nodes))
+    weights = (down.weight, down.bias, up.weight, up.bias)
+    nodes = (up.add, up.matmul, *activation.nodes, down.add, down.matmul)
+    return _Bottleneck(activation.operator, down.x, weights, nodes)
 
 
 @dataclass(frozen=True)
@@ -127,21 +127,4 @@ def _activation(hidden: ir.Value | None) -> _Activation | None:
         sigmoid = producer(gate, "Sigmoid")
         if product is not None and sigmoid is not None and sigmoid.inputs[0] is value:
             return _Activation("AddSwishAdapter", value, 2, (product, sigmoid))
-    return None
-
-
-def _linear(
-    value: ir.Value | None, uses: int = 1
-) -> tuple[ir.Value | None, ir.Value, ir.Value, tuple[ir.Node, ...]] | None:
-    """x, constant weight and bias, and the nodes of a linear layer."""
-    add = producer(value, "Add", uses=uses)
-    if add is None:
-        return None
-    for product, bias in either_order(add):
-        matmul = producer(product, "MatMul")
-        if matmul is None or bias is None:
-            continue
-        x, weight = matmul.inputs
-        if weight is not None and constant(weight, 2) is not None and constant(bias, 1) is not None:
-            return x, weight, bias, (add, matmul)
     return None

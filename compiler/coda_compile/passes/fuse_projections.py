@@ -1,26 +1,34 @@
 """Query, key and value of self-attention from one linear layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.linear import linear_layer
 from coda_compile.passes.outcome import Declined, Fused, Outcome
 from coda_compile.passes.token_wise import asks_for_size
-from coda_compile.passes.values import add_constant, array_of, constant, either_order, producer, replace
+from coda_compile.passes.values import (
+    ATTENTION_BIAS,
+    add_constant,
+    array_of,
+    attention_bias,
+    constant,
+    producer,
+    replace,
+)
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import JOINED
-
-_BIAS = 5  # the input of both operators that is added to the scores
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """A linear layer over x, the nodes that compute it, and others that ask for the batch or the tokens of its result.
+    """A linear layer over x.
 
     Attributes:
+        nodes: that compute it, the last first.
+        sizes: nodes that ask for the batch or the tokens of its result.
         constants: weight and bias; weight, scale and bias of an int8 one. Outputs lie along their last axes.
         quantization: scale and zero point of the activations, where they are static.
     """
@@ -55,7 +63,9 @@ class FuseProjections(NodeFusion):
 
     def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
         """Fuse the projections of one attention."""
-        if len(node.outputs) != 1 or any(value is not None for value in (*node.inputs[3:_BIAS], *node.inputs[6:])):
+        if len(node.outputs) != 1 or any(
+            value is not None for value in (*node.inputs[3:ATTENTION_BIAS], *node.inputs[ATTENTION_BIAS + 1 :])
+        ):
             return Declined("it has a bias, a padding mask or a cache of its own", node)
         parts = []
         for projected in node.inputs[:3]:
@@ -75,13 +85,13 @@ class FuseProjections(NodeFusion):
         for size in (size for part in parts for size in part.sizes):
             size.replace_input_with(0, query.x)
         new = _of_keys(node, query, packed) or (_split if query.int8 else _attention)(node, query, packed)
-        replace(graph, node, [node, *(old for part in parts for old in reversed(part.nodes))], new)
+        replace(graph, node, [node, *(old for part in parts for old in part.nodes)], new)
         return Fused()
 
 
 def _of_keys(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
     """The linear layer and SelfAttention; nothing where more than one number for each key is added."""
-    expand = producer(node.inputs[_BIAS], "Expand", uses=None) if len(node.inputs) > _BIAS else None
+    expand = producer(attention_bias(node), "Expand", uses=None)
     bias = None if expand is None else expand.inputs[0]
     heads = node.attributes.get_int("num_heads", 1)
     biases = constant(packed[-1])
@@ -109,9 +119,8 @@ def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
 
 
 def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
-    added = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
     attributes = {name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes}
-    inputs = [query.x, *packed, None, None, added]
+    inputs = [query.x, *packed, None, None, attention_bias(node)]
     return [ir.node("Attention", inputs, attributes, domain=RUNTIME_DOMAIN)]
 
 
@@ -129,33 +138,24 @@ def _projection(value: ir.Value | None) -> _Projection | None:
     sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
     uses = 1 + len(sizes)
     for operator in ("Int8Linear", "Int8StaticLinear"):
-        linear = producer(value, operator, domain=DOMAIN, uses=uses)
-        if linear is not None:
-            x, weight, scale, bias, *quantization = linear.inputs
-            return _of(x, [weight, scale, bias], (linear,), sizes, quantization)
-    add = producer(value, "Add", uses=uses)
-    for product, bias in () if add is None else either_order(add):
-        matmul = producer(product, "MatMul")
-        if add is not None and matmul is not None:
-            x, weight = matmul.inputs
-            if (found := _of(x, [weight, bias], (matmul, add), sizes)) is not None:
-                return found
-    return None
-
-
-def _of(
-    x: ir.Value | None,
-    constants: list[ir.Value | None],
-    nodes: tuple[ir.Node, ...],
-    sizes: tuple[ir.Node, ...],
-    quantization: Sequence[ir.Value | None] = (),
-) -> _Projection | None:
-    """A projection, if its weight is a constant matrix, and scales and bias are constant vectors."""
-    ranks = [2, *[1] * (len(constants) - 1), *[0] * len(quantization)]
-    if x is None or any(constant(v, rank) is None for v, rank in zip([*constants, *quantization], ranks, strict=True)):
+        node = producer(value, operator, domain=DOMAIN, uses=uses)
+        if node is not None:
+            return _of_int8(node, sizes)
+    linear = linear_layer(value, uses=uses)
+    if linear is None:
         return None
-    known, static = (tuple(v for v in values if v is not None) for values in (constants, quantization))
-    return _Projection(x, known, nodes, sizes, static)
+    return _Projection(linear.x, (linear.weight, linear.bias), (linear.add, linear.matmul), sizes)
+
+
+def _of_int8(node: ir.Node, sizes: tuple[ir.Node, ...]) -> _Projection | None:
+    """A projection, if weight, scale and bias are constant, and so what its activations are quantised by."""
+    x, *others = node.inputs
+    ranks = (2, 1, 1, 0, 0)[: len(others)]
+    pairs = zip(others, ranks, strict=True)
+    known = tuple(value for value, rank in pairs if value is not None and constant(value, rank) is not None)
+    if x is None or len(known) != len(others):
+        return None
+    return _Projection(x, known[:3], (node,), sizes, known[3:])
 
 
 def _packed(graph: ir.Graph, values: tuple[ir.Value, ...]) -> ir.Value:

@@ -1,26 +1,15 @@
 """Attention heads whose output is multiplied by 0 are not computed."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.linear import linear_layer
 from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
 from coda_compile.passes.token_wise import asks_for_size
-from coda_compile.passes.values import add_constant, array_of, constant, either_order
+from coda_compile.passes.values import add_constant, array_of, attention_bias, constant, producer
 from coda_ops import RUNTIME_DOMAIN
-
-_BIAS = 5  # the input of MultiHeadAttention that is added to the scores
-
-
-@dataclass(frozen=True)
-class _Projection:
-    """x · weight + bias, or x · weight alone, that one node reads."""
-
-    matmul: ir.Node
-    add: ir.Node | None
 
 
 class PruneHeads(NodeFusion):
@@ -40,7 +29,7 @@ class PruneHeads(NodeFusion):
         kept = _kept_heads(array_of(out.inputs[1]), node.attributes.get_int("num_heads", 0))
         if kept.all():
             return NotHere()
-        bias = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
+        bias = attention_bias(node)
         if not _same_for_all(bias):
             return Declined("its heads are biased differently", bias)
         projections = []
@@ -49,14 +38,10 @@ class PruneHeads(NodeFusion):
             if projection is None:
                 return Declined("a projection is no linear layer that it alone reads", value)
             projections.append(projection)
-        for matmul, add in ((each.matmul, each.add) for each in projections):
-            _keep(graph, matmul, 1, kept, axis=1)
-            _narrow(matmul.outputs[0], kept)
-            if add is not None:
-                bias_at = 0 if add.inputs[1] is matmul.outputs[0] else 1
-                _keep(graph, add, bias_at, kept, axis=0)
-                _narrow(add.outputs[0], kept)
-        _keep(graph, out, 1, kept, axis=0)
+        for each, weight in (pair for projection in projections for pair in projection):
+            _keep(graph, each, weight, kept, axis=-1)
+            _narrow(each.outputs[0], kept)
+        _keep(graph, out, out.inputs[1], kept, axis=0)
         _narrow(node.outputs[0], kept)
         node.attributes["num_heads"] = ir.AttrInt64("num_heads", int(kept.sum()))
         return Fused()
@@ -86,32 +71,29 @@ def _same_for_all(bias: ir.Value | None) -> bool:
     return bias is None or (bias.shape is not None and bias.shape[1] == 1)
 
 
-def _projection(value: ir.Value | None) -> _Projection | None:
-    """The linear layer behind a value whose numbers nobody else reads."""
-    if value is None or value.is_graph_output() or sum(not asks_for_size(user) for user, _ in value.uses()) != 1:
+def _projection(value: ir.Value | None) -> list[tuple[ir.Node, ir.Value | None]] | None:
+    """The nodes of the linear layer, with a bias or without, behind a value whose numbers nobody else reads.
+
+    Returns:
+        Each with its constant.
+    """
+    if value is None:
         return None
-    node = value.producer()
-    if node is None or node.domain != "":
-        return None
-    if node.op_type == "MatMul":
-        return _Projection(node, None) if constant(node.inputs[1], 2) is not None else None
-    if node.op_type != "Add":
-        return None
-    for product, bias in either_order(node):
-        inner = _projection(product)
-        if constant(bias, 1) is not None and inner is not None and inner.add is None:
-            return _Projection(inner.matmul, node)
-    return None
+    uses = 1 + sum(asks_for_size(user) for user, _ in value.uses())
+    linear = linear_layer(value, uses=uses)
+    if linear is not None:
+        return [(linear.matmul, linear.weight), (linear.add, linear.bias)]
+    matmul = producer(value, "MatMul", uses=uses)
+    return [(matmul, matmul.inputs[1])] if matmul is not None and constant(matmul.inputs[1], 2) is not None else None
 
 
-def _keep(graph: ir.Graph, node: ir.Node, index: int, kept: NDArray[np.bool_], *, axis: int) -> None:
+def _keep(graph: ir.Graph, node: ir.Node, value: ir.Value | None, kept: NDArray[np.bool_], *, axis: int) -> None:
     """Have a node read what is left of a constant along an axis without the heads that are gone."""
-    value = node.inputs[index]
     assert value is not None
     array = array_of(value)
     rest = np.compress(np.repeat(kept, array.shape[axis] // len(kept)), array, axis)
     pruned = add_constant(graph, f"{value.name}.pruned", np.ascontiguousarray(rest))
-    node.replace_input_with(index, pruned)
+    node.replace_input_with(node.inputs.index(value), pruned)
 
 
 def _narrow(value: ir.Value, kept: NDArray[np.bool_]) -> None:

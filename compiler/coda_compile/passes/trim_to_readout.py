@@ -5,10 +5,8 @@ import onnx_ir as ir
 from coda_compile.passes.fusion import NodeFusion
 from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
 from coda_compile.passes.token_wise import has_tokens, token_inputs
-from coda_compile.passes.values import constant
+from coda_compile.passes.values import ATTENTION_BIAS, attention_bias, constant
 from coda_ops import RUNTIME_DOMAIN
-
-_BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 
 
 class TrimToReadout(NodeFusion):
@@ -51,9 +49,9 @@ def _trim(graph: ir.Graph, read: ir.Node) -> Outcome:
             value = node.inputs[i]
             if value is not None and value.producer() not in trimmed:
                 node.replace_input_with(i, _first(graph, value, axis=1, before=node))
-        bias = node.inputs[_BIAS] if node.op_type == "MultiHeadAttention" and len(node.inputs) > _BIAS else None
+        bias = attention_bias(node) if node.op_type == "MultiHeadAttention" else None
         if bias is not None and bias.shape is not None and bias.shape[2] != 1 and not _expanded(bias, edges):
-            node.replace_input_with(_BIAS, _first(graph, bias, axis=2, before=node))
+            node.replace_input_with(ATTENTION_BIAS, _first(graph, bias, axis=2, before=node))
     for node in trimmed:
         output = node.outputs[0]
         assert output.shape is not None
@@ -80,7 +78,7 @@ def _sizes_a_bias(node: ir.Node, edges: set[tuple[ir.Node, int]]) -> bool:
         if len(users) != 1 or users[0].op_type != op_type:
             return False
         node = users[0]
-    return all(i == _BIAS and (user, 0) in edges for user, i in node.outputs[0].uses())
+    return all(i == ATTENTION_BIAS and (user, 0) in edges for user, i in node.outputs[0].uses())
 
 
 def _expanded(bias: ir.Value, edges: set[tuple[ir.Node, int]]) -> bool:

@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+ATTENTION_BIAS = 5  # the input of MultiHeadAttention, and of Attention, that is added to the scores
+
 
 def producer(value: ir.Value | None, op_type: str, *, domain: str = "", uses: int | None = 1) -> ir.Node | None:
     """The node that computes a value, if it is of an operator and the value is its own.
@@ -31,6 +33,11 @@ def constant(value: ir.Value | None, rank: int | None = None) -> ir.TensorProtoc
     """The tensor of a constant value, of a rank if one is given; ``None`` for any other value."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return tensor if tensor is not None and rank in (None, len(tensor.shape)) else None
+
+
+def attention_bias(node: ir.Node) -> ir.Value | None:
+    """What a MultiHeadAttention adds to the scores, [batch or 1, heads or 1, queries, keys]; ``None`` for nothing."""
+    return node.inputs[ATTENTION_BIAS] if len(node.inputs) > ATTENTION_BIAS else None
 
 
 def array_of(value: ir.Value | None) -> NDArray[Any]:
