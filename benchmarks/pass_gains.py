@@ -18,17 +18,27 @@ from coda_compile.bench.shapes import random_model
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_compile.passes import Pass, pass_name
+from coda_compile.passes.fuse_adapters import FuseAdapters
+from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_embeddings import FuseEmbeddings
+from coda_compile.passes.fuse_gelus import FuseGelus
+from coda_compile.passes.fuse_norms import FuseNorms
+from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.fuse_put_differences import FusePutDifferences
+from coda_compile.passes.fuse_routers import FuseRouters
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
+from coda_compile.passes.trim_to_readout import TrimToReadout
 
-FUSIONS = ("fuse_attention", "fuse_projections")
+FUSIONS = (FuseAttention(), FuseProjections())
 ALONE = (
-    "fuse_adapters",
-    "fuse_routers",
-    "fuse_gelus",
-    "fuse_embeddings",
-    "fuse_norms",
-    "fuse_puts",
-    "share_slots",
-    "trim_to_readout",
+    FuseAdapters(),
+    FuseRouters(),
+    FuseGelus(),
+    FuseEmbeddings(),
+    FuseNorms(),
+    FusePutDifferences(),
+    ShareSlotMasks(),
+    TrimToReadout(),
 )
 WHOLE = "as compiled"
 # Name in the table → passes left out, whether without native kernels.

@@ -6,25 +6,25 @@ from coda_compile.backends import Backend
 from coda_compile.backends.operators import ONNX, ONNX_ML, check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.passes.fuse_gelus import FuseGelus
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
-from coda_compile.passes.fuse_puts import FusePuts
+from coda_compile.passes.fuse_put_differences import FusePutDifferences
 from coda_compile.passes.fuse_routers import FuseRouters
-from coda_compile.passes.lower_static_products import LowerStaticProducts
+from coda_compile.passes.lower_static_linears import LowerStaticLinears
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_compile.passes.pack_rows import PackRows
 from coda_compile.passes.prune_heads import PruneHeads
-from coda_compile.passes.share_slots import ShareSlots
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
     EliminateIdentities,
-    FoldConstants,
     LiftConstants,
     RemoveUnused,
 )
@@ -46,14 +46,14 @@ class OnnxruntimeBackend(Backend):
             TrimToReadout(),
             FuseProjections(),
             *([PackRows()] if pack else []),  # once projections are one linear, and before the rest is fused
-            LowerStaticProducts(),
+            LowerStaticLinears(),
             FuseAdapters(),
             FuseRouters(),
             FuseGelus(),
             FuseEmbeddings(),
             FuseNorms(),
-            FusePuts(),
-            ShareSlots(),
+            FusePutDifferences(),
+            ShareSlotMasks(),
             EliminateCommonSubexpressions(),
             RemoveUnused(),
             LiftConstants(),

@@ -12,15 +12,15 @@ from coda_compile.backends.operators import check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions, Body
 from coda_compile.passes.dequantize_weights import DequantizeWeights
-from coda_compile.passes.lower_static_products import LowerStaticProducts
+from coda_compile.passes.fold_constants import FoldConstants
+from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
+from coda_compile.passes.lower_static_linears import LowerStaticLinears
 from coda_compile.passes.merge_low_rank import MergeLowRank
-from coda_compile.passes.share_slots import ShareSlots
-from coda_compile.passes.shield_sums import ShieldSums
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
     EliminateIdentities,
-    FoldConstants,
     LiftConstants,
     RemoveUnused,
 )
@@ -45,9 +45,9 @@ class OpenvinoBackend(Backend):
             EliminateIdentities(),
             MergeLowRank(),
             DequantizeWeights(),
-            LowerStaticProducts(),
-            ShieldSums(),
-            ShareSlots(),
+            LowerStaticLinears(),
+            InsertScaleBarriers(),
+            ShareSlotMasks(),
             EliminateCommonSubexpressions(),
             RemoveUnused(),
             LiftConstants(),

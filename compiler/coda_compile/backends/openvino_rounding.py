@@ -2,7 +2,7 @@
 
 A file after ``dequantize_weights`` says that weights are quantised and no more. OpenVINO reads it as leave to quantise
 activations too, where its processor multiplies bytes at once (VNNI and its successors): each token by scales of its
-own, one for every group of inputs. After ``lower_static_products`` a file gives scale and zero point; OpenVINO
+own, one for every group of inputs. After ``lower_static_linears`` a file gives scale and zero point; OpenVINO
 quantises by the range that they span instead, which now and then rounds to another integer. Both are measured here with
 one small matrix product, not looked up in a list of processors.
 """

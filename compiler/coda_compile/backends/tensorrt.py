@@ -6,11 +6,11 @@ from coda_compile.backends import Backend
 from coda_compile.backends.operators import check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
     EliminateIdentities,
-    FoldConstants,
     InlineFunctions,
     LiftConstants,
     RemoveUnused,

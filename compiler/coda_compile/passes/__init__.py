@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from coda_compile.export import TAGS
-from coda_compile.passes.declining import Declining
+from coda_compile.passes.fusion import FusionResult
 from coda_targets.routing import ROLE_TAG
 
 Pass = ir.passes.InPlacePass
@@ -68,10 +68,10 @@ def run_passes(model: ir.Model, passes: Iterable[Pass]) -> list[PassReport]:
     for one in passes:
         before = operator_counts(model)
         tags = _tags(model)
-        modified = bool(one(model).modified)
+        result = one(model)
         _hand_on(tags, model)
         after = operator_counts(model)
         changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}
-        declined = dict(one.declined) if isinstance(one, Declining) else {}
-        reports.append(PassReport(pass_name(one), modified, sum(after.values()), changed, declined))
+        declined = result.declined if isinstance(result, FusionResult) else {}
+        reports.append(PassReport(pass_name(one), bool(result.modified), sum(after.values()), changed, declined))
     return reports

@@ -1,15 +1,7 @@
-"""Passes of onnx_ir and onnxscript, with the names and options that they have here."""
+"""Passes of onnx_ir, with the names and options that they have here."""
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
-
-
-class FoldConstants(FoldConstantsPass):
-    """Computes what depends on constants alone, and simplifies what is known of shapes and types."""
-
-    def __init__(self) -> None:
-        super().__init__(shape_inference=True, input_size_limit=1 << 13, output_size_limit=1 << 19)
 
 
 class EliminateIdentities(common.IdentityEliminationPass):

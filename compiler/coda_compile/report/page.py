@@ -205,8 +205,8 @@ def _passes(passes: list[dict[str, Any]]) -> Table:
     rows = []
     for item in passes:
         changes = ", ".join(f"{name} {count:+d}".replace("-", "−") for name, count in item["operators"].items())
-        done = (changes or "changed no operator count") if item["modified"] else "declined: found nothing to change"
-        done += "".join(f"; left {count}: {reason}" for reason, count in item["declined"].items())
+        done = (changes or "changed no operator count") if item["modified"] else "found nothing to change"
+        done += "".join(f"; declined {count}: {reason}" for reason, count in item["declined"].items())
         rows.append((str(item["name"]), done, str(item["nodes"])))
     caption = "In order; changes in the count of each operator, and the nodes that were left."
     return Table(caption, ("pass", "what it did", "nodes after"), rows, names=2)

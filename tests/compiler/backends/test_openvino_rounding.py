@@ -12,8 +12,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 from tests.compiler.backends.test_openvino import on_cpu
-from tests.compiler.passes.test_lower_static_products import static as static_model
-from tests.compiler.passes.test_lower_static_products import texts
+from tests.compiler.passes.test_lower_static_linears import static as static_model
+from tests.compiler.passes.test_lower_static_linears import texts
 from tests.conftest import tiny_coda
 from tests.targets.runtimes.test_openvino import needs_plugin
 from transformers import AutoConfig

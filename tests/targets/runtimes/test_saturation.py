@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 import pytest
-from tests.compiler.passes.test_lower_static_products import texts
+from tests.compiler.passes.test_lower_static_linears import texts
 from tests.conftest import tiny_coda
 
 from coda_compile import compile

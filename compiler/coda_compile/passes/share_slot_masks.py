@@ -1,14 +1,14 @@
-"""One answer to which slots are in use, for all layers that route the same share of the tokens."""
+"""One mask of the slots in use for all layers that route the same share of the tokens."""
 
 import onnx_ir as ir
 
 from coda_ops import DOMAIN
 
 
-class ShareSlots(ir.passes.InPlacePass):
+class ShareSlotMasks(ir.passes.InPlacePass):
     """``used`` of a Route → that of the first Route with the same mask and reduction.
 
-    How many of an example's slots are in use follows from its mask alone, but no runtime can know: what attention makes
+    How many slots of a sequence are in use follows from its mask alone, but no runtime can know: what attention makes
     of it is then computed once for all of those layers.
     """
 

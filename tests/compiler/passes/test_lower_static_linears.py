@@ -1,4 +1,4 @@
-"""Products with one step for all activations: lowered once, with what they share, and verified on every form."""
+"""Linear layers with a static scale of activations: lowered once, with what they share, and verified on every form."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,10 +16,11 @@ from coda_compile.backends import get_backend
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
-from coda_compile.passes.lower_static_products import LowerStaticProducts
-from coda_compile.passes.upstream import EliminateIdentities, FoldConstants
+from coda_compile.passes.lower_static_linears import LowerStaticLinears
+from coda_compile.passes.upstream import EliminateIdentities
 from coda_compile.precision.quantize import STATIC, Int8StaticLinear, quantize_model
 from coda_compile.verify.against_torch import verify
 from coda_compile.verify.cases import make_case
@@ -41,11 +42,11 @@ def static(family: str = "bert", config: CodaConfig | None = None) -> CodaModel:
     return model
 
 
-def test_every_product_is_lowered_once_and_keeps_its_layer_and_name():
+def test_every_linear_layer_is_lowered_once_and_keeps_its_tag_and_name():
     compiled = export(static(), opset=20)
     before = [n for n in compiled.graph if n.op_type == "Int8StaticLinear"]
     layers, outputs = [n.metadata_props[LAYER_TAG] for n in before], [n.outputs[0].name for n in before]
-    assert LowerStaticProducts()(compiled).modified
+    assert LowerStaticLinears()(compiled).modified
     counts = operator_counts(compiled)
     assert "ai.coda::Int8StaticLinear" not in counts
     # Query, key and value read the same tokens, and in k-to-k so does nothing else; adapter and router read them all.
@@ -55,23 +56,24 @@ def test_every_product_is_lowered_once_and_keeps_its_layer_and_name():
     products = [n for n in compiled.graph if n.op_type == "MatMul" and n.inputs[1] in wide]
     assert [n.metadata_props[LAYER_TAG] for n in products] == layers == ["0"] * 8 + ["1"] * 8
     assert [user.outputs[0].name for n in products for user, _ in n.outputs[0].uses()] == outputs
-    assert not LowerStaticProducts()(compiled).modified
+    assert not LowerStaticLinears()(compiled).modified
 
 
 def test_other_graphs_are_left_alone(raw: ir.Model):
-    assert not LowerStaticProducts()(raw).modified
+    assert not LowerStaticLinears()(raw).modified
 
 
-def test_projections_that_round_differently_stay_apart():
+def test_projections_that_quantise_differently_stay_apart():
     model = static()
     attention = next(iter(model.coda_layers())).block.attention
     attention.key.step = attention.key.step * 2
-    compiled, step = export(model, opset=20), FuseProjections()
+    compiled = export(model, opset=20)
     run_passes(compiled, (FoldConstants(), EliminateIdentities(), FuseAttention()))
-    assert step(compiled).modified  # the other layer's
-    assert step.declined == {"the projections round their input each in a way of its own": 1}
+    result = FuseProjections()(compiled)
+    assert result.fused == 1  # the other layer's
+    assert result.declined == {"the projections quantise their input differently": 1}
     assert operator_counts(compiled)["ai.coda::Int8StaticLinear"] == 16 - 2
-    LowerStaticProducts()(compiled)
+    LowerStaticLinears()(compiled)
     assert operator_counts(compiled)["QuantizeLinear"] == 2 * 6 + 1
 
 
