@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.bundling import sentence_folder, tasks
+from coda_compile.bundling.build_report import write_report
 from coda_compile.bundling.writer import (
     check_output,
     describe,
@@ -17,7 +18,6 @@ from coda_compile.bundling.writer import (
     replacing,
     write_config,
     write_manifest,
-    write_report,
     write_tokenizer,
 )
 from coda_compile.compile_graph import compile_graph
