@@ -442,7 +442,7 @@ def test_pickled_code_does_not_run(task: Path, tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
 def test_damaged_configuration(task: Path, text: str):
     (task / "adapter_config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"adapter_config\.json is no adapter configuration: it is damaged"):
+    with pytest.raises(CompileError, match=r"adapter_config\.json is damaged: it should be an adapter configuration"):
         read_source(task)
 
 

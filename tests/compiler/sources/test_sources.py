@@ -144,7 +144,7 @@ def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
 )
 def test_config_that_is_none(hugging_face: Path, text: str):
     (hugging_face / "config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"config\.json is not a Hugging Face configuration"):
+    with pytest.raises(CompileError, match=r"config\.json is damaged: it should be a Hugging Face configuration"):
         read_source(hugging_face)
 
 

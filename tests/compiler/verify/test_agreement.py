@@ -72,7 +72,7 @@ def test_tolerances_that_prove_nothing(copied: Path, tolerance: float):
 @pytest.mark.parametrize("content", ["[]", "no JSON"])
 def test_config_that_is_none(copied: Path, content: str):
     (copied / "config.json").write_text(content)
-    with pytest.raises(BundleError, match=r"config\.json is missing or damaged"):
+    with pytest.raises(BundleError, match=r"config\.json is damaged: compile the model again"):
         verify_bundle(accept(copied))
 
 
