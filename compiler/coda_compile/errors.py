@@ -19,7 +19,7 @@ __all__ = [
 # Optional libraries, by the extra that brings them.
 _EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "onnx_ir", "onnxscript"), "torch"),
-    **dict.fromkeys(("cpuinfo", "psutil"), "bench"),
+    "psutil": "bench",
     **dict.fromkeys(("jinja2", "plotly"), "report"),
     "sklearn": "ood",
     "peft": "peft",
