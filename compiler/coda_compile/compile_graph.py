@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxscript import version_converter
 
 from coda_compile.backends import Backend
+from coda_compile.bundling.build_report import write_report
 from coda_compile.bundling.writer import (
     NEWEST_OPSET,
     Described,
@@ -19,7 +20,6 @@ from coda_compile.bundling.writer import (
     replacing,
     write_config,
     write_manifest,
-    write_report,
     write_tokenizer,
 )
 from coda_compile.errors import CompileError, VerificationError

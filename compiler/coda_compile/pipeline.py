@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from coda_compile.backends import Backend, ready_backend
 from coda_compile.bundling import sentence_folder, tasks
+from coda_compile.bundling.build_report import write_report
 from coda_compile.bundling.writer import (
     check_output,
     describe,
@@ -18,7 +19,6 @@ from coda_compile.bundling.writer import (
     replacing,
     write_config,
     write_manifest,
-    write_report,
     write_tokenizer,
 )
 from coda_compile.compile_graph import compile_graph

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.one_node import open_node, route_attributes, run_node
 
-from coda_ops import add_gelu, add_norm, embed_norm, native, put_tokens, route, take_tokens
+from coda_ops import add_gelu, add_norm, cpu, embed_norm, native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 ROOT = Path(__file__).parents[2]
-_CPUS = Path("/proc/cpuinfo")
-AVX2 = _CPUS.is_file() and {"avx2", "fma", "bmi2"} <= set(_CPUS.read_text("utf-8").split())
+AVX2 = {"avx2", "fma", "bmi2"} <= cpu.features()
 examples = settings(max_examples=150, deadline=None, derandomize=True)
 REDUCTIONS = ["1", "2", "4", "7/2", "9/8", "8", "100", "1001/1000"]
 
@@ -240,7 +239,7 @@ def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_kernels
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names instruction sets of x86")
+@pytest.mark.skipif(not cpu.is_x86(), reason="names instruction sets of x86")
 def test_a_lesser_machine_is_one_that_is_known(monkeypatch):
     inputs = {"x": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
     monkeypatch.setenv("CODA_ISA", "baseline")
@@ -310,8 +309,12 @@ def test_what_building_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("ORT_INCLUDE_DIR", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name, **_: tools.get(name))
     assert native.missing(found) is None
-    assert native.missing(tmp_path) is None  # its folder include is looked into
-    with pytest.raises(KernelError, match=r"^native kernels cannot be built: .* has no onnxruntime_cxx_api.h: apt-get"):
+    assert native.missing() is None  # ours
+    monkeypatch.setenv("ORT_INCLUDE_DIR", str(found))
+    assert native.include_dir() == found
+    with pytest.raises(
+        KernelError, match=r"^native kernels cannot be built: .* has no onnxruntime_cxx_api.h: name the"
+    ):
         native.build(tmp_path / "nowhere")
     del tools["cmake"]
     assert native.missing(found) == "CMake is missing: apt-get install cmake, or pip install cmake"
@@ -328,3 +331,13 @@ def test_a_failed_build_leaves_the_library_alone(tmp_path: Path, monkeypatch: py
         native.build(headers(tmp_path / "include", "#error wrong headers\n"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coda_ops.so", "include"]
     assert kept.read_text() == "an older one"
+
+
+def test_the_headers_are_those_of_the_oldest_supported_release():
+    """A library that asks for a newer API than the runtime has registers nothing there."""
+    header = (native.include_dir() / "onnxruntime_c_api.h").read_text("utf-8")
+    version = re.search(r"#define ORT_API_VERSION (\d+)", header)
+    oldest = re.search(r'"onnxruntime>=1\.(\d+)', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert version is not None
+    assert oldest is not None
+    assert version[1] == oldest[1]

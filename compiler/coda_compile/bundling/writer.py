@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from coda_compile.backends import Backend
 from coda_compile.bundling.replace_folder import replacing as replacing
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.logits import logits_info
-from coda_compile.passes import PassReport, operator_counts
-from coda_compile.prepare.pruning import REPORT, Pruning
+from coda_compile.passes import operator_counts
 from coda_compile.sources.classes import class_names
-from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.digest import tensor_digest
@@ -187,33 +185,6 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, signature:
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
-
-
-def write_report(
-    folder: Path,
-    passes: list[PassReport],
-    parity: Mapping[str, list[CaseParity]],
-    tolerances: Tolerances,
-    pruning: Pruning | None = None,
-) -> None:
-    """report.json: what was pruned, what every pass did, and how every verified input compared, by task where there are
-    several."""
-    cases = [
-        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
-    ]
-    plain = {
-        "schema_version": 1,
-        "pruning": None if pruning is None else asdict(pruning),
-        "passes": [asdict(report) for report in passes],
-        "parity": {"tolerances": asdict(tolerances), "cases": cases},
-    }
-    _write_json(folder / REPORT, plain)
-
-
-def _plain_parity(case: CaseParity) -> dict[str, Any]:
-    plain = asdict(case)
-    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
-    return plain
 
 
 def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:

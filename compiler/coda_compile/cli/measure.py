@@ -185,8 +185,7 @@ def check(
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
 def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
-    """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
-    goes.
+    """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
 
     \b
     coda-compile explain reviews-cpu

@@ -6,34 +6,15 @@ A backend lists the passes of its target in order; here they are run, and counte
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from coda_compile.bundling.build_report import PassReport
 from coda_compile.export import TAGS
 from coda_compile.passes.fusion import FusionResult
 from coda_targets.routing import ROLE_TAG
 
 Pass = ir.passes.InPlacePass
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """What one pass did.
-
-    Attributes:
-        name: of the pass.
-        modified: whether it says that it changed the model.
-        nodes: in the main graph, after it.
-        operators: change in the count of every operator that it changed.
-        declined: how many places it left as they were, by reason.
-    """
-
-    name: str
-    modified: bool
-    nodes: int
-    operators: dict[str, int]
-    declined: dict[str, int]
 
 
 def pass_name(one: Pass) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_models.plain_json import json_object
+from coda_ops.foreign_json import read_json
 from coda_targets.bundle import MODEL
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def find_onnx(path: Path) -> Path | None:
 def _read_adapter(folder: Path, backbone: str | None) -> Source:
     """Load a folder of adapters, by the library that saved it."""
     path = folder / ADAPTER_CONFIG
-    plain = json_object(path) if path.is_file() else {}
-    if plain is None:
-        raise CompileError(f"{path} is no adapter configuration: it is damaged or cut off")
+    plain = read_json(path, dict, "it should be an adapter configuration", CompileError) if path.is_file() else {}
     if "peft_type" in plain:
         from coda_compile.sources import peft
 

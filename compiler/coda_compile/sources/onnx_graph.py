@@ -14,9 +14,9 @@ from coda_compile.logits import cross_encoder_keys, logits_info
 from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
-from coda_models.plain_json import json_object
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
+from coda_ops.foreign_json import read_json
 from coda_targets import get_runtime
 from coda_targets.manifest import LogitsInfo
 from coda_targets.modalities.text import text_signature
@@ -193,9 +193,7 @@ def _config(path: Path) -> dict[str, Any]:
     beside = path.parent / _CONFIG
     if not beside.is_file():
         return {}
-    plain = json_object(beside)
-    if plain is None:
-        raise CompileError(f"{beside} is not a Hugging Face configuration")
+    plain = read_json(beside, dict, "it should be a Hugging Face configuration", CompileError)
     return plain | cross_encoder_keys(path.parent, plain)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_compile.sources.plain import only, read_json
+from coda_compile.sources.plain import only
 from coda_models.errors import UnsupportedModelError
+from coda_ops.foreign_json import read_json
 from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def read_truncation(folder: Path, task: str, *, stands: bool = False) -> Truncat
     path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if path is None or task not in _EXPECTED:
         return Truncation()
-    plain = read_json(path, dict, "it should say how texts are cut")
+    plain = read_json(path, dict, "it should say how texts are cut", CompileError)
     expected = _EXPECTED[task]
     said = {key: value for key, value in plain.items() if value not in (None, {})}
     only(path, said, "max_seq_length", "do_lower_case", "unpad_inputs", *expected, *_ARGUMENTS)

@@ -1,13 +1,10 @@
 """Whether the files of a bundle agree with its manifest in what they say, beside having its SHA-256."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import onnx
 
 from coda_compile.logits import logits_info
 from coda_ops.errors import first_line
+from coda_ops.foreign_json import read_json
 from coda_targets import Bundle, BundleError
 from coda_targets.manifest import CONFIG, LogitsInfo
 from coda_targets.weights import locations
@@ -23,7 +20,7 @@ def check_agreement(bundle: Bundle) -> None:
         BundleError: what disagrees.
     """
     manifest, folder = bundle.manifest, bundle.folder
-    config = _read_config(folder / CONFIG)
+    config = read_json(folder / CONFIG, dict, "compile the model again", BundleError)
     named = config.get("id2label")
     if manifest.labels and isinstance(named, dict):
         labels = tuple(str(named.get(str(i))) for i in range(len(named)))
@@ -70,13 +67,3 @@ def check_agreement(bundle: Bundle) -> None:
 
 def _meaning(logits: LogitsInfo | None) -> str:
     return "nothing" if logits is None else f"{logits.problem_type} by {logits.activation}"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise BundleError(f"{path} is missing or damaged: compile the model again")
-    return config

@@ -235,7 +235,7 @@ def test_a_configuration_of_another_model_is_refused(folder: Path):
     with pytest.raises(CompileError, match=r"config.json names classes 0, 1 where the logits have 0 to 2"):
         read(folder / "model.onnx")
     (folder / "config.json").write_text("[")
-    with pytest.raises(CompileError, match=r"config.json is not a Hugging Face configuration"):
+    with pytest.raises(CompileError, match=r"config.json is damaged: it should be a Hugging Face configuration"):
         read(folder / "model.onnx")
 
 

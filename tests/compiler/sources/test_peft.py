@@ -282,7 +282,7 @@ def test_quantised_base(lora: Path, tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
 def test_damaged_configuration(lora: Path, text: str):
     (lora / "adapter_config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"adapter_config\.json is no adapter configuration: it is damaged"):
+    with pytest.raises(CompileError, match=r"adapter_config\.json is damaged: it should be an adapter configuration"):
         read_source(lora)
 
 

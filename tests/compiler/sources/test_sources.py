@@ -140,11 +140,16 @@ def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "3", '"bert"', '{"architectures": {"a": 1}}', '{"architectures": 3}']
+    ("text", "sentence"),
+    [
+        *((text, "it should be a Hugging Face configuration") for text in ("", "{", "[]", "null", "3", '"bert"')),
+        ('{"architectures": {"a": 1}}', "its architectures should be a list"),
+        ('{"architectures": 3}', "its architectures should be a list"),
+    ],
 )
-def test_config_that_is_none(hugging_face: Path, text: str):
+def test_config_that_is_none(hugging_face: Path, text: str, sentence: str):
     (hugging_face / "config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"config\.json is not a Hugging Face configuration"):
+    with pytest.raises(CompileError, match=rf"config\.json is damaged: {sentence}"):
         read_source(hugging_face)
 
 
