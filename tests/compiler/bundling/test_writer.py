@@ -24,6 +24,7 @@ from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.passes import pass_name
 from coda_models import CodaConfig, convert, save
 from coda_targets import Bundle
+from coda_targets.modalities.text import text_signature
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ class Slow(PreTrainedTokenizer):
 def test_slow_tokenizer_is_left_out_with_a_word(tmp_path: Path):
     """BERTweet's, for one, has no fast form at all."""
     with pytest.warns(CompileWarning, match=r"goes without a tokenizer, since Slow has no tokenizer\.json form: feed"):
-        write_tokenizer(tmp_path, Slow(), 8, 100)
+        write_tokenizer(tmp_path, Slow(), text_signature(100, 8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +138,7 @@ def test_tokens_that_the_model_does_not_know_are_told(tmp_path: Path, tokenizer:
     more = deepcopy(tokenizer)
     more.add_tokens(["<user>", "<url>"], special_tokens=True)
     with pytest.warns(CompileWarning, match="has 2 more tokens than the 100 that the model knows, '<url>' among them"):
-        write_tokenizer(tmp_path, more, 8, 100)
+        write_tokenizer(tmp_path, more, text_signature(100, 8))
     assert (tmp_path / "tokenizer.json").is_file()
 
 
@@ -162,7 +163,7 @@ def test_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: PreTrai
     core.no_padding()  # which an earlier batch may have left
     bare = PreTrainedTokenizerFast(tokenizer_object=core)
     with pytest.raises(CompileError, match=r"has no padding token: set tokenizer\.pad_token and save it again"):
-        write_tokenizer(tmp_path, bare, 8, 100)
+        write_tokenizer(tmp_path, bare, text_signature(100, 8))
     assert list(tmp_path.iterdir()) == []
 
 
