@@ -63,9 +63,8 @@ class FuseProjections(NodeFusion):
 
     def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
         """Fuse the projections of one attention."""
-        if len(node.outputs) != 1 or any(
-            value is not None for value in (*node.inputs[3:ATTENTION_BIAS], *node.inputs[ATTENTION_BIAS + 1 :])
-        ):
+        others = [value for i, value in enumerate(node.inputs[3:], 3) if i != ATTENTION_BIAS and value is not None]
+        if others or len(node.outputs) != 1:
             return Declined("it has a bias, a padding mask or a cache of its own", node)
         parts = []
         for projected in node.inputs[:3]:
