@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from coda_compile.errors import VerificationError
-from coda_compile.precision.quantize import Int8Linear, Int8StaticLinear
+from coda_compile.precision.int8 import Int8Linear
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_ops import int8_linear, int8_static_linear
 from coda_targets import Target
 from coda_targets.bundle import open_session
@@ -69,7 +70,7 @@ def group_of(target: Target) -> int:
     asked = next((int(options[_GROUP]) for _, options in target.providers if _GROUP in options), 0)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((4, 2 * max(asked, 32)), generator=generator)
-    rounded = int8_linear.quantize(torch.randn((x.shape[1], 8), generator=generator))
+    rounded = int8_linear.quantise(torch.randn((x.shape[1], 8), generator=generator))
     model = _one_product(*rounded, 128)
     actual = torch.from_numpy(open_session(model, target, threads=1).run(None, {"x": x.numpy()})[0])
     for group in (0, asked):
@@ -88,15 +89,15 @@ def by_range(target: Target) -> bool:
     Raises:
         VerificationError: it rounds in a third way.
     """
-    rounding = int8_static_linear.rounding_of(-3.1, 3.3)
-    halves = (torch.arange(255) + 0.5 - rounding.zero) * rounding.step
+    rounding = int8_static_linear.quantisation_of(-3.1, 3.3)
+    halves = (torch.arange(255) + 0.5 - rounding.zero_point) * rounding.scale
     near = torch.cat([halves * (1 + i * 2.0**-23) for i in range(-8, 9)]).unsqueeze(0)
-    ranged, divided = levels_by_range(near, *rounding), int8_static_linear.levels(near, *rounding)
+    ranged, divided = levels_by_range(near, *rounding), int8_static_linear.quantise(near, *rounding)
     x = near[:, (ranged != divided)[0]]  # the numbers that tell the two apart
-    one = int8_static_linear.SignedWeights(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
+    one = int8_static_linear.SignedWeight(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
     model = _one_product(*one, 0, rounding)
     actual = torch.from_numpy(open_session(model, target, threads=1).run(None, {"x": x.numpy()})[0])
-    found = (actual / rounding.step).round() + rounding.zero
+    found = (actual / rounding.scale).round() + rounding.zero_point
     for levels in (ranged, divided):
         if torch.equal(found, levels[:, (ranged != divided)[0]]):
             return levels is ranged
@@ -104,17 +105,19 @@ def by_range(target: Target) -> bool:
 
 
 def levels_by_range(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """The levels of ``int8_static_linear.levels`` as OpenVINO computes them: from the range, with one rounding."""
-    most = torch.tensor(float(int8_static_linear.LEVELS))  # a Python number torch would multiply by an inverse
+    """The levels of ``int8_static_linear.quantise`` as OpenVINO computes them: from the range, with one rounding."""
+    most = torch.tensor(float(int8_static_linear.QUANTISED_MAX))  # a Python number torch would multiply by an inverse
     low, high = step * (0.0 - zero), step * (most - zero)
     scale, shift = most / (high - low), -low * most / (high - low)
     exact = x.double() * scale.double() + shift.double()
-    return exact.float().round().clamp(0, int8_static_linear.LEVELS)
+    return exact.float().round().clamp(0, int8_static_linear.QUANTISED_MAX)
 
 
 def _multiply_by_range(module: Int8StaticLinear, x: Tensor) -> Tensor:
-    levels = levels_by_range(x, module.step, module.zero)
-    return int8_static_linear.multiply(levels, *(module.weight, module.scale, module.bias, module.step, module.zero))
+    levels = levels_by_range(x, module.x_scale, module.x_zero_point)
+    return int8_static_linear.linear(
+        levels, *(module.weight, module.scale, module.bias, module.x_scale, module.x_zero_point)
+    )
 
 
 def multiply(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, group: int) -> Tensor:
@@ -135,7 +138,7 @@ def multiply(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, group: int)
         return _scaled(x.double() @ levels, scale, bias)
     groups = F.pad(x, (0, -inputs % group)).reshape(*x.shape[:-1], -1, group)
     highest = groups.abs().amax(-1, keepdim=True)
-    step = torch.where(highest > 0, highest / int8_linear.LEVELS, 1.0)
+    step = torch.where(highest > 0, highest / int8_linear.QUANTISED_MAX, 1.0)
     rounded = (groups * (1 / step)).round()  # as OpenVINO does it: groups / step now and then is another level
     wide = (rounded.double() * step).reshape(*x.shape[:-1], -1)[..., :inputs]
     return _scaled(wide @ levels, scale, bias)
@@ -162,14 +165,14 @@ def multiplying(model: nn.Module, kinds: Mapping[type, Product]) -> Iterator[Non
 
 
 def _one_product(
-    weight: Tensor, scale: Tensor, middle: int, rounding: int8_static_linear.Rounding | None = None
+    weight: Tensor, scale: Tensor, middle: int, rounding: int8_static_linear.Quantisation | None = None
 ) -> bytes:
     inputs, outputs = weight.shape
     levels = weight.numpy()
     constants = {"weight": levels, "scale": scale.numpy(), "middle": np.full(outputs, middle, levels.dtype)}
     nodes = []
     if rounding is not None:
-        constants |= {"step": rounding.step.numpy(), "zero": rounding.zero.numpy()}
+        constants |= {"step": rounding.scale.numpy(), "zero": rounding.zero_point.numpy()}
         nodes += [
             helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["levels"]),
             helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["rounded"]),

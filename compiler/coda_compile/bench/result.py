@@ -7,6 +7,7 @@ from typing import Any
 
 from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
+from coda_compile.precision import UNQUANTISED
 from coda_compile.statistics import Interval, Summary
 from coda_targets.manifest import fits
 
@@ -14,8 +15,8 @@ SCHEMA_VERSION = 1
 
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not cpu."""
-    others = [name for name, usual in ((precision, "fp32"), (target, "cpu")) if name != usual]
+    """What tells compiled models of one file apart: r, the precision where there is one, the target where not cpu."""
+    others = [name for name, usual in ((precision, UNQUANTISED), (target, "cpu")) if name != usual]
     return " ".join([reduction, *others])
 
 
@@ -25,7 +26,7 @@ class Measurement:
 
     Attributes:
         contender: its name.
-        precision: ``fp32`` or ``int8``.
+        precision: a compiled model's own, or what a baseline's comes closest to.
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
         target: that a compiled model was made for.

@@ -12,7 +12,7 @@ from coda_compile.bundling.replace_folder import Stage, locked
 from coda_compile.bundling.writer import check_output, replacing
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.pipeline import read_model, verify_or_keep
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_compile.sources import Source
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected
@@ -69,15 +69,16 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
-        if manifest.precision != "fp32":
-            quantize_model(source.model, manifest.precision, adapters=False)
+        recipe = get_precision(manifest.precision)
+        if recipe.quantise is not None:
+            recipe.quantise(source.model, (), False)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
             parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
             case = kept_case(Inputs.of(source.model))
-            allowed = elsewhere(source.model, case, parity, manifest.precision)
+            allowed = elsewhere(source.model, case, parity, recipe.elsewhere)
             answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
             reference_vectors.write(folder, case.inputs, *answers, allowed, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one

@@ -62,7 +62,7 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "remove_unused": common.RemoveUnusedNodesPass,
     "lift_constants": lambda: common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     "attach_functions": AttachFunctions,
-    "attach_openvino_functions": lambda: AttachFunctions(openvino=True),
+    "attach_openvino_functions": lambda: AttachFunctions(runtime="openvino"),
 }
 
 

@@ -10,12 +10,16 @@ from coda_compile.passes.declining import Declining
 from coda_compile.passes.token_wise import has_tokens, token_inputs
 from coda_compile.passes.values import add_constant
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
+from coda_ops.catalogue import OPERATORS
 from coda_targets.routing import LAYER_TAG
 
 _BOOL = int(ir.DataType.BOOL)
-_PRODUCTS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int8StaticLinear"), (DOMAIN, "Int4Linear")}
-
-_ATTENTION = {(RUNTIME_DOMAIN, "MultiHeadAttention"), (RUNTIME_DOMAIN, "Attention"), (DOMAIN, "SelfAttention")}
+_LINEAR = {("", "MatMul"), *((each.domain, each.name) for each in OPERATORS if each.weights)}
+_ATTENTION = {
+    (RUNTIME_DOMAIN, "MultiHeadAttention"),
+    (RUNTIME_DOMAIN, "Attention"),
+    *((each.domain, each.name) for each in OPERATORS if each.attention),
+}
 
 
 class PackRows(Declining):
@@ -114,7 +118,7 @@ def _pack(graph: ir.Graph, nodes: list[ir.Node], sources: dict[ir.Value, ir.Valu
             used[node.outputs[0]] = mask
         elif _is_attention(node) and node.inputs[0] in used:
             used[node.outputs[0]] = used[node.inputs[0]]
-    if not any((node.domain, node.op_type) in _PRODUCTS for node in packing):
+    if not any((node.domain, node.op_type) in _LINEAR for node in packing):
         return False
     rows: dict[ir.Value, ir.Value] = {}
     for node in packing:
