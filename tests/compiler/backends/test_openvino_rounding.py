@@ -23,7 +23,8 @@ from coda_compile.backends.openvino_rounding import as_run, as_written, by_range
 from coda_compile.errors import VerificationError
 from coda_compile.export import export
 from coda_compile.passes.dequantize_weights import DequantizeWeights
-from coda_compile.precision.quantize import STATIC, Int8Linear, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.int8 import Int8Linear
 from coda_compile.verify.against_torch import verify
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
@@ -35,7 +36,7 @@ from coda_targets.routing import LAYER_TAG
 def product(inputs: int, outputs: int = 6) -> tuple[torch.Tensor, Any, torch.Tensor]:
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn((2, 5, inputs), generator=generator)
-    return x, int8_linear.quantize(torch.randn((inputs, outputs), generator=generator)), torch.arange(outputs).float()
+    return x, int8_linear.quantise(torch.randn((inputs, outputs), generator=generator)), torch.arange(outputs).float()
 
 
 @pytest.mark.parametrize("group", [0, 9])
@@ -82,7 +83,7 @@ def test_a_third_way_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_levels_by_range_are_float32_arithmetic_and_now_and_then_others():
-    rounding = int8_static_linear.rounding_of(-3.1, 3.3)
+    rounding = int8_static_linear.quantisation_of(-3.1, 3.3)
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     found = levels_by_range(x, *rounding)
     step, zero, most = openvino_rounding.step.numpy(), np.float32(openvino_rounding.zero), np.float32(255)
@@ -90,7 +91,7 @@ def test_levels_by_range_are_float32_arithmetic_and_now_and_then_others():
     scale, shift = most / (high - low), -low * most / (high - low)
     exact = (x.double().numpy() * float(scale) + float(shift)).astype(np.float32)
     np.testing.assert_array_equal(found.numpy(), np.clip(np.round(exact), 0, 255))
-    others = (found - int8_static_linear.levels(x, *rounding)).abs()
+    others = (found - int8_static_linear.quantise(x, *rounding)).abs()
     assert set(others.unique().tolist()) == {0.0, 1.0}
     assert float(others.sum()) < 10
 
@@ -98,14 +99,14 @@ def test_levels_by_range_are_float32_arithmetic_and_now_and_then_others():
 def test_who_multiplies_in_its_own_way():
     assert not by_range(on_cpu())
     dynamic, static = tiny_coda(), static_model()
-    quantize_model(dynamic, "int8")
+    get_precision("int8").quantise(dynamic, (), True)
     assert set(as_run(on_cpu(), dynamic)) == set(as_written(on_cpu())) == {Int8Linear}
     assert as_run(on_cpu(), static) == as_run(get_target("cpu"), dynamic) == as_written(get_target("cpu")) == {}
 
 
 def test_the_pass_replaces_every_product_once_and_keeps_its_layer():
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     compiled = export(model, opset=20)
     before = [n.metadata_props[LAYER_TAG] for n in compiled.graph if n.op_type == "Int8Linear"]
     outputs = [n.outputs[0].name for n in compiled.graph if n.op_type == "Int8Linear"]
@@ -154,7 +155,7 @@ def refuse(bundle: Bundle, model: CodaModel, target: Target, tmp_path: Path) -> 
     levels[:, 0] = np.where(levels[:, 0] < 255, levels[:, 0] + 1, 254)
     tensor.CopyFrom(numpy_helper.from_array(levels, name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     verify(model, bundle.model_path, target)
     with pytest.raises(VerificationError, match="differ by"):
         verify(model, tmp_path / "wrong.onnx", target)
@@ -220,10 +221,10 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
 @needs_plugin
 def test_openvino_rounds_by_the_range(wide: CodaModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert by_range(get_target("openvino"))
-    compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+    compile(wide, "openvino", output=tmp_path / "b", precision="int8-static", calibration=texts(wide))
     monkeypatch.setattr(
         openvino_rounding, "levels_by_range", lambda x, step, zero: ((x / step).floor() + zero).clamp(0, 255)
     )
     monkeypatch.setattr(openvino_rounding, "by_range", lambda target: True)
     with pytest.raises(VerificationError, match="differ by"):
-        compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+        compile(wide, "openvino", output=tmp_path / "b", precision="int8-static", calibration=texts(wide))

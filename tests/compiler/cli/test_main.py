@@ -208,8 +208,8 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
 
 
 def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
-    assert "go together" in call(str(checkpoint), "-p", "int8-static").refused()
-    assert "go together" in call(str(checkpoint), "--calibrate", "texts.csv").refused()
+    assert "give --calibrate FILE" in call(str(checkpoint), "-p", "int8-static").refused()
+    assert "leave --calibrate out" in call(str(checkpoint), "--calibrate", "texts.csv").refused()
     assert list(Path.cwd().iterdir()) == []
     Path("texts.csv").write_text("text\ngood film\nbad plot w1 w2\n")
     options = ["-p", "int8-static", "--calibrate", "texts.csv", "--tokenizer", str(compiled.folder)]

@@ -14,7 +14,7 @@ from torch import nn
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_adapters import FuseAdapters
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig, CodaModel
 from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
@@ -24,7 +24,7 @@ def beside(reduction: int, precision: str = "fp32") -> CodaModel:
     """Adapters beside layers."""
     model = tiny_coda("bert", CodaConfig(reduction=reduction))
     if precision != "fp32":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     return model
 
 

@@ -10,8 +10,8 @@ from tests.conftest import tiny_coda
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
-from coda_compile.precision import quantize
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.layers import replace
 from coda_compile.verify.cases import Inputs, make_case
 from coda_models import CodaConfig
 from coda_targets.routing import ROLE_TAG
@@ -29,10 +29,10 @@ from coda_targets.routing import ROLE_TAG
 )
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_embeddings_are_fused(family: str, changed: dict[str, int], precision: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quantize, "_LARGE", 3000)  # numbers in a table: words alone, as in large models
+    monkeypatch.setattr(replace, "_LARGE", 3000)  # numbers in a table: words alone, as in large models
     model = tiny_coda(family, CodaConfig(reduction=2))
     if precision == "int8":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     exported = ir.to_proto(export(model, opset=20))
     case = make_case(Inputs.of(model), 3, 11, ragged=True, seed=0)
     results = []

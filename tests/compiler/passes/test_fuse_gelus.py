@@ -10,7 +10,7 @@ from tests.conftest import tiny_coda
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_gelus import FuseGelus
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -25,7 +25,7 @@ from coda_targets.routing import LAYER_TAG, ROLE_TAG
 def test_every_feed_forward_is_fused(precision: str, changed: dict[str, int]):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     if precision == "int8":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     exported = ir.to_proto(export(model, opset=20))
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}

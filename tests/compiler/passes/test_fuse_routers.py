@@ -13,7 +13,7 @@ from coda_compile import compile
 from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.fuse_routers import FuseRouters
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -21,7 +21,7 @@ from coda_targets.routing import LAYER_TAG, ROLE_TAG
 @pytest.mark.parametrize("family", TINY)
 def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
     model = tiny_coda(family, CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     exported = ir.to_proto(export(model, opset=20))
     ids = np.random.default_rng(0).integers(4, 90, (3, 9))
     every = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}

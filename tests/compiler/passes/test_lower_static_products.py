@@ -17,7 +17,8 @@ from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.lower_static_products import LowerStaticProducts
-from coda_compile.precision.quantize import STATIC, Int8StaticLinear, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_compile.verify.against_torch import verify
 from coda_compile.verify.cases import Inputs, make_case
 from coda_compile.verify.reference_vectors import verify_bundle
@@ -25,6 +26,8 @@ from coda_models import CodaConfig, CodaModel
 from coda_targets import get_target
 from coda_targets.bundle import Arrays
 from coda_targets.routing import LAYER_TAG
+
+STATIC = "int8-static"
 
 
 def texts(model: CodaModel, count: int = 4) -> list[Arrays]:
@@ -35,7 +38,7 @@ def static(family: str = "bert", config: CodaConfig | None = None) -> CodaModel:
     """A tiny model, calibrated."""
     model = tiny_coda(family, config or CodaConfig(reduction=2))
     given = [{name: torch.from_numpy(array) for name, array in text.items()} for text in texts(model)]
-    quantize_model(model, STATIC, texts=given)
+    get_precision(STATIC).quantise(model, given, True)
     return model
 
 
@@ -63,7 +66,7 @@ def test_other_graphs_are_left_alone(raw: ir.Model):
 def test_projections_that_round_differently_stay_apart():
     model = static()
     attention = next(iter(model.coda_layers())).block.attention
-    attention.key.step = attention.key.step * 2
+    attention.key.x_scale = attention.key.x_scale * 2
     compiled, step = export(model, opset=20), FuseProjections()
     run_passes(compiled, ("fold_constants", "eliminate_identities", "fuse_attention"))
     assert step(compiled).modified  # the other layer's
@@ -122,7 +125,7 @@ def test_another_step_is_found(tmp_path: Path):
     bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model))
     other = static()
     product = list(other.coda_layers())[1].block.feed_forward.down
-    product.step = product.step * 1.01
+    product.x_scale = product.x_scale * 1.01
     with pytest.raises(VerificationError, match="differ by"):
         verify(other, bundle.model_path, get_target("cpu"))
 
@@ -137,14 +140,14 @@ def test_the_range_of_what_was_multiplied_becomes_the_levels():
     low, high = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
     product = list(static().coda_layers())[1].block.feed_forward.down
     # What came before it is rounded in neither: ranges are taken from the model as it was.
-    assert float(product.step) == pytest.approx((high - low) / 255, rel=1e-5)
-    assert int(product.zero) == round(-low / float(product.step))
+    assert float(product.x_scale) == pytest.approx((high - low) / 255, rel=1e-5)
+    assert int(product.x_zero_point) == round(-low / float(product.x_scale))
 
 
 def test_products_that_no_text_reaches_are_named():
     model = tiny_coda()
-    with pytest.raises(CompileError, match=r"^layers\.0\.block\.attention\.query multiplies nothing in the texts"):
-        quantize_model(model, STATIC)
+    with pytest.raises(CompileError, match=r"^layers\.0\.block\.attention\.query is given nothing by the texts"):
+        get_precision(STATIC).quantise(model, (), True)
 
 
 def test_numbers_that_are_not_finite_are_named():
@@ -152,6 +155,6 @@ def test_numbers_that_are_not_finite_are_named():
     given = [{name: torch.from_numpy(array) for name, array in text.items()} for text in texts(model, 1)]
     with torch.no_grad():
         next(iter(model.coda_layers())).block.feed_forward.up.bias[0] = torch.inf
-    sentence = r"^layers\.0\.block\.feed_forward\.down multiplies numbers that are not finite in the texts"
+    sentence = r"^layers\.0\.block\.feed_forward\.down is given numbers that are not finite by the texts"
     with pytest.raises(CompileError, match=sentence):
-        quantize_model(model, STATIC, texts=given)
+        get_precision(STATIC).quantise(model, given, True)

@@ -11,7 +11,6 @@ from tests.compiler.passes.test_lower_static_products import texts
 from tests.conftest import tiny_coda
 
 from coda_compile import compile
-from coda_compile.precision.quantize import STATIC
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig
 from coda_ops.native import KernelError
@@ -91,7 +90,7 @@ def test_with_unsigned_bytes_and_without_the_same_file_is_right(
     monkeypatch.setattr(saturation.platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CODA_ISA", "avx2")
     model = tiny_coda(family, config)
-    made = compile(model, output=tmp_path / "b", precision=STATIC, calibration=texts(model), pack=pack)
+    made = compile(model, output=tmp_path / "b", precision="int8-static", calibration=texts(model), pack=pack)
     monkeypatch.setattr("coda_targets.bundle.ort.SessionOptions", Options)
     for unsigned in (True, False):
         monkeypatch.setattr("coda_targets.bundle.saturates", lambda unsigned=unsigned: unsigned)
