@@ -202,10 +202,10 @@ def test_put_leaves_a_base_that_others_read_alone():
 def test_an_index_outside_of_the_text_is_refused(bad):
     base, indices, gates, update = slots(2, 2, 12, 5, 8)
     indices[1, 3] = bad
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(take_tokens.body(), {"x": base, "indices": indices}, library=native.LIBRARY)
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(put_tokens.body(), inputs, library=native.LIBRARY)
 
 
