@@ -2,7 +2,7 @@
 
 python benchmarks/precision_agreement.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
 
-int8-static is calibrated with the training texts.
+Precisions that need it are calibrated with the training texts.
 """
 
 import csv
@@ -16,7 +16,7 @@ from coda_compile import compile
 from coda_compile.backends import get_backend
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import get_precision
 from coda_targets.runtimes import DEFAULT_TARGET
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -46,7 +46,7 @@ def main(data: Path, backbone: str, model: Path, target: str) -> None:
                     output=Path(folder) / precision,
                     backbone=backbone,
                     precision=precision,
-                    calibration=calibration if precision == STATIC else None,
+                    calibration=calibration if get_precision(precision).calibrated else None,
                 )
             except CodaError as error:
                 raise click.ClickException(str(error)) from None

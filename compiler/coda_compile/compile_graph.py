@@ -26,6 +26,7 @@ from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet, save_onnx
 from coda_compile.logits import logits_info
 from coda_compile.passes import run_passes
+from coda_compile.precision import UNQUANTISED
 from coda_compile.prepare import ood_of_graph
 from coda_compile.prepare.fit_ood import check, fit
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
@@ -98,7 +99,7 @@ def compile_graph(
             if words is not None:
                 write_tokenizer(folder, words, graph.signature)
             write_report(folder, passes, {"": parity}, Tolerances())
-            write_manifest(folder, described, compiled, backend, "fp32")
+            write_manifest(folder, described, compiled, backend, UNQUANTISED)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 

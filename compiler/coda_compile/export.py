@@ -5,7 +5,8 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,7 @@ from coda_models.layers.attention import Attention
 from coda_models.layers.bottleneck import Bottlenecks
 from coda_models.layers.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
-from coda_ops import (  # noqa: F401  registers the schemas
-    DOMAIN,
-    VERSION,
-    adapter,
-    int4_linear,
-    int8_linear,
-    int8_static_linear,
-    put_tokens,
-    route,
-    take_tokens,
-)
+from coda_ops import VERSION, catalogue
 from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 from coda_targets.signature import Signature
@@ -43,6 +34,7 @@ OUTPUTS = {
 OOD_OUTPUTS = ("ood_score", "is_ood")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _DYNAMIC = torch.export.Dim.DYNAMIC
+_ATTRIBUTES = {"IntType": int, "FloatType": float}  # kinds of a torch operator's arguments that are no tensors
 
 
 class _Exported(nn.Module):
@@ -79,8 +71,8 @@ def export(model: CodaModel, opset: int) -> ir.Model:
         opset: of the default domain.
 
     Returns:
-        A model whose axes are named so, whose Route, TakeTokens, PutTokens and Adapter nodes are
-        of domain ``ai.coda`` and have no function bodies yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
+        A model whose axes are named as the signature names them, in which each of our torch operators is one node,
+        without a function body yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
     """
     # Sizes 0 and 1 would be specialised, for K as much as for batch and length.
     deepest = max((float(layer.reduction) for layer in model.coda_layers()), default=1.0)
@@ -130,59 +122,32 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _translations() -> dict[Any, Any]:
-    """One ``ai.coda`` node for each of our torch operators."""
-    coda = values.Opset(DOMAIN, VERSION)
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """For each of our torch operators, what makes the one node of it that stands in the exported model."""
+    translations = {}
+    for operator in catalogue.OPERATORS:
+        if operator.torch:
+            operator.module()  # registers the torch operator
+            translations[getattr(torch.ops.coda, operator.torch).default] = _translation(operator)
+    return translations
 
-    def translate_route(
-        scores: Any,
-        mask: Any,
-        numerator: int,
-        denominator: int,
-        iterations: int,
-        epsilon_start: float,
-        epsilon_decay: float,
-        epsilon_final: float,
-    ) -> Any:
-        return coda.Route(
-            scores,
-            mask,
-            numerator=numerator,
-            denominator=denominator,
-            iterations=iterations,
-            epsilon_start=epsilon_start,
-            epsilon_decay=epsilon_decay,
-            epsilon_final=epsilon_final,
-        )
 
-    def translate_take(x: Any, indices: Any) -> Any:
-        return coda.TakeTokens(x, indices)
+def _translation(operator: catalogue.Operator) -> Callable[..., Any]:
+    """Tensors become inputs, in order; numbers become attributes of the same name."""
+    make = values.Op(values.Opset(operator.domain, VERSION), operator.name, operator.schema())
+    arguments = getattr(torch.ops.coda, operator.torch).default._schema.arguments
+    kinds = {one.name: _ATTRIBUTES.get(one.type.kind()) for one in arguments}
 
-    def translate_put(base: Any, indices: Any, gates: Any, update: Any) -> Any:
-        return coda.PutTokens(base, indices, gates, update)
+    def translate(*given: Any) -> Any:
+        by_name = dict(zip(kinds, given, strict=True))
+        inputs = [value for name, value in by_name.items() if kinds[name] is None]
+        return make(*inputs, **{name: value for name, value in by_name.items() if kinds[name] is not None})
 
-    def translate_adapter(x: Any, down: Any, down_bias: Any, up: Any, up_bias: Any) -> Any:
-        return coda.Adapter(x, down, down_bias, up, up_bias)
-
-    def translate_int8_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
-        return coda.Int8Linear(x, weight, scale, bias)
-
-    def translate_int8_static_linear(x: Any, weight: Any, scale: Any, bias: Any, step: Any, zero: Any) -> Any:
-        return coda.Int8StaticLinear(x, weight, scale, bias, step, zero)
-
-    def translate_int4_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
-        return coda.Int4Linear(x, weight, scale, bias)
-
-    operators = torch.ops.coda
-    return {
-        operators.route.default: translate_route,
-        operators.take_tokens.default: translate_take,
-        operators.put_tokens.default: translate_put,
-        operators.adapter.default: translate_adapter,
-        operators.int8_linear.default: translate_int8_linear,
-        operators.int8_static_linear.default: translate_int8_static_linear,
-        operators.int4_linear.default: translate_int4_linear,
-    }
+    # The exporter reads inputs and attributes off the signature.
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kinds[name] or Any) for name in kinds]
+    translate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    translate.__annotations__ = {one.name: one.annotation for one in parameters}
+    return translate
 
 
 def _name_axes(model: ir.Model, signature: Signature) -> None:

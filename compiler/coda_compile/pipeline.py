@@ -25,7 +25,7 @@ from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export, save_onnx
 from coda_compile.passes import run_passes
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import UNQUANTISED, get_precision
 from coda_compile.prepare import calibration as calibrating
 from coda_compile.prepare.fit_ood import check as check_ood
 from coda_compile.prepare.fit_ood import files as ood_files
@@ -61,7 +61,7 @@ def compile(
     problem_type: str | None = None,
     labels: Sequence[str] | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
-    precision: str = "fp32",
+    precision: str = UNQUANTISED,
     calibration: calibrating.Calibration | None = None,
     prune_gates: float | None = None,
     pack: bool = False,
@@ -82,10 +82,10 @@ def compile(
             source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
-        precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
-            steps that ``calibration`` asks for, or ``int4`` weights.
-        calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
-            ``text``, or the model's inputs by name, batch by batch without padding.
+        precision: of the frozen layers' linear layers, one of ``coda_compile.precision.precision_names()`` that the
+            target has.
+        calibration: for ``prune_gates``, and for precisions that are calibrated, texts like those to come: a CSV file
+            with the column ``text``, or the model's inputs by name, batch by batch without padding.
         prune_gates: take away slots whose gates stay under this in all of those texts.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
@@ -105,12 +105,15 @@ def compile(
     if precision not in backend.precisions:
         known = ", ".join(backend.precisions)
         raise TargetError(f"target {backend.name!r} has no precision {precision!r}: use one of {known}")
+    recipe = get_precision(precision)
     graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
     several = isinstance(model, Mapping)
-    calibrating.check(calibration, precision, several=several, pruned=prune_gates is not None)
+    calibrating.check(calibration, recipe, several=several, pruned=prune_gates is not None)
     if graph is not None:
         pruned = {"prune-gates": prune_gates is not None}
-        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack, **pruned)
+        _only_unquantised(
+            graph, backbone=backbone, reduction=reduction, precision=recipe.quantise is not None, pack=pack, **pruned
+        )
         check_output(output)
         data = ood_files(ood_data, [""]).get("")
         return compile_graph(
@@ -153,11 +156,11 @@ def compile(
         with stage("prune"):
             texts = calibrating.inputs(calibration, words, source.model.signature)
             pruning = prune_slots(source.model, prune_gates, texts)
-    if precision != "fp32":
+    if recipe.quantise is not None:
         with stage("quantise"):
             for each in sources.values():
-                texts = calibrating.inputs(calibration, words, each.model.signature)
-                quantize_model(each.model, precision, adapters=not several, texts=texts)
+                given = calibrating.inputs(calibration if recipe.calibrated else None, words, each.model.signature)
+                recipe.quantise(each.model, given, not several)
     if ood is not None:
         with stage("ood"):
             for name, file in fitted_on.items():
@@ -184,7 +187,7 @@ def compile(
             mask = source.model.signature.mask(case.inputs)
             for name, each in sources.items():
                 answers = expected(each.model, path, case, backend, _opened(adapters[name]))
-                allowed = elsewhere(each.model, case, parity[name], precision)
+                allowed = elsewhere(each.model, case, parity[name], recipe.elsewhere)
                 named = "" if each is source else name
                 reference_vectors.write(folder, case.inputs, mask, *answers, allowed, task=named)
             write_config(folder, described.config)
@@ -234,12 +237,13 @@ def _opened(adapter: Path | None) -> Adapter | None:
     return None if adapter is None else Adapter(adapter)
 
 
-def _only_fp32(graph: Path, **options: object) -> None:
+def _only_unquantised(graph: Path, **options: object) -> None:
     """Refuse what takes more than a graph tells."""
     asked = next((name for name, value in options.items() if value), None)
     if asked is not None:
         raise CompileError(
-            f"{graph} is an ONNX file and compiles as it is, in fp32: for --{asked} give the model it was exported from"
+            f"{graph} is an ONNX file and compiles as it is, in {UNQUANTISED}: "
+            f"for --{asked} give the model it was exported from"
         )
 
 

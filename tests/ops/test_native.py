@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import astuple
 from fractions import Fraction
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Both:
         like = {"scores": np.zeros((1, 1), np.float32), "mask": np.zeros((1, 1), bool)}
         schedule = route.Schedule(final=final)
         self.portable, self.kernel = (
-            open_node(route.body(schedule), like, route_attributes(Fraction(reduction), schedule), library)
+            open_node(route.body(*astuple(schedule)), like, route_attributes(Fraction(reduction), schedule), library)
             for library in (None, native.LIBRARY)
         )
 
@@ -114,7 +115,7 @@ def test_an_answer_does_not_depend_on_threads():
     schedule = route.Schedule()
     results = [
         run_node(
-            route.body(schedule),
+            route.body(*astuple(schedule)),
             {"scores": scores, "mask": mask},
             route_attributes(Fraction(4), schedule),
             native.LIBRARY,
@@ -200,10 +201,10 @@ def test_put_leaves_a_base_that_others_read_alone():
 def test_an_index_outside_of_the_text_is_refused(bad):
     base, indices, gates, update = slots(2, 2, 12, 5, 8)
     indices[1, 3] = bad
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(take_tokens.body(), {"x": base, "indices": indices}, library=native.LIBRARY)
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(put_tokens.body(), inputs, library=native.LIBRARY)
 
 
@@ -223,7 +224,7 @@ def test_shapes_that_do_not_fit_are_refused():
             run_node(put_tokens.difference_body(), inputs, library=native.LIBRARY)
     with pytest.raises(fails, match="scores and mask must both be"):
         run_node(
-            route.body(route.Schedule()),
+            route.body(*astuple(route.Schedule())),
             {"scores": np.zeros((2, 5), np.float32), "mask": np.ones((2, 4), bool)},
             route_attributes(Fraction(2), route.Schedule()),
             native.LIBRARY,
@@ -267,7 +268,7 @@ def bytes_of_loops() -> dict[str, str]:
         "scale": row["scale"],
         "bias": row["bias"],
     }
-    bytes_ = {"words": (rows["words"] * 30).astype(np.int8), "steps": rows["x"][:, :1]}
+    bytes_ = {"words": (rows["words"] * 30).astype(np.int8), "words_scale": rows["x"][:, :1]}
     base, indices, gates, update = slots(4, 2, 12, 5, 384)
     put = {"base": base, "indices": indices, "gates": gates}
     nodes = {

@@ -10,7 +10,7 @@ from torch import nn
 from coda_compile.backends import Backend, Linear, openvino_rounding
 from coda_compile.backends.operators import check_operators
 from coda_compile.passes import Pass
-from coda_compile.passes.attach_functions import AttachFunctions, Body
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
@@ -24,15 +24,9 @@ from coda_compile.passes.upstream import (
     LiftConstants,
     RemoveUnused,
 )
-from coda_compile.precision.quantize import Int8Linear, Int8StaticLinear
-from coda_ops import put_tokens, route, take_tokens
+from coda_compile.precision.int8 import Int8Linear
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_targets.runtimes.openvino import RUNTIME
-
-_BODIES: dict[str, Body] = {
-    "Route": route.openvino_body,
-    "TakeTokens": take_tokens.openvino_body,
-    "PutTokens": put_tokens.openvino_body,
-}
 
 
 class OpenvinoBackend(Backend):
@@ -52,7 +46,7 @@ class OpenvinoBackend(Backend):
             RemoveUnused(),
             LiftConstants(),
             StripExportMetadata(),  # after the passes that write notes of their own
-            AttachFunctions(_BODIES),
+            AttachFunctions(runtime=RUNTIME.name),
         ]
 
     def check(self, model: ir.Model) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coda_compile.backends import Linear
 from coda_compile.errors import VerificationError
-from coda_compile.precision.quantize import Int8StaticLinear
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_ops import int8_linear, int8_static_linear
 from coda_targets import Runtime
 from coda_targets.runtimes.session import open_session
@@ -45,7 +45,7 @@ def group_of(runtime: Runtime) -> int:
     asked = int(runtime.options.get(_GROUP, 0))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((4, 2 * max(asked, 32)), generator=generator)
-    weights = int8_linear.quantize(torch.randn((x.shape[1], 8), generator=generator))
+    weights = int8_linear.quantise(torch.randn((x.shape[1], 8), generator=generator))
     model = _one_linear(*weights, 128)
     actual = torch.from_numpy(open_session(model, runtime, threads=1).run(None, {"x": x.numpy()})[0])
     for group in (0, asked):
@@ -64,13 +64,13 @@ def by_range(runtime: Runtime) -> bool:
     Raises:
         VerificationError: it does neither.
     """
-    scale, zero_point = activation = int8_static_linear.rounding_of(-3.1, 3.3)
+    scale, zero_point = activation = int8_static_linear.quantisation_of(-3.1, 3.3)
     halves = (torch.arange(255) + 0.5 - zero_point) * scale
     near = torch.cat([halves * (1 + i * 2.0**-23) for i in range(-8, 9)]).unsqueeze(0)
-    ranged, divided = quantise_by_range(near, *activation), int8_static_linear.levels(near, *activation)
+    ranged, divided = quantise_by_range(near, *activation), int8_static_linear.quantise(near, *activation)
     differ = (ranged != divided)[0]
     x = near[:, differ]
-    identity = int8_static_linear.SignedWeights(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
+    identity = int8_static_linear.SignedWeight(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
     model = _one_linear(*identity, 0, activation)
     actual = torch.from_numpy(open_session(model, runtime, threads=1).run(None, {"x": x.numpy()})[0])
     found = (actual / scale).round() + zero_point
@@ -90,17 +90,19 @@ def quantise_by_range(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     Returns:
         Of x's shape and type.
     """
-    most = torch.tensor(float(int8_static_linear.LEVELS))  # a Python number torch would multiply by an inverse
+    most = torch.tensor(float(int8_static_linear.QUANTISED_MAX))  # a Python number torch would multiply by an inverse
     low, high = scale * (0.0 - zero_point), scale * (most - zero_point)
     factor, shift = most / (high - low), -low * most / (high - low)
     exact = x.double() * factor.double() + shift.double()
-    return exact.float().round().clamp(0, int8_static_linear.LEVELS)
+    return exact.float().round().clamp(0, int8_static_linear.QUANTISED_MAX)
 
 
 def linear_by_range(module: Int8StaticLinear, x: Tensor) -> Tensor:
     """An Int8StaticLinear with activations quantised by ``quantise_by_range``."""
-    quantised = quantise_by_range(x, module.step, module.zero)
-    return int8_static_linear.multiply(quantised, module.weight, module.scale, module.bias, module.step, module.zero)
+    quantised = quantise_by_range(x, module.x_scale, module.x_zero_point)
+    return int8_static_linear.linear(
+        quantised, module.weight, module.scale, module.bias, module.x_scale, module.x_zero_point
+    )
 
 
 def linear_by_group(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, group: int) -> Tensor:
@@ -121,7 +123,7 @@ def linear_by_group(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, grou
         return _scaled(x.double() @ integers, scale, bias)
     groups = F.pad(x, (0, -inputs % group)).reshape(*x.shape[:-1], -1, group)  # [..., groups, group]
     highest = groups.abs().amax(-1, keepdim=True)
-    shared = torch.where(highest > 0, highest / int8_linear.LEVELS, 1.0)  # [..., groups, 1]
+    shared = torch.where(highest > 0, highest / int8_linear.QUANTISED_MAX, 1.0)  # [..., groups, 1]
     quantised = (groups * (1 / shared)).round()  # as OpenVINO does it: groups / shared now and then is another integer
     dequantised = (quantised.double() * shared).reshape(*x.shape[:-1], -1)[..., :inputs]
     return _scaled(dequantised @ integers, scale, bias)
@@ -133,7 +135,7 @@ def _scaled(product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def _one_linear(
-    weight: Tensor, scale: Tensor, zero_point: int, activation: int8_static_linear.Rounding | None = None
+    weight: Tensor, scale: Tensor, zero_point: int, activation: int8_static_linear.Quantisation | None = None
 ) -> bytes:
     """A model of one linear layer, ``x`` [tokens, inputs] to ``y`` [tokens, outputs], in the form that passes write.
 
@@ -145,7 +147,7 @@ def _one_linear(
     constants = {"weight": integers, "scale": scale.numpy(), "zero_point": np.full(outputs, zero_point, integers.dtype)}
     nodes = []
     if activation is not None:
-        constants |= {"x_scale": activation.step.numpy(), "x_zero_point": activation.zero.numpy()}
+        constants |= {"x_scale": activation.scale.numpy(), "x_zero_point": activation.zero_point.numpy()}
         nodes += [
             helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero_point"], ["quantised"]),
             helper.make_node("DequantizeLinear", ["quantised", "x_scale", "x_zero_point"], ["dequantised"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
+from coda_compile.precision import UNQUANTISED
 from coda_compile.statistics import Interval, Summary
 from coda_ops.records import read_record, record_json
 from coda_targets.runtimes import DEFAULT_TARGET
@@ -14,7 +15,7 @@ SCHEMA_VERSION = 1
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
     """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
-    others = [name for name, usual in ((precision, "fp32"), (target, DEFAULT_TARGET)) if name != usual]
+    others = [name for name, usual in ((precision, UNQUANTISED), (target, DEFAULT_TARGET)) if name != usual]
     return " ".join([reduction, *others])
 
 
@@ -24,7 +25,7 @@ class Measurement:
 
     Attributes:
         contender: its name.
-        precision: ``fp32`` or ``int8``.
+        precision: a compiled model's own, or what a baseline's comes closest to.
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
         target: that a compiled model was made for.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, 
 from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns
 from coda_compile.errors import CodaError, as_sentences
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
+from coda_compile.precision import UNQUANTISED, get_precision, precision_names
 from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
 from coda_targets import Bundle
@@ -38,8 +39,8 @@ class Plan:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
         targets: of the compiled models; empty for the default one.
-        precisions: of the compiled models, as far as their target has them, and of the dense baselines, int8 ones for
-            int8-static too.
+        precisions: of the compiled models, as far as their target has them, and of dense baselines whose weights have
+            as many bits; empty for those that ``--precision auto`` tries without calibration.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.
@@ -48,7 +49,7 @@ class Plan:
     reductions: Sequence[str] = ()
     batches: Sequence[int] = (1,)
     tokens: Sequence[int] = ()
-    precisions: Sequence[str] = ("fp32", "int8")
+    precisions: Sequence[str] = ()
     rounds: int = 15
     threads: int = 0
     skip: Sequence[str] = ()
@@ -90,7 +91,7 @@ class _Entries:
 
         dense = Dense(model, folder)
         for baseline in BASELINES:
-            asked = any(precision.startswith(baseline.precision) for precision in plan.precisions)
+            asked = any(get_precision(name).bits == get_precision(baseline.precision).bits for name in plan.precisions)
             if not asked or baseline.name in plan.skip:
                 continue
             with stage(baseline.name):
@@ -132,6 +133,7 @@ def bench(
         CodaError: inputs longer than the model allows, more threads than cores, or nothing left to measure.
     """
     threads = thread_count(plan.threads)
+    plan = replace(plan, precisions=plan.precisions or _usual_precisions())
     taking_part = _Entries()
     with private_folder() as folder:
         if isinstance(model, Bundle):
@@ -190,6 +192,11 @@ def bench(
     )
 
 
+def _usual_precisions() -> list[str]:
+    recipes = map(get_precision, precision_names())
+    return [recipe.name for recipe in recipes if recipe.chosen and not recipe.calibrated]
+
+
 def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
     """Refuse dense baselines of another model."""
     from coda_compile.bundling.writer import model_digest
@@ -201,7 +208,6 @@ def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
     from coda_compile.backends import get_backend
     from coda_compile.pipeline import compile
-    from coda_compile.precision.quantize import STATIC
 
     texts = calibration_inputs(model.signature)
     backends = [get_backend(name) for name in plan.targets or [DEFAULT_TARGET]]
@@ -220,7 +226,7 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
                     output=output,
                     reduction=wanted,
                     precision=precision,
-                    calibration=texts if precision == STATIC else None,
+                    calibration=texts if get_precision(precision).calibrated else None,
                 )
             )
 
@@ -281,7 +287,7 @@ def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: d
     for entry in taking_part.entries:
         if entry.manifest is None or not entry.manifest.layers:
             continue
-        if (entry.precision, entry.manifest.target) != ("fp32", DEFAULT_TARGET):
+        if (entry.precision, entry.manifest.target) != (UNQUANTISED, DEFAULT_TARGET):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)
@@ -294,6 +300,6 @@ def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: d
                 None,
             )
             reached = None if reference is None else reference.speed_up[own.reduction].middle / ratio
-            rate = own.multiply_adds / own.summary.median / rates["fp32"]
+            rate = own.multiply_adds / own.summary.median / rates[UNQUANTISED]
             bounds.append(Bound(own.reduction, own.batch, own.tokens, ratio, reached, rate))
     return bounds

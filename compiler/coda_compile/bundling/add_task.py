@@ -13,7 +13,7 @@ from coda_compile.bundling.replace_folder import Stage, locked
 from coda_compile.bundling.writer import check_output, replacing
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.pipeline import read_model, verify_or_keep
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_compile.sources import Source
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected
@@ -70,8 +70,9 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
-        if manifest.precision != "fp32":
-            quantize_model(source.model, manifest.precision, adapters=False)
+        recipe = get_precision(manifest.precision)
+        if recipe.quantise is not None:
+            recipe.quantise(source.model, (), False)
     backend = replace(get_backend(manifest.target), runtime=bundle.runtime)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
@@ -79,7 +80,7 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
             swapped = tasks.write(folder, name, source.model)
             parity = verify_or_keep(source.model, folder / MODEL, backend, Tolerances(), bundle.folder, swapped)
             case = kept_case(source.model.signature)
-            allowed = elsewhere(source.model, case, parity, manifest.precision)
+            allowed = elsewhere(source.model, case, parity, recipe.elsewhere)
             answers = expected(source.model, folder / MODEL, case, backend, Adapter(swapped))
             mask = source.model.signature.mask(case.inputs)
             reference_vectors.write(folder, case.inputs, mask, *answers, allowed, task=name)

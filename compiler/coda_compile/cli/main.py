@@ -15,6 +15,7 @@ from coda_compile.cli.measure import measure
 from coda_compile.cli.run import run
 from coda_compile.cli.target_option import TargetOption
 from coda_compile.errors import CodaError, CompileWarning, as_sentences
+from coda_compile.precision import UNQUANTISED, precision_names
 from coda_ops.files import remove_leftovers
 
 _show_warning = warnings.showwarning
@@ -75,9 +76,9 @@ def cli() -> None:
 @click.option(
     "--precision",
     "-p",
-    default="fp32",
+    default=UNQUANTISED,
     show_default=True,
-    help="Of the frozen layers' products: fp32, int8, int8-static, int4, or auto to choose by measuring on --data.",
+    help=f"Of the frozen layers: {', '.join(precision_names())}, or auto to choose by measuring on --data.",
 )
 @click.option(
     "--calibrate",

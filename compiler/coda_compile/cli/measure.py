@@ -8,6 +8,7 @@ import click
 
 from coda_compile import terminal
 from coda_compile.cli.target_option import TargetOption
+from coda_compile.precision import precision_names
 from coda_ops.files import check_result_file, write_text
 
 
@@ -29,8 +30,8 @@ def measure() -> None:
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "int8", "int8-static"]),
-    help="[default: the first two]",
+    type=click.Choice(precision_names()),
+    help="Repeat for several.  [default: those that --precision auto tries without --calibrate]",
 )
 @click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
@@ -69,7 +70,7 @@ def bench(
         check_result_file(result_file, b"{")
     from coda_compile.bench.run import Plan
 
-    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
+    plan = Plan(reductions, batches or (1,), tokens, precisions, rounds, threads, skip, targets)
     progress = terminal.Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent

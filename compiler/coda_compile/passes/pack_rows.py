@@ -11,11 +11,16 @@ from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
 from coda_compile.passes.token_wise import has_tokens, token_inputs
 from coda_compile.passes.values import add_constant
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
+from coda_ops.catalogue import OPERATORS
 from coda_targets.routing import LAYER_TAG
 
 _BOOL = int(ir.DataType.BOOL)
-_LINEARS = {("", "MatMul"), (DOMAIN, "Int8Linear"), (DOMAIN, "Int8StaticLinear"), (DOMAIN, "Int4Linear")}
-_ATTENTION = {(RUNTIME_DOMAIN, "MultiHeadAttention"), (RUNTIME_DOMAIN, "Attention"), (DOMAIN, "SelfAttention")}
+_LINEARS = {("", "MatMul"), *((each.domain, each.name) for each in OPERATORS if each.weights)}
+_ATTENTION = {
+    (RUNTIME_DOMAIN, "MultiHeadAttention"),
+    (RUNTIME_DOMAIN, "Attention"),
+    *((each.domain, each.name) for each in OPERATORS if each.attention),
+}
 
 
 class PackRows(Fusion):

@@ -1,4 +1,4 @@
-"""Texts that the ranges of activations are measured on, where one step serves all of a product's, and gates."""
+"""Texts like those to come: what the ranges of activations, and gates, are measured on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coda_compile.errors import CompileError
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import Precision
 from coda_compile.text_files import columns, read_texts
 from coda_targets.signature import Arrays, Signature
 
@@ -19,7 +19,7 @@ Calibration = Path | str | Sequence[Arrays]
 _MOST = 128  # texts, spread over a longer file
 
 
-def check(calibration: Calibration | None, precision: str, *, several: bool, pruned: bool) -> None:
+def check(calibration: Calibration | None, precision: Precision, *, several: bool, pruned: bool) -> None:
     """Refuse what needs texts without them, and texts that nothing needs, before anything else is done.
 
     Raises:
@@ -27,13 +27,13 @@ def check(calibration: Calibration | None, precision: str, *, several: bool, pru
     """
     if pruned and calibration is None:
         raise CompileError("--prune-gates looks at gates in texts like those to come: give them with --calibrate FILE")
-    if not pruned and (calibration is None) == (precision == STATIC):
-        raise CompileError(f"--precision {STATIC} and --calibrate FILE go together: texts like those to come")
+    if not pruned and (calibration is None) == precision.calibrated:
+        if precision.calibrated:
+            raise CompileError(f"--precision {precision.name} needs texts like those to come: give --calibrate FILE")
+        raise CompileError(f"--precision {precision.name} is not calibrated: leave --calibrate out")
     if calibration is not None and several:
-        what = (
-            f"share {STATIC}: use --precision int8" if precision == STATIC else "be pruned together: leave them whole"
-        )
-        raise CompileError(f"several tasks cannot {what}, or compile each by itself")
+        what = "be pruned together" if precision.shared else f"share --precision {precision.name}"
+        raise CompileError(f"several tasks cannot {what}: compile each by itself")
 
 
 def inputs(

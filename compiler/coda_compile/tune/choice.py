@@ -20,7 +20,7 @@ from coda_compile.inspect.cost import multiply_adds
 from coda_compile.inspect.predict import predict
 from coda_compile.logits import check_one_label
 from coda_compile.pipeline import compile
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import get_precision
 from coda_compile.prepare.calibration import Calibration
 from coda_compile.prepare.fit_ood import check as check_ood
 from coda_compile.statistics import ratio_interval
@@ -34,8 +34,6 @@ from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
 
 Reductions = Reduction | Sequence[Reduction]
-# int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
-_NOT_FASTER = ("int4",)
 Stage = Callable[[str], AbstractContextManager[object]]
 _FACTORS = tuple(map(Fraction, ("1", "1/2", "3/2", "2", "3")))  # of the r that a model was trained at
 
@@ -127,7 +125,7 @@ def choose(
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
-        calibration: as for ``compile``; without it int8-static is not tried.
+        calibration: as for ``compile``; without it no calibrated precision is tried.
         pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
@@ -146,20 +144,20 @@ def choose(
     if tokenizer is None:
         raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
-    left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
-    precisions = [precision for precision in backend.precisions if precision not in left_out]
+    recipes = [recipe for recipe in map(get_precision, backend.precisions) if recipe.chosen]
+    recipes = [recipe for recipe in recipes if calibration is not None or not recipe.calibrated]
     with private_folder() as temporary:
         compiled = []
-        for i, (r, precision) in enumerate(product(reductions, precisions)):
-            with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
+        for i, (r, recipe) in enumerate(product(reductions, recipes)):
+            with stage(f"candidate {i + 1} of {len(reductions) * len(recipes)}"):
                 bundle = compile(
                     model,
                     backend,
                     output=temporary / str(i),
                     tokenizer=tokenizer,
                     reduction=r,
-                    precision=precision,
-                    calibration=calibration if precision == STATIC else None,
+                    precision=recipe.name,
+                    calibration=calibration if recipe.calibrated else None,
                     pack=pack,
                 )
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
@@ -195,7 +193,7 @@ def choose(
             tokenizer=tokenizer,
             reduction=compiled[best].reduction,
             precision=candidates[best].precision,
-            calibration=calibration if candidates[best].precision == STATIC else None,
+            calibration=calibration if get_precision(candidates[best].precision).calibrated else None,
             pack=pack,
             ood=ood,
             ood_data=ood_data,

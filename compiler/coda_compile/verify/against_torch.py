@@ -184,13 +184,13 @@ def expected(
     return _with_own_padding(outputs, path, case, mask, backend, adapter), decisions, routed
 
 
-def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precision: str) -> Tolerances:
+def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], usual: Tolerances) -> Tolerances:
     """How far another machine's answers to one input may be from torch's, where nobody replays decisions.
 
     Args:
         parity: of the same model; where float64 had to decide, what float32 loses on this input is allowed.
+        usual: of the model's precision.
     """
-    usual = Tolerances.elsewhere(precision)
     if not any(one.float64 for one in parity):
         return usual
     wide = in_float64(model)

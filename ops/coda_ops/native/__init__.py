@@ -11,30 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from coda_ops import catalogue
 from coda_ops.errors import CodaError
 from coda_ops.files import replacing_file
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
-OPERATORS = (
-    "Route",
-    "TakeTokens",
-    "PutTokens",
-    "PutDifference",
-    "PackTokens",
-    "UnpackTokens",
-    "EmbedNorm",
-    "Int8EmbedNorm",
-    "AddNorm",
-    "AddGelu",
-    "SelfAttention",
-    "AddAdapter",
-    "AddSwishAdapter",
-    "Int8Linear",
-    "Int8LinearGelu",
-    "Int8AddAdapter",
-    "Int8RouterAdapter",
-)
+OPERATORS = tuple(operator.name for operator in catalogue.OPERATORS if operator.native)
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"
 _VENDORED = HERE / "include" / "onnxruntime"  # of the oldest release that the kernels are loaded by

@@ -25,7 +25,8 @@ from coda_compile.backends.openvino_rounding import by_range, group_of, linear_b
 from coda_compile.errors import VerificationError
 from coda_compile.export import export
 from coda_compile.passes.dequantize_weights import DequantizeWeights
-from coda_compile.precision.quantize import STATIC, Int8Linear, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.int8 import Int8Linear
 from coda_compile.verify.against_torch import verify
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
@@ -37,7 +38,7 @@ from coda_targets.routing import LAYER_TAG
 def product(inputs: int, outputs: int = 6) -> tuple[torch.Tensor, Any, torch.Tensor]:
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn((2, 5, inputs), generator=generator)
-    return x, int8_linear.quantize(torch.randn((inputs, outputs), generator=generator)), torch.arange(outputs).float()
+    return x, int8_linear.quantise(torch.randn((inputs, outputs), generator=generator)), torch.arange(outputs).float()
 
 
 @pytest.mark.parametrize("group", [0, 9])
@@ -84,15 +85,15 @@ def test_a_third_way_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_integers_by_range_are_float32_arithmetic_and_now_and_then_others():
-    rounding = int8_static_linear.rounding_of(-3.1, 3.3)
+    rounding = int8_static_linear.quantisation_of(-3.1, 3.3)
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     found = quantise_by_range(x, *rounding)
-    step, zero, most = rounding.step.numpy(), np.float32(rounding.zero), np.float32(255)
+    step, zero, most = rounding.scale.numpy(), np.float32(rounding.zero_point), np.float32(255)
     low, high = step * (np.float32(0) - zero), step * (most - zero)
     scale, shift = most / (high - low), -low * most / (high - low)
     exact = (x.double().numpy() * float(scale) + float(shift)).astype(np.float32)
     np.testing.assert_array_equal(found.numpy(), np.clip(np.round(exact), 0, 255))
-    others = (found - int8_static_linear.levels(x, *rounding)).abs()
+    others = (found - int8_static_linear.quantise(x, *rounding)).abs()
     assert set(others.unique().tolist()) == {0.0, 1.0}
     assert float(others.sum()) < 10
 
@@ -100,7 +101,7 @@ def test_integers_by_range_are_float32_arithmetic_and_now_and_then_others():
 def test_who_computes_linears_in_a_way_of_its_own():
     assert not by_range(on_cpu().runtime)
     dynamic, static = tiny_coda(), static_model()
-    quantize_model(dynamic, "int8")
+    get_precision("int8").quantise(dynamic, (), True)
     backend, cpu = on_cpu(), get_backend("cpu")
     assert set(backend.linears_as_run(dynamic)) == set(backend.linears_as_written()) == {Int8Linear}
     assert backend.linears_as_run(static) == cpu.linears_as_run(dynamic) == cpu.linears_as_written() == {}
@@ -108,7 +109,7 @@ def test_who_computes_linears_in_a_way_of_its_own():
 
 def test_the_pass_replaces_every_product_once_and_keeps_its_layer():
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     compiled = export(model, opset=20)
     before = [n.metadata_props[LAYER_TAG] for n in compiled.graph if n.op_type == "Int8Linear"]
     outputs = [n.outputs[0].name for n in compiled.graph if n.op_type == "Int8Linear"]
@@ -157,7 +158,7 @@ def refuse(bundle: Bundle, model: CodaModel, backend: Backend, tmp_path: Path) -
     levels[:, 0] = np.where(levels[:, 0] < 255, levels[:, 0] + 1, 254)
     tensor.CopyFrom(numpy_helper.from_array(levels, name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     verify(model, bundle.model_path, backend)
     with pytest.raises(VerificationError, match="differ by"):
         verify(model, tmp_path / "wrong.onnx", backend)
@@ -230,10 +231,10 @@ def test_openvino_rounds_as_torch_does_here(wide: CodaModel, tmp_path: Path, mon
 @needs_plugin
 def test_openvino_rounds_by_the_range(wide: CodaModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert by_range(get_runtime("openvino"))
-    compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+    compile(wide, "openvino", output=tmp_path / "b", precision="int8-static", calibration=texts(wide))
     monkeypatch.setattr(
         openvino_rounding, "quantise_by_range", lambda x, scale, zero: ((x / scale).floor() + zero).clamp(0, 255)
     )
     monkeypatch.setattr(openvino_rounding, "by_range", lambda runtime: True)
     with pytest.raises(VerificationError, match="differ by"):
-        compile(wide, "openvino", output=tmp_path / "b", precision=STATIC, calibration=texts(wide))
+        compile(wide, "openvino", output=tmp_path / "b", precision="int8-static", calibration=texts(wide))

@@ -11,14 +11,14 @@ from tests.conftest import tiny_coda
 from coda_compile.export import export
 from coda_compile.passes import operator_counts
 from coda_compile.passes.dequantize_weights import DequantizeWeights
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 
 
 def test_every_linear_layer_keeps_its_tag_and_name_and_shares_zero_points():
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     compiled = export(model, opset=20)
     before = [(n.outputs[0].name, n.metadata_props[LAYER_TAG]) for n in compiled.graph if n.op_type == "Int8Linear"]
     assert DequantizeWeights()(compiled).modified

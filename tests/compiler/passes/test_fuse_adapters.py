@@ -15,7 +15,7 @@ from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.upstream import RemoveUnused
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig, CodaModel
 from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
@@ -25,7 +25,7 @@ def beside(reduction: int, precision: str = "fp32") -> CodaModel:
     """Adapters beside layers."""
     model = tiny_coda("bert", CodaConfig(reduction=reduction))
     if precision != "fp32":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     return model
 
 

@@ -6,8 +6,8 @@ from tests.compiler.passes.graphs import assert_not_here, compare, parsed, why_d
 from tests.conftest import tiny_coda
 
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
-from coda_compile.precision import quantize
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.layers import replace
 from coda_models import CodaConfig
 from coda_targets.routing import ROLE_TAG
 
@@ -24,10 +24,10 @@ from coda_targets.routing import ROLE_TAG
 )
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_embeddings_are_fused(family: str, changed: dict[str, int], precision: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quantize, "_LARGE", 3000)  # numbers in a table: words alone, as in large models
+    monkeypatch.setattr(replace, "_LARGE", 3000)  # numbers in a table: words alone, as in large models
     model = tiny_coda(family, CodaConfig(reduction=2))
     if precision == "int8":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     # In int8 a last bit may round to another integer.
     compiled, report = compare(model, FuseEmbeddings(), atol=5e-5)
     operator = "ai.coda::EmbedNorm" if precision == "fp32" else "ai.coda::Int8EmbedNorm"

@@ -5,7 +5,7 @@ from tests.compiler.passes.graphs import compare, parsed, serialized, why_declin
 from tests.conftest import tiny_coda
 
 from coda_compile.passes.fuse_gelus import FuseGelus
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -20,7 +20,7 @@ from coda_targets.routing import LAYER_TAG, ROLE_TAG
 def test_every_feed_forward_is_fused(precision: str, changed: dict[str, int]):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     if precision == "int8":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     compiled, report = compare(model, FuseGelus(), atol=2e-5)
     assert report.operators == changed
     nodes = [node for node in compiled.graph if node.op_type in ("AddGelu", "Int8LinearGelu")]

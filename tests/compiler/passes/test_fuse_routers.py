@@ -12,7 +12,7 @@ from coda_compile import compile
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_routers import FuseRouters
 from coda_compile.passes.outcome import Fused
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
@@ -20,7 +20,7 @@ from coda_targets.routing import LAYER_TAG, ROLE_TAG
 @pytest.mark.parametrize("family", TINY)
 def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
     model = tiny_coda(family, CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    get_precision("int8").quantise(model, (), True)
     compiled, _ = compare(model, FuseRouters(), before=(*BEFORE, FuseAdapters()))
     nodes = [node for node in compiled.graph if node.op_type == "Int8RouterAdapter"]
     assert [(node.metadata_props[LAYER_TAG], node.metadata_props[ROLE_TAG]) for node in nodes] == [

@@ -21,13 +21,16 @@ from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.lower_static_linears import LowerStaticLinears
 from coda_compile.passes.upstream import EliminateIdentities
-from coda_compile.precision.quantize import STATIC, Int8StaticLinear, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_compile.verify.against_torch import verify
 from coda_compile.verify.cases import make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel
 from coda_targets.bundle import Arrays
 from coda_targets.routing import LAYER_TAG
+
+STATIC = "int8-static"
 
 
 def texts(model: CodaModel, count: int = 4) -> list[Arrays]:
@@ -38,7 +41,7 @@ def static(family: str = "bert", config: CodaConfig | None = None) -> CodaModel:
     """A tiny model, calibrated."""
     model = tiny_coda(family, config or CodaConfig(reduction=2))
     given = [{name: torch.from_numpy(array) for name, array in text.items()} for text in texts(model)]
-    quantize_model(model, STATIC, texts=given)
+    get_precision(STATIC).quantise(model, given, True)
     return model
 
 
@@ -66,7 +69,7 @@ def test_other_graphs_are_left_alone(raw: ir.Model):
 def test_projections_that_quantise_differently_stay_apart():
     model = static()
     attention = next(iter(model.coda_layers())).block.attention
-    attention.key.step = attention.key.step * 2
+    attention.key.x_scale = attention.key.x_scale * 2
     compiled = export(model, opset=20)
     run_passes(compiled, (FoldConstants(), EliminateIdentities(), FuseAttention()))
     result = FuseProjections()(compiled)
@@ -126,7 +129,7 @@ def test_another_step_is_found(tmp_path: Path):
     bundle = compile(model, output=tmp_path / "bundle", precision=STATIC, calibration=texts(model))
     other = static()
     product = list(other.coda_layers())[1].block.feed_forward.down
-    product.step = product.step * 1.01
+    product.x_scale = product.x_scale * 1.01
     with pytest.raises(VerificationError, match="differ by"):
         verify(other, bundle.model_path, get_backend("cpu"))
 
@@ -141,14 +144,14 @@ def test_the_range_of_what_was_multiplied_becomes_the_levels():
     low, high = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
     product = list(static().coda_layers())[1].block.feed_forward.down
     # What came before it is rounded in neither: ranges are taken from the model as it was.
-    assert float(product.step) == pytest.approx((high - low) / 255, rel=1e-5)
-    assert int(product.zero) == round(-low / float(product.step))
+    assert float(product.x_scale) == pytest.approx((high - low) / 255, rel=1e-5)
+    assert int(product.x_zero_point) == round(-low / float(product.x_scale))
 
 
 def test_products_that_no_text_reaches_are_named():
     model = tiny_coda()
-    with pytest.raises(CompileError, match=r"^layers\.0\.block\.attention\.query multiplies nothing in the texts"):
-        quantize_model(model, STATIC)
+    with pytest.raises(CompileError, match=r"^layers\.0\.block\.attention\.query is given nothing by the texts"):
+        get_precision(STATIC).quantise(model, (), True)
 
 
 def test_numbers_that_are_not_finite_are_named():
@@ -156,6 +159,6 @@ def test_numbers_that_are_not_finite_are_named():
     given = [{name: torch.from_numpy(array) for name, array in text.items()} for text in texts(model, 1)]
     with torch.no_grad():
         next(iter(model.coda_layers())).block.feed_forward.up.bias[0] = torch.inf
-    sentence = r"^layers\.0\.block\.feed_forward\.down multiplies numbers that are not finite in the texts"
+    sentence = r"^layers\.0\.block\.feed_forward\.down is given numbers that are not finite by the texts"
     with pytest.raises(CompileError, match=sentence):
-        quantize_model(model, STATIC, texts=given)
+        get_precision(STATIC).quantise(model, given, True)

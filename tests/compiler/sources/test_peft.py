@@ -16,7 +16,8 @@ from tests.conftest import tiny_backbone
 
 from coda_compile import compile
 from coda_compile.errors import CompileError
-from coda_compile.precision.quantize import Int8Embedding, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.layers.embedding import Int8Embedding
 from coda_compile.sources import read_source
 from coda_models import backbone
 from coda_models.backbone import load_backbone
@@ -190,8 +191,8 @@ def test_what_is_compiled_computes_what_peft_does(tmp_path: Path, method: str):
 def test_prompted_embeddings_are_quantised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     adapted(tmp_path / "peft", METHODS["prompt"]("SEQ_CLS"))
     model = read_source(tmp_path / "peft").model
-    monkeypatch.setattr("coda_compile.precision.quantize._LARGE", 1000)
-    quantize_model(model, "int8")
+    monkeypatch.setattr("coda_compile.precision.layers.replace._LARGE", 1000)
+    get_precision("int8").quantise(model, (), True)
     assert any(isinstance(module, Int8Embedding) for module in model.embeddings.modules())
 
 

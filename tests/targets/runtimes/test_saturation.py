@@ -10,7 +10,6 @@ from tests.compiler.passes.test_lower_static_linears import texts
 from tests.conftest import tiny_coda
 
 from coda_compile import compile
-from coda_compile.precision.quantize import STATIC
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig
 from coda_ops import cpu
@@ -72,7 +71,7 @@ def test_with_unsigned_bytes_and_without_the_same_file_is_right(
     monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CODA_ISA", "avx2")
     model = tiny_coda(family, config)
-    made = compile(model, output=tmp_path / "b", precision=STATIC, calibration=texts(model), pack=pack)
+    made = compile(model, output=tmp_path / "b", precision="int8-static", calibration=texts(model), pack=pack)
     monkeypatch.setattr("coda_targets.runtimes.session.ort.SessionOptions", Options)
     for unsigned in (True, False):
         monkeypatch.setattr("coda_targets.runtimes.session.saturates", lambda unsigned=unsigned: unsigned)

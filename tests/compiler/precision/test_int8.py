@@ -1,4 +1,4 @@
-"""int8: what is rounded and what is not, compiled and verified as tightly as float32."""
+"""int8: what is quantised and what is not, compiled and verified as tightly as float32."""
 
 import sys
 from contextlib import nullcontext
@@ -17,13 +17,19 @@ from coda_compile import compile
 from coda_compile.backends import get_backend
 from coda_compile.cli.main import main
 from coda_compile.errors import CompileError, VerificationError
-from coda_compile.precision import quantize
-from coda_compile.precision.quantize import Int4Linear, Int8Embedding, Int8Linear, quantize_model
+from coda_compile.precision.int8 import RECIPE, Int8Linear
+from coda_compile.precision.layers import replace
+from coda_compile.precision.layers.embedding import Int8Embedding
 from coda_compile.verify.against_torch import verify
-from coda_compile.verify.reference_vectors import verify_bundle
-from coda_models import CodaConfig, save
-from coda_targets import Bundle, TargetError
+from coda_models import CodaConfig, CodaModel, save
+from coda_targets import Bundle
 from coda_targets.routing import RoutingProbe
+
+
+def quantise(model: CodaModel, adapters: bool = True) -> None:
+    """In place."""
+    assert RECIPE.quantise is not None
+    RECIPE.quantise(model, (), adapters)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +40,12 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int8", Int8Linear), ("int4", Int4Linear)])
-def test_attention_feed_forward_and_in_int8_adapters_are_rounded_and_nothing_else(precision: str, kind: type):
+@pytest.mark.parametrize("adapters", [True, False])
+def test_attention_feed_forward_and_adapters_are_quantised_and_nothing_else(adapters: bool):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    quantize_model(model, precision)
-    rounded = {name for name, module in model.named_modules() if isinstance(module, kind)}
+    quantise(model, adapters)
+    quantised = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
     parts = (
         "attention.query",
         "attention.key",
@@ -48,10 +54,10 @@ def test_attention_feed_forward_and_in_int8_adapters_are_rounded_and_nothing_els
         "feed_forward.up",
         "feed_forward.down",
     )
-    adapters = ("adapter.down", "adapter.up") if precision == "int8" else ()
-    assert rounded == {f"layers.{i}.{part}" for i in (0, 1) for part in (*(f"block.{p}" for p in parts), *adapters)}
+    beside = ("adapter.down", "adapter.up") if adapters else ()
+    assert quantised == {f"layers.{i}.{part}" for i in (0, 1) for part in (*(f"block.{p}" for p in parts), *beside)}
     for name, tensor in model.state_dict().items():
-        if not name.startswith(tuple(rounded)):
+        if not name.startswith(tuple(quantised)):
             assert torch.equal(tensor, before[name]), name
 
 
@@ -77,43 +83,25 @@ def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
 def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
     bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int8")
     # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
-    products = {"k_to_all": 10, "k_to_k": 8}[config.attention]
-    assert bundle.manifest.operators["ai.coda::Int8Linear"] == products
+    linears = {"k_to_all": 10, "k_to_k": 8}[config.attention]
+    assert bundle.manifest.operators["ai.coda::Int8Linear"] == linears
 
 
-@pytest.mark.parametrize(
-    ("family", "config"), [("bert", CodaConfig(reduction=2)), ("mpnet", CodaConfig(reduction=1, attention="k_to_all"))]
-)
-def test_four_bits_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
-    bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int4")
-    assert bundle.manifest.operators["ai.coda::Int4Linear"] == 12
-    verify_bundle(bundle)
-
-
-def test_an_odd_number_of_inputs_is_refused_in_four_bits():
-    model = tiny_coda("bert")
-    attention = next(iter(model.coda_layers())).block.attention
-    attention.key = torch.nn.Linear(33, 32)
-    with pytest.raises(CompileError, match=r"^layer 0 .*: its key has 33 inputs, and int4 takes an even number$"):
-        quantize_model(model, "int4")
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_large_tables_are_rounded_row_by_row(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quantize, "_LARGE", 100 * 32)  # the tiny models' words, and not their positions
+def test_large_tables_are_quantised_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replace, "_LARGE", 100 * 32)  # the tiny models' words, and not their positions
     model = tiny_coda("bert", CodaConfig(reduction=2))
     words = model.embeddings.word_embeddings.weight.detach().clone()
     words[5] = 0
     with torch.no_grad():
         model.embeddings.word_embeddings.weight.copy_(words)
-    rounded = deepcopy(model)
-    quantize_model(rounded, precision)
-    table = rounded.embeddings.word_embeddings
+    copied = deepcopy(model)
+    quantise(copied)
+    table = copied.embeddings.word_embeddings
     assert isinstance(table, Int8Embedding)
-    assert isinstance(rounded.embeddings.position_embeddings, torch.nn.Embedding)
+    assert isinstance(copied.embeddings.position_embeddings, torch.nn.Embedding)
     error = (table(torch.arange(100)) - words).abs()
     assert (error <= words.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
-    bundle = compile(model, output=tmp_path / "bundle", precision=precision)
+    bundle = compile(model, output=tmp_path / "bundle", precision="int8")
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(str(bundle.model_path)).graph.initializer}
     assert kinds["model.embeddings.word_embeddings.weight"] == onnx.TensorProto.INT8
 
@@ -133,18 +121,18 @@ def test_the_callers_model_stays_in_float32(tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", ["attention.out", "attention.key", "feed_forward.down", "adapter.up"])
-def test_one_level_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, part: str):
-    """Rounding hides nothing: what is multiplied is replayed, so that everything else compares tightly."""
+def test_one_integer_of_one_weight_is_found(quantised: Bundle, tmp_path: Path, part: str):
+    """Quantising hides nothing: what is quantised is replayed, so that everything else compares tightly."""
     proto = onnx.load(str(quantised.model_path))
     name = f"layers.1.{part if part.startswith('adapter') else f'block.{part}'}.weight"
     tensor = next(tensor for tensor in proto.graph.initializer if name in tensor.name)
-    levels = numpy_helper.to_array(tensor).copy()
+    weight = numpy_helper.to_array(tensor).copy()
     at = 32 if "key" in part else 0  # behind the queries'
-    levels[:, at] = np.where(levels[:, at] < 255, levels[:, at] + 1, 254)
-    tensor.CopyFrom(numpy_helper.from_array(levels, tensor.name))
+    weight[:, at] = np.where(weight[:, at] < 255, weight[:, at] + 1, 254)
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     onnx.save(proto, str(tmp_path / "wrong.onnx"))
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    quantise(model)
     with pytest.raises(VerificationError, match="differ by"):
         verify(model, tmp_path / "wrong.onnx", get_backend("cpu"))
 
@@ -163,17 +151,17 @@ def test_tokens_that_were_left_out_are_found(quantised: Bundle, monkeypatch: pyt
 
     monkeypatch.setattr(RoutingProbe, "run", short)
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    quantize_model(model, "int8")
+    quantise(model)
     with pytest.raises(VerificationError, match=part):
         verify(model, quantised.model_path, get_backend("cpu"))
 
 
 @pytest.mark.parametrize(("part", "reduction"), [("block.attention.query", 1), ("adapter.up", 1), ("adapter.down", 2)])
 @pytest.mark.parametrize("padding", [True, False])
-def test_what_is_multiplied_may_differ_in_padding_alone(
+def test_what_is_quantised_may_differ_in_padding_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, reduction: int, padding: bool
 ):
-    """There roundings are free to grow from layer to layer, since nothing that counts depends on them."""
+    """There differences are free to grow from layer to layer, since nothing that counts depends on them."""
     run = RoutingProbe.run
 
     def off(probe: RoutingProbe, inputs: dict[str, np.ndarray], *others: Any) -> Any:
@@ -184,18 +172,10 @@ def test_what_is_multiplied_may_differ_in_padding_alone(
 
     model = tiny_coda("bert", CodaConfig(reduction=reduction, pooling="mean"))
     bundle = compile(model, output=tmp_path / "bundle", precision="int8")
-    quantize_model(model, "int8")
+    quantise(model)
     monkeypatch.setattr(RoutingProbe, "run", off)
     with nullcontext() if padding else pytest.raises(VerificationError, match=part):
         verify(model, bundle.model_path, get_backend("cpu"))
-
-
-def test_an_unknown_precision_lists_the_known(tmp_path: Path):
-    with pytest.raises(
-        TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"
-    ):
-        compile(tiny_coda("bert"), output=tmp_path / "bundle", precision="int7")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -203,7 +183,7 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         list(model.coda_layers())[1].block.feed_forward.up.weight[0, 0] = torch.nan
     with pytest.raises(CompileError, match=r"^layer 1 cannot be quantised: its up has weights that are not finite$"):
-        quantize_model(model, "int8")
+        quantise(model)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
