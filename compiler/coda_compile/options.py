@@ -6,31 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coda_compile.errors import OptionError
+from coda_compile.precision import UNQUANTISED, Precision, get_precision
+from coda_targets.runtimes import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from coda_compile.backends import Backend
     from coda_compile.prepare.calibration import Calibration
     from coda_models.config import Reduction
-    from coda_targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How to compile a model; the defaults compile it as it was trained, for onnxruntime on a CPU.
+    """How to compile a model; by default as it was trained, for the default target.
 
     Attributes:
-        target: where it will run, one of ``coda_targets.target_names()`` or such a target with changes; or several.
-        precision: of the frozen linear layers: ``fp32``, ``int8``, ``int8-static`` with activations quantised by scales
-            that ``calibration`` asks for, or ``int4`` weights; or several.
+        target: where it will run, one of ``coda_compile.backends.backend_names()`` or a backend itself; or several.
+        precision: of the frozen linear layers, one of ``coda_compile.precision.precision_names()`` that every target
+            has; or several.
         backbone: folder or hub name of a delta's or an adapter's backbone, by default what it names.
         tokenizer: for the bundle, instead of the source's own; texts are truncated where either says.
         problem_type: what a text classifier's logits stand for, one of ``coda_targets.manifest.PROBLEM_TYPES``, where
             its source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
         reduction: run at another r than the model was trained with, or at one a layer; 1 is the dense adapter.
-        calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
-            ``text``, or the model's inputs by name, [batch, tokens] each, batch by batch without padding.
+        calibration: for ``prune_gates``, and for precisions that are calibrated, texts like those to come: a CSV file
+            with the column ``text``, or the model's inputs by name, batch by batch without padding.
         prune_gates: take away slots whose gates stay under this in all of those texts.
         pack: compute valid tokens alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
@@ -38,8 +40,8 @@ class CompileOptions:
             tasks, one for each by its name.
     """
 
-    target: "str | Target | Sequence[str | Target]" = "cpu"
-    precision: str | Sequence[str] = "fp32"
+    target: "str | Backend | Sequence[str | Backend]" = DEFAULT_TARGET
+    precision: str | Sequence[str] = UNQUANTISED
     backbone: Path | str | None = None
     tokenizer: "PreTrainedTokenizerBase | None" = None
     problem_type: str | None = None
@@ -56,44 +58,47 @@ class CompileOptions:
         """Those asked for, one or several."""
         return (self.precision,) if isinstance(self.precision, str) else tuple(self.precision)
 
-    def targets(self) -> "tuple[Target, ...]":
-        """Those asked for, one or several, as this compilation takes them.
+    def backends(self) -> "tuple[Backend, ...]":
+        """Of the targets asked for, one or several.
 
         Raises:
-            TargetError: one that is unknown or not finished, or whose runtime is not installed.
-            OptionError: one that cannot pack.
+            TargetError: one that is unknown, or whose runtime is not installed.
+            OptionError: one that is not finished, or packs no rows.
         """
-        from coda_compile.lowering import complete, packing
-        from coda_targets import Target
+        from coda_compile.backends import Backend, ready_backend
 
-        asked = [self.target] if isinstance(self.target, str | Target) else self.target
-        found = [complete(target) for target in asked]
-        return tuple(packing(target) if self.pack else target for target in found)
+        asked = [self.target] if isinstance(self.target, str | Backend) else self.target
+        found = tuple(ready_backend(target) for target in asked)
+        for backend in found:
+            if self.pack and not backend.packs_rows:
+                raise OptionError("target {name!r} packs no rows: leave out {pack}", name=backend.name)
+        return found
 
-    def variants(self) -> "tuple[tuple[Target, str], ...]":
+    def variants(self) -> "tuple[tuple[Backend, Precision], ...]":
         """Every target with every precision, as given.
 
         Raises:
-            TargetError: as ``targets`` says.
+            TargetError: as ``backends`` says.
             OptionError: there is none, two are the same, or a target does not have a precision.
         """
-        targets, precisions = self.targets(), self.precisions
-        for option, names in (("target", [target.name for target in targets]), ("precision", precisions)):
+        backends, precisions = self.backends(), self.precisions
+        for option, names in (("target", [backend.name for backend in backends]), ("precision", precisions)):
             if not names:
                 raise OptionError(f"there is nothing to compile for: give a {{{option}}}")
             if len(set(names)) < len(names):
                 twice = next(name for name in names if list(names).count(name) > 1)
                 raise OptionError(f"{{{option}}} {{twice!r}} is given twice: give it once", twice=twice)
-        for target in targets:
+        for backend in backends:
             for precision in precisions:
-                if precision not in target.precisions:
+                if precision not in backend.precisions:
                     raise OptionError(
                         "target {name!r} has no precision {asked!r}: use one of {known}",
-                        name=target.name,
+                        name=backend.name,
                         asked=precision,
-                        known=", ".join(target.precisions),
+                        known=", ".join(backend.precisions),
                     )
-        return tuple((target, precision) for target in targets for precision in precisions)
+        recipes = [get_precision(precision) for precision in precisions]
+        return tuple((backend, recipe) for backend in backends for recipe in recipes)
 
     def check(self, tasks: Sequence[str] | None = None) -> None:
         """Refuse what contradicts itself.
@@ -103,11 +108,11 @@ class CompileOptions:
 
         Raises:
             OptionError: what does not go together, is missing, or is not known.
-            TargetError: as ``targets`` says.
+            TargetError: as ``backends`` says.
         """
         variants = self.variants()
         self._check_classes()
-        self._check_calibration()
+        self._check_calibration([recipe for _, recipe in variants])
         self._check_ood()
         if tasks is not None:
             self._check_together(variants)
@@ -141,15 +146,14 @@ class CompileOptions:
         if self.labels is not None and (len(set(self.labels)) < len(self.labels) or not all(self.labels)):
             raise OptionError("{labels} needs a name of its own for each class")
 
-    def _check_calibration(self) -> None:
-        from coda_compile.precision.quantize import STATIC
-
+    def _check_calibration(self, recipes: Sequence[Precision]) -> None:
         if self.prune_gates is not None and self.calibration is None:
             raise OptionError("{prune_gates} looks at gates in texts like those to come: give them as {calibration}")
-        if self.prune_gates is None and (self.calibration is None) == (STATIC in self.precisions):
-            raise OptionError(
-                "{precision} {static} and {calibration} go together: texts like those to come", static=STATIC
-            )
+        calibrated = next((recipe.name for recipe in recipes if recipe.calibrated), None)
+        if calibrated is not None and self.calibration is None:
+            raise OptionError("{precision} {name} needs texts like those to come: give {calibration}", name=calibrated)
+        if calibrated is None and self.prune_gates is None and self.calibration is not None:
+            raise OptionError("{precision} {name} is not calibrated: leave {calibration} out", name=recipes[0].name)
 
     def _check_ood(self) -> None:
         if (self.ood is None) != (self.ood_data is None):
@@ -165,22 +169,22 @@ class CompileOptions:
                     known=known,
                 )
 
-    def _check_together(self, variants: "Sequence[tuple[Target, str]]") -> None:
+    def _check_together(self, variants: "Sequence[tuple[Backend, Precision]]") -> None:
         """Refuse what several tasks on one backbone cannot have."""
-        from coda_compile.precision.quantize import STATIC
-
         if self.problem_type is not None or self.labels is not None:
             raise OptionError("{problem_type} and {labels} are one model's: set them in each model before it is saved")
         if self.prune_gates is not None:
             raise OptionError(
                 "several tasks cannot be pruned together: leave {prune_gates} out, or compile each by itself"
             )
-        if STATIC in self.precisions:
-            raise OptionError(
-                "several tasks cannot share {static}: use {precision} int8, or compile each by itself", static=STATIC
-            )
-        for target, _ in variants:
-            if target.plugin:
+        for backend, recipe in variants:
+            if not recipe.shared:
                 raise OptionError(
-                    "target {name!r} cannot swap tasks: compile each by itself, or use {target} cpu", name=target.name
+                    "several tasks cannot share {precision} {name}: compile each by itself", name=recipe.name
+                )
+            if not backend.swaps_tasks:
+                raise OptionError(
+                    "target {name!r} cannot swap tasks: compile each by itself, or use {target} {default}",
+                    name=backend.name,
+                    default=DEFAULT_TARGET,
                 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.package import write_package
 from coda_compile.bundling.replace_folder import replacing
 from coda_compile.bundling.variant import BuiltVariant
@@ -12,10 +13,11 @@ from coda_compile.errors import OptionError, as_sentences
 from coda_compile.export import save_onnx
 from coda_compile.options import CompileOptions
 from coda_compile.passes import run_passes
+from coda_compile.precision import Precision
 from coda_compile.sources import read
 from coda_compile.sources.compilable import Compilable
 from coda_models.model import CodaModel
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -61,10 +63,10 @@ def compile(
             pruning = source.prune(options.prune_gates, options.calibration)
     with replacing(output, stage) as folder:
         built: list[BuiltVariant] = []
-        for target, precision in variants:
+        for backend, precision in variants:
             own = source if len(variants) == 1 else source.copy()
-            place = folder if not built else folder / f"{target.name}-{precision}"
-            built.append(_build(own, target, precision, options, tasks, place, output, stage))
+            place = folder if not built else folder / f"{backend.name}-{precision.name}"
+            built.append(_build(own, backend, precision, options, tasks, place, output, stage))
         with stage("bundle"):
             write_package(folder, built, source, pruning)
         check_output(output)  # again: minutes have passed
@@ -73,8 +75,8 @@ def compile(
 
 def _build(
     source: Compilable,
-    target: Target,
-    precision: str,
+    backend: Backend,
+    precision: Precision,
     options: CompileOptions,
     tasks: Sequence[str] | None,
     folder: Path,
@@ -89,21 +91,21 @@ def _build(
         folder: that the variant is written into.
         output: of the whole bundle; a failed verification is kept beside it.
     """
-    if precision != "fp32":
+    if precision.quantise is not None:
         with stage("quantise"):
             source.quantise(precision, options.calibration)
     if options.ood is not None:
         with stage("ood"):
             source.fit_ood(options.ood, options.ood_files(tasks))
     with stage("export"):
-        compiled = source.export(target.opset)
+        compiled = source.export(backend.opset)
     with stage("passes"):
-        passes = run_passes(compiled, target.lowering)
+        passes = run_passes(compiled, backend.passes(pack=options.pack))
+        backend.check(compiled)
         source.finish(compiled)
     folder.mkdir(exist_ok=True)
     save_onnx(compiled, folder / MODEL)
     with stage("verify"):
-        verified = source.verify(folder / MODEL, target, precision, output)
-    return BuiltVariant(
-        target, precision, folder / MODEL, compiled, source.describe(), passes, verified, source.tasks()
-    )
+        verified = source.verify(folder / MODEL, backend, precision, output)
+    said = source.describe(), passes, verified, source.tasks()
+    return BuiltVariant(backend, precision, folder / MODEL, compiled, *said)

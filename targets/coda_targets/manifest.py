@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
 
 from coda_targets.errors import BundleError
+from coda_targets.signature import Signature
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -26,7 +27,7 @@ _RELEASE = re.compile(r"\d{1,9}(\.\d{1,9})*")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, numpy type and shape of a graph input or output; text in a shape names a dynamic axis."""
+    """Name, numpy type and shape of a graph output; text in a shape names a dynamic axis."""
 
     name: str
     dtype: str
@@ -133,8 +134,8 @@ class Manifest:
         layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
         coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
-        max_tokens: longest input; the tokenizer cuts texts there. The smallest of what positions, tokenizer_config.json
-            and sentence_bert_config.json of the model allowed.
+        signature: what the model takes. The tokenizer truncates to its ``max_length``, the smallest of what positions,
+            tokenizer_config.json and sentence_bert_config.json of the model allowed.
         labels: class names in order of the logits; empty without a classifier.
         logits: what they mean; of classifiers.
         model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.
@@ -154,9 +155,8 @@ class Manifest:
     ir_version: int
     minimum_onnxruntime: str
     operators: dict[str, int]
-    inputs: tuple[TensorInfo, ...]
+    signature: Signature
     outputs: tuple[TensorInfo, ...]
-    max_tokens: int
     width: int
     feed_forward: int
     labels: tuple[str, ...]
@@ -201,7 +201,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(
             **{
                 **{field.name: plain[field.name] for field in fields(Manifest)},
-                "inputs": tuple(_tensor(item) for item in plain["inputs"]),
+                "signature": Signature.from_plain(plain["signature"]),
                 "outputs": tuple(_tensor(item) for item in plain["outputs"]),
                 "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
                 "session": _session(plain["session"]),
@@ -212,7 +212,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "labels": tuple(plain["labels"]),
             }
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
     bad = [field.name for field in fields(Manifest) if not fits(getattr(manifest, field.name), field.type)]
     bad = bad or [field for field, makes_sense in _senses(manifest).items() if not makes_sense]
@@ -242,7 +242,6 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "minimum_onnxruntime": _RELEASE.fullmatch(manifest.minimum_onnxruntime) is not None,
         "layers": known == bool(manifest.coda_config)
         and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
-        "max_tokens": manifest.max_tokens > 0,
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
         "logits": _means(manifest.labels, manifest.logits),

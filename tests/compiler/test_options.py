@@ -7,23 +7,26 @@ from typing import Any
 import pytest
 
 from coda_compile import CompileOptions, compile
+from coda_compile.backends import get_backend
 from coda_compile.cli.compile import compile as command
 from coda_compile.cli.main import flag
 from coda_compile.errors import CodaError, OptionError
-from coda_targets import TargetError, get_target
+from coda_targets import TargetError
 
 TWO = ("topics", "moods")
 
 
 def test_one_target_and_one_precision_may_be_given_alone():
     assert CompileOptions().variants() == CompileOptions(target=("cpu",), precision=("fp32",)).variants()
-    changed = replace(get_target("cpu"), native=False)
-    assert CompileOptions(target=changed).variants() == ((changed, "fp32"),)
+    backend = get_backend("cpu")
+    changed = replace(backend, runtime=replace(backend.runtime, native=False))
+    ((found, precision),) = CompileOptions(target=changed).variants()
+    assert (found, precision.name) == (changed, "fp32")
 
 
 def test_every_target_in_every_precision_in_the_order_given():
     found = CompileOptions(target=("null", "cpu"), precision=("int8", "fp32")).variants()
-    assert [(target.name, precision) for target, precision in found] == [
+    assert [(backend.name, precision.name) for backend, precision in found] == [
         ("null", "int8"),
         ("null", "fp32"),
         ("cpu", "int8"),
@@ -38,9 +41,9 @@ def test_every_target_in_every_precision_in_the_order_given():
         ({"target": ("cpu", "cpu")}, None, "target 'cpu' is given twice: give it once"),
         ({"precision": ("int8", "int8")}, None, "precision 'int8' is given twice: give it once"),
         ({"precision": ("fp32", "int7")}, None, "target 'cpu' has no precision 'int7': use one of fp32, int8,"),
-        ({"precision": "int8-static"}, None, "precision int8-static and calibration go together"),
-        ({"precision": ("fp32", "int8-static")}, None, "precision int8-static and calibration go together"),
-        ({"calibration": "x.csv"}, None, "precision int8-static and calibration go together"),
+        ({"precision": "int8-static"}, None, "precision int8-static needs texts like those to come: give calib"),
+        ({"precision": ("fp32", "int8-static")}, None, "precision int8-static needs texts like those"),
+        ({"calibration": "x.csv"}, None, "precision fp32 is not calibrated: leave calibration out"),
         (
             {"prune_gates": 0.1},
             None,
@@ -57,7 +60,7 @@ def test_every_target_in_every_precision_in_the_order_given():
         ({"labels": ["a", "b"]}, TWO, "problem_type and labels are one model's"),
         ({"problem_type": "regression"}, TWO, "problem_type and labels are one model's"),
         ({"prune_gates": 0.1, "calibration": "x.csv"}, TWO, "several tasks cannot be pruned together"),
-        ({"precision": "int8-static", "calibration": "x.csv"}, TWO, "several tasks cannot share int8-static"),
+        ({"precision": "int8-static", "calibration": "x.csv"}, TWO, "several tasks cannot share precision int8-static"),
         ({"ood": "energy", "ood_data": "x.csv"}, TWO, "several tasks need ood_data once for each"),
         ({"ood": "energy", "ood_data": {"topics": "x.csv"}}, TWO, "several tasks need ood_data once for each"),
     ],

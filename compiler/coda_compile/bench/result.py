@@ -1,21 +1,21 @@
 """What a benchmark found, as people's JSON: versioned, and never without the machine it was measured on."""
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
+from coda_compile.precision import UNQUANTISED
 from coda_compile.statistics import Interval, Summary
-from coda_targets.manifest import fits
+from coda_ops.records import read_record, record_json
+from coda_targets.runtimes import DEFAULT_TARGET
 
 SCHEMA_VERSION = 1
 
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not cpu."""
-    others = [name for name, usual in ((precision, "fp32"), (target, "cpu")) if name != usual]
+    """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
+    others = [name for name, usual in ((precision, UNQUANTISED), (target, DEFAULT_TARGET)) if name != usual]
     return " ".join([reduction, *others])
 
 
@@ -25,7 +25,7 @@ class Measurement:
 
     Attributes:
         contender: its name.
-        precision: ``fp32`` or ``int8``.
+        precision: a compiled model's own, or what a baseline's comes closest to.
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
         target: that a compiled model was made for.
@@ -57,7 +57,7 @@ class Measurement:
     peak_bytes: int
     file_bytes: int
     multiply_adds: int
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
 
     @property
     def variant(self) -> str:
@@ -119,54 +119,18 @@ class BenchResult:
 
     def dump(self) -> str:
         """JSON text."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return record_json(self)
 
 
 def read_result(path: Path) -> BenchResult:
     """Read what ``coda-compile bench --json`` wrote.
 
     Raises:
-        CodaError: no such file, not JSON, or of another version.
+        CodaError: no such file, not JSON, of another version, or without measurements.
     """
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CodaError(f"{path} does not exist: make it with coda-compile bench MODEL --json {path}") from None
-    except (ValueError, RecursionError):
-        raise CodaError(f"{path} is no benchmark result: it is not JSON") from None
-    version = plain.get("schema_version") if isinstance(plain, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CodaError(
-            f"{path} has schema version {version!r}, this release reads benchmark results of {SCHEMA_VERSION}"
-        )
-    try:
-        machine = {**plain["machine"], "instruction_sets": tuple(plain["machine"]["instruction_sets"])}
-        result = BenchResult(
-            **{
-                **plain,
-                "machine": Machine(**machine),
-                "measurements": tuple(_measurement(item) for item in plain["measurements"]),
-                "bounds": tuple(Bound(**item) for item in plain["bounds"]),
-                "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CodaError(f"{path} is damaged: {error}; measure again") from None
-    wrong = [field.name for field in fields(BenchResult) if not fits(getattr(result, field.name), field.type)]
-    if wrong:
-        raise CodaError(f"{path} is damaged: its field {wrong[0]!r} makes no sense; measure again")
+    if not path.exists():
+        raise CodaError(f"{path} does not exist: make it with coda-compile bench MODEL --json {path}")
+    result = read_record(path, BenchResult, what="benchmark result", remedy="measure again", version=SCHEMA_VERSION)
     if not result.measurements:
         raise CodaError(f"{path} holds no measurements: measure again")
     return result
-
-
-def _measurement(item: dict[str, Any]) -> Measurement:
-    return Measurement(
-        **{
-            **item,
-            "seconds": tuple(item["seconds"]),
-            "rounds": tuple(item["rounds"]),
-            "summary": Summary(**item["summary"]),
-            "speed_up": {r: Interval(**interval) for r, interval in item["speed_up"].items()},
-        }
-    )

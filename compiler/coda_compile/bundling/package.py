@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from coda_compile.bundling.build_report import write_report
 from coda_compile.bundling.variant import BuiltVariant
-from coda_compile.bundling.writer import write_config, write_manifest, write_report, write_tokenizer
+from coda_compile.bundling.writer import write_config, write_manifest, write_tokenizer
 from coda_compile.prepare.pruning import Pruning
 from coda_compile.sources.compilable import Compilable
 from coda_compile.verify import reference_vectors
@@ -28,12 +29,11 @@ def write_package(
     (variant,) = variants
     described = variant.described
     for i, (task, proved) in enumerate(variant.verified.items()):
-        answers = proved.outputs, proved.decisions, proved.routed
-        reference_vectors.write(folder, proved.inputs, *answers, proved.tolerances, task=task if i else "")
+        reference_vectors.write(folder, *proved.vectors(), task=task if i else "")
     write_config(folder, described.config)
     if source.tokenizer is not None:
-        write_tokenizer(folder, source.tokenizer, described.max_tokens, described.config["vocab_size"])
+        write_tokenizer(folder, source.tokenizer, described.signature)
         source.write_modules(folder)
     parity = {task: proved.parity for task, proved in variant.verified.items()}
     write_report(folder, variant.passes, parity, Tolerances(), pruning)
-    write_manifest(folder, described, variant.compiled, variant.target, variant.precision, variant.tasks)
+    write_manifest(folder, described, variant.compiled, variant.backend, variant.precision.name, variant.tasks)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from coda_compile.backends import Backend
+from coda_compile.bundling.build_report import PassReport
 from coda_compile.bundling.writer import Described
-from coda_compile.passes import PassReport
+from coda_compile.precision import Precision
 from coda_compile.verify.on_target import Verified
-from coda_targets import Target
 from coda_targets.manifest import TaskInfo
 
 
@@ -18,7 +19,7 @@ class BuiltVariant:
     """One of the variants of a package.
 
     Attributes:
-        target, precision: what it was compiled for.
+        backend, precision: what it was compiled for.
         path: of its ONNX file, weights and the files of its tasks beside it.
         compiled: what stands in that file.
         described: what there is to say of the model in it.
@@ -27,8 +28,8 @@ class BuiltVariant:
         tasks: those that share a backbone.
     """
 
-    target: Target
-    precision: str
+    backend: Backend
+    precision: Precision
     path: Path
     compiled: ir.Model
     described: Described

@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from typing import Any
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.replace_folder import replacing as replacing
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.logits import logits_info
-from coda_compile.passes import PassReport, operator_counts
-from coda_compile.prepare.pruning import REPORT, Pruning
+from coda_compile.passes import operator_counts
 from coda_compile.sources.classes import class_names
-from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.digest import tensor_digest
@@ -26,7 +25,7 @@ from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_ops import RUNTIME_DOMAIN
-from coda_targets import BundleError, Target
+from coda_targets import BundleError, Runtime
 from coda_targets.manifest import (
     MANIFEST,
     LayerInfo,
@@ -41,6 +40,7 @@ from coda_targets.manifest import (
     release,
     unlisted,
 )
+from coda_targets.signature import Signature
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -48,7 +48,6 @@ _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20",
 NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
-_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
 _RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
 
 
@@ -94,7 +93,7 @@ class Described:
     task: str
     architecture: str
     config: dict[str, Any]
-    max_tokens: int
+    signature: Signature
     labels: tuple[str, ...]
     logits: LogitsInfo | None
     model_sha256: str
@@ -117,13 +116,13 @@ def describe(model: CodaModel, model_sha256: str) -> Described:
         task=coda.task,
         architecture=str(hf.model_type),
         config=transformers_config(model),
-        max_tokens=model.max_tokens,
+        signature=model.signature,
         labels=label_names(model),
         logits=logits_of(model),
         model_sha256=model_sha256,
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
-        layers=layer_infos(model, model.max_tokens),
+        layers=layer_infos(model, model.signature.max_length),
         coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
         ood=ood_info(model.ood),
     )
@@ -142,14 +141,14 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     _write_json(folder / "config.json", without_places(config))
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, signature: Signature) -> None:
     """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
 
     One that has no tokenizer.json form is left out, and tokens that the model cannot look up are named, each with a
     ``CompileWarning``.
 
     Args:
-        vocabulary: how many tokens the model knows.
+        signature: of the model.
 
     Raises:
         CompileError: a tokenizer without a padding token.
@@ -162,6 +161,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             stacklevel=2,
         )
         return
+    vocabulary, longest = signature.lead.size, signature.max_length
     if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary]:
         warnings.warn(
             f"the tokenizer has {len(beyond)} more tokens than the {vocabulary} that the model knows, {min(beyond)!r} "
@@ -175,43 +175,16 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again"
         )
     tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
-    tokenizer.model_max_length = max_tokens
+    tokenizer.model_max_length = longest
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its class may say, not its file
     backend = tokenizer.backend_tokenizer
-    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     backend.enable_padding(
         pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
     )
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
-
-
-def write_report(
-    folder: Path,
-    passes: Sequence[PassReport],
-    parity: Mapping[str, Sequence[CaseParity]],
-    tolerances: Tolerances,
-    pruning: Pruning | None = None,
-) -> None:
-    """report.json: what was pruned, what every pass did, and how every verified input compared, by task where there are
-    several."""
-    cases = [
-        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
-    ]
-    plain = {
-        "schema_version": 1,
-        "pruning": None if pruning is None else asdict(pruning),
-        "passes": [asdict(report) for report in passes],
-        "parity": {"tolerances": asdict(tolerances), "cases": cases},
-    }
-    _write_json(folder / REPORT, plain)
-
-
-def _plain_parity(case: CaseParity) -> dict[str, Any]:
-    plain = asdict(case)
-    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
-    return plain
 
 
 def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
@@ -264,26 +237,25 @@ def write_manifest(
     folder: Path,
     model: Described,
     compiled: ir.Model,
-    target: Target,
+    backend: Backend,
     precision: str,
     tasks: Sequence[TaskInfo] = (),
 ) -> None:
     """manifest.json, last of all: it hashes the other files."""
     opset = dict(sorted(compiled.opset_imports.items()))
-    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
+    runtime = backend.runtime
     manifest = Manifest(
         task=model.task,
         architecture=model.architecture,
-        target=target.name,
+        target=backend.name,
         precision=precision,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *runtime.distributions)},
         opset=opset,
         ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
+        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), runtime=runtime),
         operators=dict(sorted(operator_counts(compiled).items())),
-        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
+        signature=model.signature,
         outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
-        max_tokens=model.max_tokens,
         width=model.width,
         feed_forward=model.feed_forward,
         labels=model.labels,
@@ -292,11 +264,11 @@ def write_manifest(
         layers=model.layers,
         coda_config=model.coda_config,
         session=SessionInfo(
-            tuple(name for name, _ in target.providers),
-            target.graph_level,
-            target.threads,
-            target.native,
-            next((options for _, options in target.providers), {}),
+            tuple(name for name, _ in runtime.providers),
+            runtime.graph_level,
+            runtime.threads,
+            runtime.native,
+            runtime.options,
         ),
         ood=model.ood,
         tasks=tuple(tasks),
@@ -305,14 +277,14 @@ def write_manifest(
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
 
 
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, runtime: Runtime | None = None) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)
     if swapped:
         needed.append(_RUNTIME_OF_ADAPTERS)
-    if plugin:
-        needed.append(_RUNTIME_OF_PLUGINS)
+    if runtime is not None and runtime.minimum_onnxruntime:
+        needed.append(runtime.minimum_onnxruntime)
     return max(needed, key=release)
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coda_compile.cli.target_option import TargetOption
+from coda_compile.precision import UNQUANTISED, precision_names
+
 if TYPE_CHECKING:
     from coda_compile.options import CompileOptions
     from coda_compile.terminal import Progress
@@ -18,13 +21,7 @@ _AUTO = "auto"
 
 @click.command(short_help="Turn a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "-t",
-    "targets",
-    multiple=True,
-    help="Where it will run: cpu, openvino, cuda, tensorrt; repeat for several.  [default: cpu]",
-)
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Where it will run, several too:")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
     "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."
@@ -42,8 +39,8 @@ _AUTO = "auto"
     "-p",
     "precisions",
     multiple=True,
-    help="Of the frozen linear layers: fp32, int8, int8-static, int4; repeat for several. Or auto, which measures on "
-    "--data.  [default: fp32]",
+    help=f"Of the frozen linear layers, several too: {', '.join(precision_names())}. Or auto, which measures on "
+    f"--data.  [default: {UNQUANTISED}]",
 )
 @click.option(
     "--calibrate",
@@ -128,15 +125,19 @@ def compile(
         raise click.UsageError("give --ood-data once for each MODEL, in their order")
     from coda_compile.options import CompileOptions
     from coda_compile.terminal import Progress
+    from coda_targets.runtimes import DEFAULT_TARGET, get_runtime
 
+    targets = targets or (DEFAULT_TARGET,)
+    for name in targets:
+        get_runtime(name)  # the first mistake to hear of, before torch is loaded
     progress = Progress()
     if add_to is not None:
         _show(_add(models, add_to, backbone, progress), add_to, progress)
         return
     several = len(models) > 1
     options = CompileOptions(
-        target=targets or "cpu",
-        precision="fp32" if data is not None else precisions or "fp32",
+        target=targets,
+        precision=UNQUANTISED if data is not None else precisions or UNQUANTISED,
         backbone=backbone,
         problem_type=problem_type,
         labels=None if labels is None else [name.strip() for name in labels.split(",")],
@@ -147,8 +148,7 @@ def compile(
         ood=ood,
         ood_data=dict(zip(names, ood_files, strict=False)) if several and ood_files else next(iter(ood_files), None),
     )
-    options.targets()  # one that is unknown is told before torch is loaded
-    folder = output or Path("-".join([*names, *(targets or ["cpu"])]))
+    folder = output or Path("-".join([*names, *targets]))
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from coda_compile.cli.target_option import TargetOption
+from coda_compile.precision import precision_names
+
 
 @click.command(short_help="Latency against the dense adapter in every common runtime.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
@@ -13,15 +16,15 @@ import click
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
 @click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
-@click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="To compile for, several too:")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
 @click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "int8", "int8-static"]),
-    help="[default: the first two]",
+    type=click.Choice(precision_names()),
+    help="Repeat for several.  [default: those that --precision auto tries without --calibrate]",
 )
 @click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
@@ -63,7 +66,7 @@ def bench(
     from coda_compile.bench.run import Plan
     from coda_compile.terminal import Progress
 
-    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
+    plan = Plan(reductions, batches or (1,), tokens, precisions, rounds, threads, skip, targets)
     progress = Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
@@ -181,8 +184,7 @@ def check(
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
 def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
-    """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
-    goes.
+    """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
 
     \b
     coda-compile explain reviews-cpu

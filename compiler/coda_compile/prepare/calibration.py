@@ -1,4 +1,4 @@
-"""Texts that the ranges of activations are measured on, where one step serves all of a product's, and gates."""
+"""Texts like those to come: what the ranges of activations, and gates, are measured on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from coda_compile.errors import OptionError
 from coda_compile.text_files import columns, read_texts
-from coda_compile.verify.cases import Inputs
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,14 +19,14 @@ _MOST = 128  # texts, spread over a longer file
 
 
 def inputs(
-    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", taken: Inputs
+    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", signature: Signature
 ) -> Iterator[Mapping[str, Tensor]]:
     """What a model takes, text by text, so that no padding is among it.
 
     Args:
-        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name,
-            [batch, tokens] each; ``None`` is no text.
-        taken: by the model.
+        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name;
+            ``None`` is no text.
+        signature: of the model.
 
     Raises:
         OptionError: a file, and no tokenizer to read it with.
@@ -37,11 +36,11 @@ def inputs(
         return
     if not isinstance(calibration, Path | str):
         for arrays in calibration:
-            yield {name: torch.from_numpy(arrays[name]) for name in taken.names if name in arrays}
+            yield {name: torch.from_numpy(arrays[name]) for name in signature.names if name in arrays}
         return
     if tokenizer is None:
         raise OptionError("this model has no tokenizer to read {calibration} with: give a {tokenizer}")
     texts = read_texts(Path(calibration))
     for text in texts[:: -(-len(texts) // _MOST)]:
-        encoded = tokenizer(**columns([text]), truncation=True, max_length=taken.max_tokens, return_tensors="pt")
-        yield {name: encoded[name] for name in taken.names if name in encoded}
+        encoded = tokenizer(**columns([text]), truncation=True, max_length=signature.max_length, return_tensors="pt")
+        yield {name: encoded[name] for name in signature.names if name in encoded}

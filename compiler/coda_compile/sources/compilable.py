@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedTokenizerBase
 
+    from coda_compile.backends import Backend
     from coda_compile.bundling.writer import Described
     from coda_compile.options import CompileOptions
+    from coda_compile.precision import Precision
     from coda_compile.prepare.calibration import Calibration
     from coda_compile.prepare.pruning import Pruning
     from coda_compile.verify.on_target import Verified
-    from coda_targets import Target
     from coda_targets.manifest import TaskInfo
 
 
@@ -54,13 +55,13 @@ class Compilable(ABC):
         """
         raise OptionError("{kind} cannot be pruned: leave {prune_gates} out", kind=self.kind)
 
-    def quantise(self, precision: str, calibration: "Calibration | None") -> None:
+    def quantise(self, precision: "Precision", calibration: "Calibration | None") -> None:
         """Quantise its frozen linear layers.
 
         Raises:
             CodaError: it has none that can be.
         """
-        raise OptionError("{kind} compiles in fp32: leave {precision} out", kind=self.kind)
+        raise OptionError("{kind} compiles as it is: leave {precision} out", kind=self.kind)
 
     @abstractmethod
     def fit_ood(self, method: str, data: "Mapping[str, Path]") -> None:
@@ -78,7 +79,7 @@ class Compilable(ABC):
         """What is left to do to a graph once passes ran, in place."""
 
     @abstractmethod
-    def verify(self, path: Path, target: "Target", precision: str, output: Path) -> "dict[str, Verified]":
+    def verify(self, path: Path, backend: "Backend", precision: "Precision", output: Path) -> "dict[str, Verified]":
         """Hold a compiled file against the model.
 
         Args:

@@ -10,11 +10,13 @@ import onnx_ir as ir
 from onnxscript import version_converter
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.writer import NEWEST_OPSET, Described, ood_info
 from coda_compile.errors import CompileError, OptionError
 from coda_compile.export import quiet
 from coda_compile.logits import logits_info
 from coda_compile.options import CompileOptions
+from coda_compile.precision import UNQUANTISED, Precision
 from coda_compile.prepare import fit_ood, ood_of_graph
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.compilable import Compilable
@@ -26,8 +28,7 @@ from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_compile.verify.parity import Tolerances
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
-from coda_targets import Target
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Arrays
 
 _OLDEST_IR = 9  # of the models that torch exports, for the function bodies
 _NEEDS_TORCH = ("backbone", "reduction", "prune_gates", "pack")  # options that take more than a graph tells
@@ -50,7 +51,7 @@ class _Detector:
 
 @dataclass
 class OnnxModel(Compilable):
-    """A graph ready to compile, in fp32.
+    """A graph ready to compile, as it is.
 
     Attributes:
         kind: what it was recognised as, for people.
@@ -74,12 +75,12 @@ class OnnxModel(Compilable):
             CodaError: as ``onnx_graph.read`` says.
         """
         asked = next((name for name in _NEEDS_TORCH if getattr(options, name)), None)
-        if any(precision != "fp32" for precision in options.precisions):
+        if any(precision != UNQUANTISED for precision in options.precisions):
             asked = "precision"
         if asked is not None:
             raise OptionError(
-                f"{{path}} is an ONNX file and compiles as it is, in fp32: for {{{asked}}} give the model it was "
-                "exported from",
+                f"{{path}} is an ONNX file and compiles as it is, in {UNQUANTISED}: for {{{asked}}} give the model it "
+                "was exported from",
                 path=path,
             )
         graph = read(path)
@@ -91,8 +92,7 @@ class OnnxModel(Compilable):
         graph = _named(self.graph, options)
         if options.ood is not None:
             fit_ood.check(graph.task, graph.logits, graph.labels)
-        inputs = replace(graph.inputs, max_tokens=longest(graph.inputs.max_tokens, self.tokenizer))
-        self.graph = replace(graph, inputs=inputs)
+        self.graph = replace(graph, signature=longest(graph.signature, self.tokenizer))
 
     def copy(self) -> "OnnxModel":
         """See ``Compilable``."""
@@ -115,16 +115,17 @@ class OnnxModel(Compilable):
             ood_of_graph.append(graph, self._detector.run, self._detector.features, self._detector.fitted)
         return model
 
-    def verify(self, path: Path, target: Target, precision: str, output: Path) -> dict[str, Verified]:
+    def verify(self, path: Path, backend: Backend, precision: Precision, output: Path) -> dict[str, Verified]:
         """See ``Compilable``."""
         reference, threshold = self.graph.run, None
         if (found := self._detector) is not None:
             reference = ood_of_graph.scoring(self.graph, found.run, found.features, found.fitted)
             threshold = found.fitted.threshold
-        compare = partial(against_graph.verify, self.graph.inputs, reference, path, threshold=threshold)
-        parity = verify_on_target(compare, path, target, output)
-        case = kept_case(self.graph.inputs)
-        return {"": Verified(parity, case.inputs, reference(case.inputs), [], {}, Tolerances())}
+        compare = partial(against_graph.verify, self.graph.signature, reference, path, threshold=threshold)
+        parity = verify_on_target(compare, path, backend, output)
+        case = kept_case(self.graph.signature)
+        mask = self.graph.signature.mask(case.inputs)
+        return {"": Verified(parity, case.inputs, mask, reference(case.inputs), [], {}, Tolerances())}
 
     def describe(self) -> Described:
         """See ``Compilable``."""
@@ -132,8 +133,8 @@ class OnnxModel(Compilable):
         return Described(
             task=self.graph.task,
             architecture=str(config.get("model_type", "unknown")),
-            config={**config, "vocab_size": self.graph.inputs.vocabulary},
-            max_tokens=self.graph.inputs.max_tokens,
+            config={**config, "vocab_size": self.graph.signature.lead.size},
+            signature=self.graph.signature,
             labels=self.graph.labels,
             logits=self.graph.logits,
             model_sha256=self.digest,

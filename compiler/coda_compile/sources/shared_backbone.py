@@ -7,14 +7,15 @@ from pathlib import Path
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bundling import tasks
 from coda_compile.bundling.writer import Described
 from coda_compile.options import CompileOptions
+from coda_compile.precision import Precision
 from coda_compile.prepare.calibration import Calibration
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.torch_model import TorchModel
 from coda_compile.verify.on_target import Verified
-from coda_targets import Target
 from coda_targets.manifest import TaskInfo
 
 
@@ -59,7 +60,7 @@ class SharedBackbone(Compilable):
         """See ``Compilable``."""
         return replace(self, models={name: model.copy() for name, model in self.models.items()})
 
-    def quantise(self, precision: str, calibration: Calibration | None) -> None:
+    def quantise(self, precision: Precision, calibration: Calibration | None) -> None:
         """See ``Compilable``; what tasks swap stays float32."""
         for model in self.models.values():
             model.quantise(precision, calibration, adapters=False)
@@ -77,12 +78,12 @@ class SharedBackbone(Compilable):
         """Turn what tasks train into initializers that a run may override."""
         tasks.make_swappable(compiled, self._first.model)
 
-    def verify(self, path: Path, target: Target, precision: str, output: Path) -> dict[str, Verified]:
+    def verify(self, path: Path, backend: Backend, precision: Precision, output: Path) -> dict[str, Verified]:
         """See ``Compilable``."""
         found = {}
         for name, model in self.models.items():
             adapter = tasks.write(path.parent, name, model.model)
-            found[name] = model.verify_task(path, target, precision, output, adapter)
+            found[name] = model.verify_task(path, backend, precision, output, adapter)
         return found
 
     def describe(self) -> Described:

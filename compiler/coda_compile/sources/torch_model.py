@@ -10,12 +10,13 @@ from typing import Any
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bundling import sentence_folder
 from coda_compile.bundling.writer import Described, describe, label_names, logits_of, model_digest
 from coda_compile.errors import CompileError
 from coda_compile.export import export
 from coda_compile.options import CompileOptions
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import Precision
 from coda_compile.prepare import calibration as calibrating
 from coda_compile.prepare import fit_ood
 from coda_compile.prepare.prune_slots import prune_slots
@@ -24,11 +25,10 @@ from coda_compile.sources.classes import set_classes
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.truncation import longest
 from coda_compile.verify import against_torch
-from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.cases import kept_case
 from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_targets import Target
 from coda_targets.task_adapters import Adapter
 
 
@@ -63,7 +63,7 @@ class TorchModel(Compilable):
         if options.ood is not None:
             fit_ood.check(self.model.coda_config.task, logits_of(self.model), label_names(self.model))
         self.tokenizer = options.tokenizer or self.tokenizer
-        self.model.max_tokens = longest(self.model.max_tokens, self.tokenizer)
+        self.model.signature = longest(self.model.signature, self.tokenizer)
         self.digest = model_digest(self.model)
 
     def copy(self) -> "TorchModel":
@@ -74,16 +74,19 @@ class TorchModel(Compilable):
         """See ``Compilable``."""
         return prune_slots(self.model, threshold, self._texts(calibration))
 
-    def quantise(self, precision: str, calibration: calibrating.Calibration | None, *, adapters: bool = True) -> None:
+    def quantise(
+        self, precision: Precision, calibration: calibrating.Calibration | None, *, adapters: bool = True
+    ) -> None:
         """See ``Compilable``.
 
         Args:
             adapters: too; not where tasks swap them.
         """
-        quantize_model(self.model, precision, adapters=adapters, texts=self._texts(calibration))
+        if precision.quantise is not None:
+            precision.quantise(self.model, self._texts(calibration if precision.calibrated else None), adapters)
 
     def _texts(self, calibration: calibrating.Calibration | None) -> Any:
-        return calibrating.inputs(calibration, self.tokenizer, Inputs.of(self.model))
+        return calibrating.inputs(calibration, self.tokenizer, self.model.signature)
 
     def fit_ood(self, method: str, data: Mapping[str, Path]) -> None:
         """See ``Compilable``."""
@@ -94,12 +97,12 @@ class TorchModel(Compilable):
         """See ``Compilable``."""
         return export(self.model, opset)
 
-    def verify(self, path: Path, target: Target, precision: str, output: Path) -> dict[str, Verified]:
+    def verify(self, path: Path, backend: Backend, precision: Precision, output: Path) -> dict[str, Verified]:
         """See ``Compilable``."""
-        return {"": self.verify_task(path, target, precision, output)}
+        return {"": self.verify_task(path, backend, precision, output)}
 
     def verify_task(
-        self, path: Path, target: Target, precision: str, output: Path, adapter: Path | None = None
+        self, path: Path, backend: Backend, precision: Precision, output: Path, adapter: Path | None = None
     ) -> Verified:
         """As ``verify``, for one task.
 
@@ -108,11 +111,12 @@ class TorchModel(Compilable):
         """
         swapped = None if adapter is None else Adapter(adapter)
         compare = partial(against_torch.verify, self.model, path, adapter=swapped)
-        parity = verify_on_target(compare, path, target, output, adapter)
-        case = kept_case(Inputs.of(self.model))
-        outputs, decisions, routed = against_torch.expected(self.model, path, case, target, swapped)
-        tolerances = against_torch.elsewhere(self.model, case, parity, precision)
-        return Verified(parity, case.inputs, outputs, decisions, routed, tolerances)
+        parity = verify_on_target(compare, path, backend, output, adapter)
+        case = kept_case(self.model.signature)
+        outputs, decisions, routed = against_torch.expected(self.model, path, case, backend, swapped)
+        tolerances = against_torch.elsewhere(self.model, case, parity, precision.elsewhere)
+        mask = self.model.signature.mask(case.inputs)
+        return Verified(parity, case.inputs, mask, outputs, decisions, routed, tolerances)
 
     def describe(self) -> Described:
         """See ``Compilable``."""

@@ -19,7 +19,7 @@ from coda_compile.inspect.predict import predict
 from coda_compile.logits import check_one_label
 from coda_compile.options import CompileOptions
 from coda_compile.pipeline import compile
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import UNQUANTISED, get_precision
 from coda_compile.sources import read_model
 from coda_compile.statistics import ratio_interval
 from coda_compile.text_files import MEASURED, read_rows
@@ -32,8 +32,6 @@ from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
 
 Reductions = Reduction | Sequence[Reduction]
-# int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
-_NOT_FASTER = ("int4",)
 _DEFAULTS = CompileOptions()
 Stage = Callable[[str], AbstractContextManager[object]]
 _FACTORS = tuple(map(Fraction, ("1", "1/2", "3/2", "2", "3")))  # of the r that a model was trained at
@@ -116,8 +114,8 @@ def choose(
     Args:
         model: a model in memory or a path, at the r that it was trained at.
         options: for one target. ``precision`` is what is looked for; ``reduction`` is the only r to try, and then the
-            reference's too; without ``calibration`` int8-static is not tried; the score of the chosen bundle alone is
-            fitted.
+            reference's too; without ``calibration`` no calibrated precision is tried; the score of the chosen bundle
+            alone is fitted.
         data: CSV file with the columns ``text``, ``text_pair`` of pairs, and ``label``, of texts that played no part
             in training.
         budget: points of accuracy, of a hundred, that may be lost against the reference.
@@ -133,9 +131,9 @@ def choose(
     output = output.resolve()
     if options.prune_gates is not None:
         raise OptionError("candidates run at other r themselves: leave {prune_gates} out")
-    tried = replace(options, precision="fp32", calibration=None)
+    tried = replace(options, precision=UNQUANTISED, calibration=None)
     tried.check()
-    target, *others = replace(tried, pack=False).targets()
+    backend, *others = tried.backends()
     if others:
         raise OptionError("candidates are measured on one target: give one {target}")
     check_output(output)
@@ -149,18 +147,18 @@ def choose(
         raise OptionError("choosing by accuracy runs the model on texts, and it has no tokenizer: give a {tokenizer}")
     tried = replace(tried, backbone=None, tokenizer=source.tokenizer, problem_type=None, labels=None)
     reductions = _around(source.model) if options.reduction is None else [options.reduction]
-    left_out = _NOT_FASTER if options.calibration is not None else (*_NOT_FASTER, STATIC)
-    precisions = [precision for precision in target.precisions if precision not in left_out]
+    recipes = [recipe for recipe in map(get_precision, backend.precisions) if recipe.chosen]
+    recipes = [recipe for recipe in recipes if options.calibration is not None or not recipe.calibrated]
 
     def candidate(reduction: Reductions, precision: str) -> CompileOptions:
-        calibration = options.calibration if precision == STATIC else None
+        calibration = options.calibration if get_precision(precision).calibrated else None
         return replace(tried, reduction=reduction, precision=precision, calibration=calibration)
 
     with private_folder() as temporary:
         compiled = []
-        for i, (r, precision) in enumerate(product(reductions, precisions)):
-            with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
-                silent = replace(candidate(r, precision), ood=None, ood_data=None)
+        for i, (r, recipe) in enumerate(product(reductions, recipes)):
+            with stage(f"candidate {i + 1} of {len(reductions) * len(recipes)}"):
+                silent = replace(candidate(r, recipe.name), ood=None, ood_data=None)
                 bundle = compile(source.model, silent, output=temporary / str(i))
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
             compiled.append(_Compiled(r, bundle, answers))
@@ -184,13 +182,13 @@ def choose(
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
         kernels = None
-        if target.native and native.library() is not None:
+        if backend.runtime.native and native.library() is not None:
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):
         chosen = candidate(compiled[best].reduction, candidates[best].precision)
-        measured = replace(target, native=kernels is None or kernels >= 1)
-        bundle = compile(source.model, replace(chosen, target=measured), output=output)
+        runtime = replace(backend.runtime, native=kernels is None or kernels >= 1)
+        bundle = compile(source.model, replace(chosen, target=replace(backend, runtime=runtime)), output=output)
     return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
 
 

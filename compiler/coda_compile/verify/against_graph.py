@@ -3,20 +3,20 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from coda_compile.backends import Backend
 from coda_compile.errors import VerificationError
-from coda_compile.verify.cases import Case, Inputs, cases
+from coda_compile.verify.cases import Case, cases
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
-from coda_targets import Target
-from coda_targets.bundle import Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import RoutingProbe
+from coda_targets.signature import Arrays, Signature
 
 
 def verify(
-    inputs: Inputs,
+    signature: Signature,
     reference: Callable[[Arrays], Arrays],
     path: Path,
-    target: Target,
+    backend: Backend,
     *,
     threshold: float | None = None,
     on_failure: Callable[[Case, Arrays, Arrays], None] = lambda case, expected, actual: None,
@@ -24,7 +24,7 @@ def verify(
     """Run every case through the file as it came and through what was compiled of it, and compare.
 
     Args:
-        inputs: what both take.
+        signature: of both.
         reference: runs the file as it came.
         path: of what was compiled.
         threshold: above which an out-of-distribution score flags a sequence, where there is a detector.
@@ -33,13 +33,13 @@ def verify(
     Raises:
         VerificationError: which output and input.
     """
-    probe = RoutingProbe(path, target, threads=1)
+    probe = RoutingProbe(path, backend.runtime, threads=1)
     results = []
-    for case in cases(inputs):
+    for case in cases(signature):
         expected, actual = reference(case.inputs), Arrays()
         try:
             actual, _ = probe.run(case.inputs)
-            comparison = Comparison(case.name, case.inputs["attention_mask"] != 0, Tolerances(), replayed=True)
+            comparison = Comparison(case.name, signature.mask(case.inputs), Tolerances(), replayed=True)
             if threshold is not None:
                 comparison.flags(actual, threshold)
             results.append(comparison.outputs(expected, actual))

@@ -1,13 +1,10 @@
 """Whether the files of a bundle agree with its manifest in what they say, beside having its SHA-256."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import onnx
 
 from coda_compile.logits import logits_info
 from coda_ops.errors import first_line
+from coda_ops.foreign_json import read_json
 from coda_targets import Bundle, BundleError
 from coda_targets.manifest import CONFIG, LogitsInfo
 from coda_targets.weights import locations
@@ -16,14 +13,14 @@ _TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClass
 
 
 def check_agreement(bundle: Bundle) -> None:
-    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, and
-    weights with the list of files.
+    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, inputs
+    with the graph's, and weights with the list of files.
 
     Raises:
         BundleError: what disagrees.
     """
     manifest, folder = bundle.manifest, bundle.folder
-    config = _read_config(folder / CONFIG)
+    config = read_json(folder / CONFIG, dict, "compile the model again", BundleError)
     named = config.get("id2label")
     if manifest.labels and isinstance(named, dict):
         labels = tuple(str(named.get(str(i))) for i in range(len(named)))
@@ -45,10 +42,11 @@ def check_agreement(bundle: Bundle) -> None:
             f"{_meaning(logits)}; compile the model again"
         )
     positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and manifest.max_tokens > positions:
+    longest = manifest.signature.max_length
+    if isinstance(positions, int) and longest > positions:
         raise BundleError(
-            f"{folder} is damaged: its manifest allows {manifest.max_tokens} tokens, and its config.json says that the "
-            f"model has {positions} positions; compile the model again"
+            f"{folder} is damaged: its manifest allows {longest} {manifest.signature.unit}, and its config.json says "
+            f"that the model has {positions} positions; compile the model again"
         )
     try:
         proto = onnx.load(str(bundle.model_path), load_external_data=False)
@@ -56,6 +54,11 @@ def check_agreement(bundle: Bundle) -> None:
         raise BundleError(
             f"{bundle.model_path} is missing or damaged: {first_line(error)}; compile the model again"
         ) from None
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    taken = tuple(value.name for value in proto.graph.input if value.name not in constants)
+    if taken != manifest.signature.names:
+        a, b = ", ".join(manifest.signature.names), ", ".join(taken)
+        raise BundleError(f"{folder} is damaged: its manifest has the inputs {a}, its model {b}; compile again")
     listed = {file.path for file in manifest.files}
     foreign = next((name for name in locations(proto) if name not in listed), None)
     if foreign is not None:
@@ -64,13 +67,3 @@ def check_agreement(bundle: Bundle) -> None:
 
 def _meaning(logits: LogitsInfo | None) -> str:
     return "nothing" if logits is None else f"{logits.problem_type} by {logits.activation}"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise BundleError(f"{path} is missing or damaged: compile the model again")
-    return config

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from coda_compile.backends import Backend
 from coda_compile.errors import VerificationError
-from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.verify.cases import Case
+from coda_compile.verify.kernels import of_kernels
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reproduction import failure_folder, keep_failure
-from coda_targets import Target
-from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision
+from coda_targets.signature import Arrays
 
 OnFailure = Callable[[Case, Arrays, Arrays], None]  # the case, and what either side gave for it
 
@@ -23,27 +26,32 @@ class Verified:
 
     Attributes:
         parity: how every case compared.
-        inputs: of the case that a bundle carries along.
+        inputs, mask: of the case that a bundle carries along.
         outputs, decisions, routed, tolerances: what is expected of it anywhere, see ``reference_vectors.write``.
     """
 
     parity: Sequence[CaseParity]
     inputs: Arrays
+    mask: NDArray[np.bool_]
     outputs: Arrays
     decisions: Sequence[Decision]
     routed: Arrays
     tolerances: Tolerances
 
+    def vectors(self) -> "tuple[Arrays, NDArray[np.bool_], Arrays, Sequence[Decision], Arrays, Tolerances]":
+        """What ``reference_vectors.write`` takes, in its order."""
+        return self.inputs, self.mask, self.outputs, self.decisions, self.routed, self.tolerances
+
 
 class Compare(Protocol):
     """Holds a compiled model against its original, on a target."""
 
-    def __call__(self, target: Target, *, on_failure: OnFailure) -> list[CaseParity]:
+    def __call__(self, backend: Backend, *, on_failure: OnFailure) -> list[CaseParity]:
         """Compare every case; what differs raises ``VerificationError`` once ``on_failure`` was called."""
 
 
 def verify_on_target(
-    compare: Compare, path: Path, target: Target, output: Path, adapter: Path | None = None
+    compare: Compare, path: Path, backend: Backend, output: Path, adapter: Path | None = None
 ) -> list[CaseParity]:
     """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure.
 
@@ -59,14 +67,14 @@ def verify_on_target(
     """
     failed = failure_folder(output)
 
-    def run(on: Target) -> list[CaseParity]:
+    def run(on: Backend) -> list[CaseParity]:
         def keep(case: Case, expected: Arrays, actual: Arrays) -> None:
-            keep_failure(failed, path, case.inputs, expected, actual, adapter=adapter, target=on)
+            keep_failure(failed, path, case.inputs, expected, actual, adapter=adapter, runtime=on.runtime)
 
         return compare(on, on_failure=keep)
 
     try:
-        parity, kernels = run(verified_on(target)), with_kernels(target)
+        parity, kernels = run(backend.verified_on()), backend.with_kernels()
         if kernels is not None:
             with of_kernels():
                 run(kernels)

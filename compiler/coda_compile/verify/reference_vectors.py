@@ -5,11 +5,9 @@ decided, and by which margins, stands in ``expected.json``; what a model gives w
 layer, in ``routed_outputs/``. Of several tasks each but the first has a set by its name.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,14 +18,40 @@ from coda_compile.verify.agreement import check_agreement
 from coda_compile.verify.first_token import selecting, through_first
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances, margin
 from coda_ops.errors import first_line
+from coda_ops.records import read_record, record_json
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.signature import Signature
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
 ROUTED = "routed_outputs"
 _MOST_ALLOWED = 1.0  # difference; eight bits allow a tenth of that
+
+
+@dataclass(frozen=True)
+class _LayerRouting:
+    """What the router of one layer decided, a row for each example.
+
+    Attributes:
+        scores: of the valid tokens.
+        selected: positions, sorted.
+        margins: between selected and others, ``None`` where none is left out.
+    """
+
+    layer: int
+    scores: tuple[tuple[float, ...], ...]
+    selected: tuple[tuple[int, ...], ...]
+    margins: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """expected.json."""
+
+    tolerances: Tolerances
+    routing: tuple[_LayerRouting, ...]
 
 
 def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
@@ -41,6 +65,7 @@ def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
 def write(
     folder: Path,
     inputs: Arrays,
+    mask: NDArray[np.bool_],
     outputs: Arrays,
     decisions: Sequence[Decision],
     routed: Arrays,
@@ -51,6 +76,7 @@ def write(
     """Write one input with what is expected of it.
 
     Args:
+        mask: [batch, length], where the input is valid.
         routed: outputs where decisions are those of ``through_first``.
     """
     data, expected, elsewhere = _places(folder, task)
@@ -59,25 +85,17 @@ def write(
             place.mkdir(exist_ok=True)
             tensor = numpy_helper.from_array(array, name)
             (place / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
-    mask = inputs["attention_mask"].astype(bool)
     examples = range(mask.shape[0])
-    plain = {
-        "tolerances": asdict(tolerances),
-        "routing": [
-            {
-                "layer": d.layer,
-                "scores": [[float(x) for x in d.scores[e][mask[e]]] for e in examples],
-                "selected": [d.selected(e) for e in examples],
-                "margins": [_finite(margin(d.scores[e], mask[e], d.selected(e))) for e in examples],
-            }
-            for d in decisions
-        ],
-    }
-    expected.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    routing = tuple(
+        _LayerRouting(
+            d.layer,
+            scores=tuple(tuple(map(float, d.scores[e][mask[e]])) for e in examples),
+            selected=tuple(tuple(d.selected(e)) for e in examples),
+            margins=tuple(margin(d.scores[e], mask[e], d.selected(e)) for e in examples),
+        )
+        for d in decisions
+    )
+    expected.write_text(record_json(_Stored(tolerances, routing)), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -97,21 +115,26 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(folder: Path, task: str = "") -> tuple[Arrays, Expected]:
+def read(folder: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
+
+    Args:
+        signature: of the bundle.
 
     Raises:
         BundleError: absent or damaged.
     """
     data, stored, elsewhere = _places(folder, task)
+    known = read_record(
+        stored, _Stored, what="record of test data", remedy="compile the model again", error=BundleError
+    )
     try:
         inputs, outputs, routed = _arrays(data, "input"), _arrays(data, "output"), _arrays(elsewhere, "output")
-        plain = json.loads(stored.read_text("utf-8"))
-        tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
+        tolerances = known.tolerances
         if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
             raise ValueError("their tolerances would prove nothing")
-        mask = inputs["attention_mask"].astype(bool)
-        routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
+        mask = signature.mask(inputs)
+        routing = {one.layer: _routing(one, mask) for one in known.routing}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
     if not outputs or (routing and not routed):
@@ -128,11 +151,11 @@ def _arrays(place: Path, kind: str) -> Arrays:
     return found
 
 
-def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
+def _routing(stored: _LayerRouting, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
     scores = np.zeros(mask.shape, np.float32)
-    for example, row in enumerate(item["scores"]):
+    for example, row in enumerate(stored.scores):
         scores[example][mask[example]] = row
-    selected = [[int(position) for position in row] for row in item["selected"]]
+    selected = [list(row) for row in stored.selected]
     if len(selected) != len(mask) or not all(mask[e][row].all() for e, row in enumerate(selected)):
         raise ValueError("a selection that does not fit its input")
     return scores, selected
@@ -150,13 +173,14 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     """
     bundle.check()
     check_agreement(bundle)
+    signature = bundle.manifest.signature
     first = not bundle.tasks or task in (None, bundle.tasks[0])
     with bundle.reading():
-        inputs, expected = read(bundle.folder, "" if first or task is None else task)
+        inputs, expected = read(bundle.folder, signature, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
-    mask = inputs["attention_mask"].astype(bool)
+    mask = signature.mask(inputs)
     batch, tokens = mask.shape
-    name = f"test data, {batch} x {tokens} tokens"
+    name = f"test data, {batch} x {tokens} {signature.unit}"
     comparison = Comparison(name, mask, expected.tolerances, replayed=False)
     if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")

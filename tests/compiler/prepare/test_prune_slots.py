@@ -14,11 +14,12 @@ from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
+from coda_compile.bundling.build_report import read_report
 from coda_compile.cli.main import cli
 from coda_compile.errors import CodaError
 from coda_compile.prepare.prune_slots import _compare, prune_slots
-from coda_compile.prepare.pruning import PrunedLayer, Pruning, read_pruning
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.prepare.pruning import PrunedLayer, Pruning
+from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig, CodaModel, save
 from coda_models.model import CodaOutput
 from coda_ops.capacity import slot_count
@@ -36,7 +37,7 @@ def spread(config: CodaConfig, apart: float = 3.0) -> CodaModel:
 
 
 def arrays(model: CodaModel, *lengths: int) -> list[Arrays]:
-    return [make_case(Inputs.of(model), 1, n, ragged=False, seed=n).inputs for n in lengths]
+    return [make_case(model.signature, 1, n, ragged=False, seed=n).inputs for n in lengths]
 
 
 def tensors(texts: list[Arrays]) -> list[dict[str, torch.Tensor]]:
@@ -145,7 +146,7 @@ def test_a_pruned_model_is_verified_and_its_bundle_says_what_went(precision: str
     bundle = compile(
         model, CompileOptions(precision=precision, calibration=given_, prune_gates=0.05), output=tmp_path / "b"
     )
-    pruning = read_pruning(bundle.folder)
+    pruning = read_report(bundle.folder).pruning
     assert pruning is not None
     assert pruning.layers
     for one in pruning.layers:
@@ -153,7 +154,7 @@ def test_a_pruned_model_is_verified_and_its_bundle_says_what_went(precision: str
     assert f"{pruning.changed} of 2 answers changed, and logits by" in str(pruning)
     assert model.coda_config.reduction == 2  # the caller's stays as it is
     plain = compile(model, output=tmp_path / "plain")
-    assert read_pruning(plain.folder) is None
+    assert read_report(plain.folder).pruning is None
     if precision == "fp32":
         for text in given_:
             moved = np.abs(bundle.run(text)["logits"] - plain.run(text)["logits"]).max()
