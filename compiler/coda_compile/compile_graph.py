@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnxscript import version_converter
 
-from coda_compile.bundling.writer import (
-    NEWEST_OPSET,
-    Described,
-    check_output,
-    ood_info,
-    replacing,
-    write_config,
-    write_manifest,
-    write_report,
-    write_tokenizer,
-)
+from coda_compile.bundling.package import NEWEST_OPSET, BuiltVariant, CompiledVariant, save_variants, write_package
+from coda_compile.bundling.writer import Described, check_output, ood_info, replacing, write_config, write_tokenizer
 from coda_compile.errors import CompileError, VerificationError
-from coda_compile.export import quiet, save_onnx
+from coda_compile.export import quiet
 from coda_compile.logits import logits_info
 from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.passes import run_passes
@@ -31,14 +22,14 @@ from coda_compile.prepare.fit_ood import check, fit
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_compile.sources.truncation import longest
-from coda_compile.verify import reference_vectors
 from coda_compile.verify.cases import cases, kept_case
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
 from coda_targets import Bundle, Target
-from coda_targets.bundle import MODEL, Arrays
+from coda_targets.bundle import Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import RoutingProbe
 
@@ -78,23 +69,24 @@ def compile_graph(
             ood_of_graph.append(graph, run, features, detector)
     with stage("passes"):
         passes = run_passes(compiled, target.lowering)
+    variant = CompiledVariant(target, "fp32", compiled, passes)
     with replacing(output, stage) as folder:
-        save_onnx(compiled, folder / MODEL)
+        (file,) = save_variants(folder, [variant])
         with stage("verify"):
-            compared = graph, reference, detector, folder / MODEL
+            compared = graph, reference, detector, file.path
             parity = _verify(*compared, verified_on(target), failure_folder(output))
             if (kernels := with_kernels(target)) is not None:
                 with of_kernels():
                     _verify(*compared, kernels, failure_folder(output))
         with stage("bundle"):
             case = kept_case(graph.inputs)
-            reference_vectors.write(folder, case.inputs, reference(case.inputs), [], {}, Tolerances())
+            vectors = ReferenceVectors(case.inputs, reference(case.inputs), [], {}, Tolerances())
             described = _describe(graph, detector, digest)
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
-            write_report(folder, passes, {"": parity}, Tolerances())
-            write_manifest(folder, described, compiled, target, "fp32")
+            built = BuiltVariant(variant, file, {"": parity}, Tolerances(), {"": vectors})
+            write_package(folder, described, [built])
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.bundling import sentence_folder, tasks
+from coda_compile.bundling.package import BuiltVariant, CompiledVariant, save_variants, write_package
 from coda_compile.bundling.writer import (
     check_output,
     describe,
@@ -16,13 +17,11 @@ from coda_compile.bundling.writer import (
     model_digest,
     replacing,
     write_config,
-    write_manifest,
-    write_report,
     write_tokenizer,
 )
 from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
-from coda_compile.export import export, save_onnx
+from coda_compile.export import export
 from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
 from coda_compile.passes import run_passes
 from coda_compile.precision.quantize import quantize_model
@@ -34,15 +33,14 @@ from coda_compile.prepare.prune_slots import prune_slots
 from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.sources.classes import set_classes
 from coda_compile.sources.truncation import longest
-from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected, verify
 from coda_compile.verify.cases import Inputs, kept_case
 from coda_compile.verify.parity import CaseParity, Tolerances
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets import Bundle, Target, TargetError
-from coda_targets.bundle import MODEL
 from coda_targets.task_adapters import Adapter
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -164,30 +162,29 @@ def compile(
         passes = run_passes(compiled, lowered_for.lowering)
         if several:
             tasks.make_swappable(compiled, source.model)
+    variant = CompiledVariant(lowered_for, precision, compiled, passes)
     with replacing(output, stage) as folder:
-        path = folder / MODEL
-        save_onnx(compiled, path)
+        (file,) = save_variants(folder, [variant])
         tolerances = Tolerances()
         with stage("verify"):
             parity, adapters = {}, dict[str, Path | None]()
             for name, each in sources.items():
                 adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
-                parity[name] = verify_or_keep(each.model, path, lowered_for, tolerances, output, swapped)
+                parity[name] = verify_or_keep(each.model, file.path, lowered_for, tolerances, output, swapped)
         with stage("bundle"):
             described = describe(source.model, digest)
-            case = kept_case(Inputs.of(source.model))
+            case, vectors = kept_case(Inputs.of(source.model)), {}
             for name, each in sources.items():
-                answers = expected(each.model, path, case, lowered_for, _opened(adapters[name]))
+                answers = expected(each.model, file.path, case, lowered_for, _opened(adapters[name]))
                 allowed = elsewhere(each.model, case, parity[name], precision)
-                named = "" if each is source else name
-                reference_vectors.write(folder, case.inputs, *answers, allowed, task=named)
+                vectors["" if each is source else name] = ReferenceVectors(case.inputs, *answers, allowed)
             write_config(folder, described.config)
             if words is not None:
                 write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
                 sentence_folder.write(folder, source.model, source.about)
-            write_report(folder, passes, parity, tolerances, pruning)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
-            write_manifest(folder, described, compiled, lowered_for, precision, infos)
+            built = BuiltVariant(variant, file, parity, tolerances, vectors)
+            write_package(folder, described, [built], infos, pruning)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 

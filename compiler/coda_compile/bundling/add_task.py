@@ -18,6 +18,7 @@ from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected
 from coda_compile.verify.cases import Inputs, kept_case
 from coda_compile.verify.parity import Tolerances
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
@@ -69,17 +70,18 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
-        if manifest.precision != "fp32":
-            quantize_model(source.model, manifest.precision, adapters=False)
+        precision = bundle.variant.precision
+        if precision != "fp32":
+            quantize_model(source.model, precision, adapters=False)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
             parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
             case = kept_case(Inputs.of(source.model))
-            allowed = elsewhere(source.model, case, parity, manifest.precision)
+            allowed = elsewhere(source.model, case, parity, precision)
             answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
-            reference_vectors.write(folder, case.inputs, *answers, allowed, task=name)
+            reference_vectors.write(folder, ReferenceVectors(case.inputs, *answers, allowed), task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")

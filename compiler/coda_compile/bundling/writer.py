@@ -1,56 +1,27 @@
-"""Writing a bundle: whole or not at all, and the same bytes for the same inputs."""
+"""What a bundle says of the model in it, whatever the variants: its configuration and its tokenizer, and where bundles
+may be written at all."""
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.bundling.replace_folder import replacing as replacing
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.logits import logits_info
-from coda_compile.passes import PassReport, operator_counts
-from coda_compile.prepare.pruning import REPORT, Pruning
 from coda_compile.sources.classes import class_names
-from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
 from coda_models.digest import tensor_digest
 from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
-from coda_ops import RUNTIME_DOMAIN
-from coda_targets import BundleError, Target
-from coda_targets.manifest import (
-    MANIFEST,
-    LayerInfo,
-    LogitsInfo,
-    Manifest,
-    OodInfo,
-    SessionInfo,
-    TaskInfo,
-    TensorInfo,
-    list_files,
-    read_manifest,
-    release,
-    unlisted,
-)
-
-_PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
-# First onnxruntime release for each opset and IR version, from its own table of compatibility.
-_RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
-NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
-_RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
-_RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
-_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
-_RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
-
+from coda_targets import BundleError
+from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
 
 def check_output(folder: Path) -> None:
     """Refuse to replace anything but a bundle with nothing else in it, or an empty folder.
@@ -139,7 +110,7 @@ def transformers_config(model: CodaModel) -> dict[str, Any]:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.json."""
-    _write_json(folder / "config.json", without_places(config))
+    write_json(folder / "config.json", without_places(config))
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
@@ -184,34 +155,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
     )
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
-    _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
-
-
-def write_report(
-    folder: Path,
-    passes: list[PassReport],
-    parity: Mapping[str, list[CaseParity]],
-    tolerances: Tolerances,
-    pruning: Pruning | None = None,
-) -> None:
-    """report.json: what was pruned, what every pass did, and how every verified input compared, by task where there are
-    several."""
-    cases = [
-        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
-    ]
-    plain = {
-        "schema_version": 1,
-        "pruning": None if pruning is None else asdict(pruning),
-        "passes": [asdict(report) for report in passes],
-        "parity": {"tolerances": asdict(tolerances), "cases": cases},
-    }
-    _write_json(folder / REPORT, plain)
-
-
-def _plain_parity(case: CaseParity) -> dict[str, Any]:
-    plain = asdict(case)
-    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
-    return plain
+    write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
 
 
 def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
@@ -260,69 +204,6 @@ def ood_info(detector: OodDetector | None) -> OodInfo | None:
     return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
 
 
-def write_manifest(
-    folder: Path,
-    model: Described,
-    compiled: ir.Model,
-    target: Target,
-    precision: str,
-    tasks: Sequence[TaskInfo] = (),
-) -> None:
-    """manifest.json, last of all: it hashes the other files."""
-    opset = dict(sorted(compiled.opset_imports.items()))
-    plugins = [target.plugin.replace("_", "-")] if target.plugin else []
-    manifest = Manifest(
-        task=model.task,
-        architecture=model.architecture,
-        target=target.name,
-        precision=precision,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
-        opset=opset,
-        ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), plugin=bool(target.plugin)),
-        operators=dict(sorted(operator_counts(compiled).items())),
-        inputs=tuple(_tensor_info(value) for value in compiled.graph.inputs if not value.is_initializer()),
-        outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
-        max_tokens=model.max_tokens,
-        width=model.width,
-        feed_forward=model.feed_forward,
-        labels=model.labels,
-        logits=model.logits,
-        model_sha256=model.model_sha256,
-        layers=model.layers,
-        coda_config=model.coda_config,
-        session=SessionInfo(
-            tuple(name for name, _ in target.providers),
-            target.graph_level,
-            target.threads,
-            target.native,
-            next((options for _, options in target.providers), {}),
-        ),
-        ood=model.ood,
-        tasks=tuple(tasks),
-        files=list_files(folder),
-    )
-    (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
-
-
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
-    needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
-    if RUNTIME_DOMAIN in compiled.opset_imports:
-        needed.append(_RUNTIME_OF_ATTENTION)
-    if swapped:
-        needed.append(_RUNTIME_OF_ADAPTERS)
-    if plugin:
-        needed.append(_RUNTIME_OF_PLUGINS)
-    return max(needed, key=release)
-
-
-def _tensor_info(value: ir.Value) -> TensorInfo:
-    assert value.name is not None
-    assert value.shape is not None
-    assert value.dtype is not None
-    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
-
-
-def _write_json(path: Path, plain: Any) -> None:
+def write_json(path: Path, plain: Any) -> None:
+    """Plain values as JSON for people; the same ones give the same bytes."""
     path.write_text(json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

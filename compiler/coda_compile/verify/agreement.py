@@ -1,4 +1,4 @@
-"""Whether the files of a bundle agree with its manifest in what they say, beside having its SHA-256."""
+"""Whether the files of a bundle agree with its coda.json in what they say, beside having its SHA-256."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,21 @@ import onnx
 from coda_compile.logits import logits_info
 from coda_ops.errors import first_line
 from coda_targets import Bundle, BundleError
-from coda_targets.manifest import CONFIG, LogitsInfo
+from coda_targets.manifest import CONFIG, MANIFEST, PACKAGE, LogitsInfo, Manifest
 from coda_targets.weights import locations
 
 _TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClassification": "token-classification"}
 
 
 def check_agreement(bundle: Bundle) -> None:
-    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, and
-    weights with the list of files.
+    """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, variants
+    with manifest.json, where onnxruntime does, and weights with the list of files.
 
     Raises:
         BundleError: what disagrees.
     """
     manifest, folder = bundle.manifest, bundle.folder
-    config = _read_config(folder / CONFIG)
+    config = _read_json(folder / CONFIG)
     named = config.get("id2label")
     if manifest.labels and isinstance(named, dict):
         labels = tuple(str(named.get(str(i))) for i in range(len(named)))
@@ -50,27 +50,52 @@ def check_agreement(bundle: Bundle) -> None:
             f"{folder} is damaged: its manifest allows {manifest.max_tokens} tokens, and its config.json says that the "
             f"model has {positions} positions; compile the model again"
         )
-    try:
-        proto = onnx.load(str(bundle.model_path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        raise BundleError(
-            f"{bundle.model_path} is missing or damaged: {first_line(error)}; compile the model again"
-        ) from None
+    _check_package(folder, manifest)
     listed = {file.path for file in manifest.files}
-    foreign = next((name for name in locations(proto) if name not in listed), None)
-    if foreign is not None:
-        raise BundleError(f"{folder} is damaged: its model has weights in {foreign}, which its manifest does not list")
+    for name in (name for variant in manifest.variants for name in variant.models.values()):
+        foreign = next((weights for weights in _weights_of(folder / name) if weights not in listed), None)
+        if foreign is not None:
+            raise BundleError(
+                f"{folder} is damaged: {name} has weights in {foreign}, which its manifest does not list"
+            )
+
+
+def _check_package(folder: Path, manifest: Manifest) -> None:
+    """Compare name, provider and files of every variant, and their order, with what onnxruntime reads."""
+    components = _read_json(folder / PACKAGE).get("components")
+    ours = {
+        part: [(one.name, next(iter(one.session.providers), None), one.models[part]) for one in manifest.variants]
+        for part in manifest.variants[0].models
+    }
+    try:
+        theirs = {part: [_listed(*item) for item in one["variants"].items()] for part, one in components.items()}
+    except (AttributeError, KeyError, TypeError):
+        theirs = {}
+    if theirs != ours:
+        raise BundleError(f"{folder} is damaged: its {PACKAGE} lists other variants than {MANIFEST}; compile again")
+
+
+def _listed(name: str, variant: dict[str, Any]) -> tuple[str, str | None, str]:
+    return name, variant.get("ep"), variant["executor_info"]["ort"]["model_file"]
+
+
+def _weights_of(path: Path) -> list[str]:
+    """Names of the files that an ONNX file has weights in."""
+    try:
+        return locations(onnx.load(str(path), load_external_data=False))
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(f"{path} is missing or damaged: {first_line(error)}; compile the model again") from None
 
 
 def _meaning(logits: LogitsInfo | None) -> str:
     return "nothing" if logits is None else f"{logits.problem_type} by {logits.activation}"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        plain = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
+        plain = None
+    if not isinstance(plain, dict):
         raise BundleError(f"{path} is missing or damaged: compile the model again")
-    return config
+    return plain

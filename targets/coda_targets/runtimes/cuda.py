@@ -7,6 +7,7 @@ TARGET = Target(
     name="cuda",
     summary="NVIDIA GPUs, onnxruntime's CUDA provider",
     providers=(("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})),
+    device="gpu",
     opset=20,
     operators="function",
     precisions=("fp32", "fp16"),

@@ -17,6 +17,7 @@ class Target:
         name: as on the command line.
         summary: one line for people.
         providers: onnxruntime execution providers with their options, best first; none for a target that runs nothing.
+        device: kind of hardware, in onnxruntime's words: ``cpu``, ``gpu``.
         plugin: package that brings the one provider, where onnxruntime itself does not.
         opset: of the default ONNX domain.
         operators: how the ``ai.coda`` operators are carried: ``function``, or ``inlined`` into standard ones.
@@ -41,6 +42,7 @@ class Target:
     precisions: tuple[str, ...]
     static_shapes: bool
     lowering: tuple[str, ...]
+    device: str = "cpu"
     plugin: str = ""
     native: bool = False
     graph_level: str = "all"

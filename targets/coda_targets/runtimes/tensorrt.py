@@ -6,6 +6,7 @@ TARGET = Target(
     name="tensorrt",
     summary="NVIDIA GPUs, onnxruntime's TensorRT provider",
     providers=(("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})),
+    device="gpu",
     opset=20,
     operators="inlined",
     precisions=("fp32", "fp16"),

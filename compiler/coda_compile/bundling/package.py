@@ -1,0 +1,248 @@
+"""Writing a bundle of one variant or several: whole or not at all, and the same bytes for the same inputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from coda_compile.bundling import weights
+from coda_compile.bundling.ort_manifest import ort_manifest
+from coda_compile.bundling.weights import ModelFile
+from coda_compile.bundling.writer import Described, write_json
+from coda_compile.errors import CompileError
+from coda_compile.passes import PassReport, operator_counts
+from coda_compile.prepare.pruning import REPORT, Pruning
+from coda_compile.verify import reference_vectors
+from coda_compile.verify.parity import CaseParity, Tolerances
+from coda_compile.verify.reference_vectors import ReferenceVectors
+from coda_ops import RUNTIME_DOMAIN
+from coda_targets import Target
+from coda_targets.manifest import (
+    MANIFEST,
+    MODEL,
+    PACKAGE,
+    PART,
+    Manifest,
+    SessionInfo,
+    TaskInfo,
+    TensorInfo,
+    VariantInfo,
+    list_files,
+    release,
+)
+
+_PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+# First onnxruntime release for each opset and IR version, from its own table of compatibility.
+_RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
+NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
+_RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
+_RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
+_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
+_RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
+_PLAIN_PROVIDER = "CPUExecutionProvider"  # what onnxruntime takes where nobody asks for another one
+
+
+@dataclass(frozen=True)
+class CompiledVariant:
+    """The model as it was compiled for a target in a precision, before anything of it is written."""
+
+    target: Target
+    precision: str
+    model: ir.Model
+    passes: list[PassReport]
+
+    @property
+    def name(self) -> str:
+        """As in both manifests."""
+        return self.target.name if self.precision == "fp32" else f"{self.target.name}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class BuiltVariant:
+    """A variant that was written and verified, with the proof.
+
+    Attributes:
+        file: what was verified.
+        parity: of every case, by task; a single task has no name.
+        tolerances: of these.
+        vectors: by task; the first has no name.
+    """
+
+    compiled: CompiledVariant
+    file: ModelFile
+    parity: Mapping[str, list[CaseParity]]
+    tolerances: Tolerances
+    vectors: Mapping[str, ReferenceVectors]
+
+
+def check_variants(variants: Sequence[tuple[str, str]], *, tasks: bool = False) -> None:
+    """Refuse variants that make no bundle.
+
+    Args:
+        variants: target and precision of each.
+        tasks: whether several share the backbone.
+
+    Raises:
+        CompileError: which one stands there twice, or why several are too many.
+    """
+    twice = next((f"{target} {precision}" for target, precision in variants if variants.count((target, precision)) > 1), "")
+    if twice:
+        raise CompileError(f"{twice} is asked for twice: name each target and precision once")
+    if tasks and len(variants) > 1:
+        raise CompileError("tasks that share a backbone share one variant too: give one target and one precision")
+
+
+def save_variants(folder: Path, variants: Sequence[CompiledVariant]) -> list[ModelFile]:
+    """Write the ONNX files of a bundle, which then are verified as they are.
+
+    ``model.onnx`` is the first variant that plain onnxruntime runs on a CPU, or the first where none does.
+
+    Returns:
+        What was written, variant by variant.
+    """
+    plain = [variant.name for variant in variants if _is_plain(variant.target)]
+    default = (plain or [variants[0].name])[0]
+    files = [MODEL if variant.name == default else f"model-{variant.name}.onnx" for variant in variants]
+    return weights.save_models(folder, dict(zip(files, (variant.model for variant in variants), strict=True)))
+
+
+def _is_plain(target: Target) -> bool:
+    return [name for name, _ in target.providers[:1]] == [_PLAIN_PROVIDER]
+
+
+def write_package(
+    folder: Path,
+    described: Described,
+    variants: Sequence[BuiltVariant],
+    tasks: Sequence[TaskInfo] = (),
+    pruning: Pruning | None = None,
+) -> None:
+    """Write what proves the variants and what lists them.
+
+    The folder has all other files already. Last comes coda.json: it hashes them.
+
+    Raises:
+        CompileError: variants that make no bundle.
+    """
+    kinds = [(one.compiled.target.name, one.compiled.precision) for one in variants]
+    check_variants(kinds, tasks=bool(tasks))
+    infos = [_variant_info(one, swapped=bool(tasks)) for one in variants]
+    for info, one in zip(infos, variants, strict=True):
+        for task, vectors in one.vectors.items():
+            reference_vectors.write(reference_vectors.place_of(folder, info), vectors, task=task)
+    write_json(folder / REPORT, _report(variants, pruning))
+    listed = [(info, one.compiled.target) for info, one in zip(infos, variants, strict=True)]
+    (folder / PACKAGE).write_text(ort_manifest(listed), "utf-8")
+    manifest = _manifest(folder, described, variants, infos, tasks)
+    (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
+
+
+def _report(variants: Sequence[BuiltVariant], pruning: Pruning | None) -> dict[str, Any]:
+    """What was pruned and, variant by variant, what every pass did and how every verified input compared."""
+    return {
+        "schema_version": 1,
+        "pruning": None if pruning is None else asdict(pruning),
+        "variants": {
+            one.compiled.name: {
+                "passes": [asdict(report) for report in one.compiled.passes],
+                "parity": {"tolerances": asdict(one.tolerances), "cases": _cases(one.parity)},
+            }
+            for one in variants
+        },
+    }
+
+
+def _cases(parity: Mapping[str, list[CaseParity]]) -> list[dict[str, Any]]:
+    return [
+        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
+    ]
+
+
+def _plain_parity(case: CaseParity) -> dict[str, Any]:
+    plain = asdict(case)
+    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
+    return plain
+
+
+def _manifest(
+    folder: Path,
+    model: Described,
+    variants: Sequence[BuiltVariant],
+    infos: Sequence[VariantInfo],
+    tasks: Sequence[TaskInfo],
+) -> Manifest:
+    inputs, outputs = _interface(variants[0].compiled.model)
+    for other in variants[1:]:
+        if _interface(other.compiled.model) != (inputs, outputs):
+            raise CompileError(f"{infos[0].name} and {other.compiled.name} have different inputs or outputs")
+    plugins = {one.compiled.target.plugin.replace("_", "-") for one in variants} - {""}
+    return Manifest(
+        task=model.task,
+        architecture=model.architecture,
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
+        variants=tuple(infos),
+        inputs=inputs,
+        outputs=outputs,
+        max_tokens=model.max_tokens,
+        width=model.width,
+        feed_forward=model.feed_forward,
+        labels=model.labels,
+        logits=model.logits,
+        model_sha256=model.model_sha256,
+        layers=model.layers,
+        coda_config=model.coda_config,
+        ood=model.ood,
+        tasks=tuple(tasks),
+        files=list_files(folder),
+    )
+
+
+def _variant_info(built: BuiltVariant, *, swapped: bool) -> VariantInfo:
+    """Args: swapped: whether tasks are swapped in."""
+    compiled, target = built.compiled, built.compiled.target
+    return VariantInfo(
+        name=compiled.name,
+        target=target.name,
+        precision=compiled.precision,
+        models={PART: built.file.path.name},
+        external_bytes=built.file.external_bytes,
+        opset=dict(sorted(compiled.model.opset_imports.items())),
+        ir_version=compiled.model.ir_version,
+        minimum_onnxruntime=_minimum_runtime(compiled.model, swapped=swapped, plugin=bool(target.plugin)),
+        operators=dict(sorted(operator_counts(compiled.model).items())),
+        session=SessionInfo(
+            tuple(name for name, _ in target.providers),
+            target.graph_level,
+            target.threads,
+            target.native,
+            next((options for _, options in target.providers), {}),
+        ),
+    )
+
+
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
+    needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
+    if RUNTIME_DOMAIN in compiled.opset_imports:
+        needed.append(_RUNTIME_OF_ATTENTION)
+    if swapped:
+        needed.append(_RUNTIME_OF_ADAPTERS)
+    if plugin:
+        needed.append(_RUNTIME_OF_PLUGINS)
+    return max(needed, key=release)
+
+
+def _interface(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of a graph."""
+    inputs = tuple(_tensor_info(value) for value in model.graph.inputs if not value.is_initializer())
+    return inputs, tuple(_tensor_info(value) for value in model.graph.outputs)
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
