@@ -361,9 +361,7 @@ def open_session(
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
 
 
-def variants_of(
-    folder: Path, manifest: Manifest, target: str | None, precision: str | None
-) -> tuple[VariantInfo, ...]:
+def variants_of(folder: Path, manifest: Manifest, target: str | None, precision: str | None) -> tuple[VariantInfo, ...]:
     """The variants of a target, a precision, or both, in their order.
 
     Raises:

@@ -17,9 +17,7 @@ from coda_targets.manifest import GRAPH_LEVELS, MANIFEST, VariantInfo
 _SCHEMA = "1.0"
 # "portable" refuses files that are links out of the folder, as all are in the cache of a hub.
 _LAYOUT = "installed"
-_GRAPH_LEVELS = dict(
-    zip(GRAPH_LEVELS, ("disable_all", "enable_basic", "enable_extended", "enable_all"), strict=True)
-)
+_GRAPH_LEVELS = dict(zip(GRAPH_LEVELS, ("disable_all", "enable_basic", "enable_extended", "enable_all"), strict=True))
 
 
 def ort_manifest(variants: Sequence[tuple[VariantInfo, Target]]) -> str:

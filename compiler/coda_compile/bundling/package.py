@@ -88,7 +88,9 @@ def check_variants(variants: Sequence[tuple[str, str]], *, tasks: bool = False) 
     Raises:
         CompileError: which one stands there twice, or why several are too many.
     """
-    twice = next((f"{target} {precision}" for target, precision in variants if variants.count((target, precision)) > 1), "")
+    twice = next(
+        (f"{target} {precision}" for target, precision in variants if variants.count((target, precision)) > 1), ""
+    )
     if twice:
         raise CompileError(f"{twice} is asked for twice: name each target and precision once")
     if tasks and len(variants) > 1:

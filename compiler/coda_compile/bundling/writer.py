@@ -23,6 +23,7 @@ from coda_models.provenance import public_name, without_places
 from coda_targets import BundleError
 from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
 
+
 def check_output(folder: Path) -> None:
     """Refuse to replace anything but a bundle with nothing else in it, or an empty folder.
 

@@ -253,13 +253,23 @@ def _reduction(text: str | None) -> str | list[str] | None:
 @cli.command(short_help="Is a bundle intact, and right on this machine?")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
-    """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones."""
-    from coda_compile.verify.reference_vectors import verify_bundle
-    from coda_targets import Bundle
+    """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones: of
+    every variant that this machine can run. It fails where it can run none.
+    """
+    from coda_compile.verify.reference_vectors import check_bundle, verify_outputs
+    from coda_targets import Bundle, TargetError
 
-    opened = Bundle(bundle)
-    for task in opened.tasks or (None,):
-        terminal.verified(verify_bundle(opened, task), task)
+    opened, proved = Bundle(bundle), False
+    check_bundle(opened)
+    for variant in opened.manifest.variants:
+        if lacking := opened.lacks(variant):
+            terminal.not_verified(variant, lacking)
+            continue
+        chosen, proved = Bundle(bundle, target=variant.target, precision=variant.precision), True
+        for task in chosen.tasks or (None,):
+            terminal.verified(verify_outputs(chosen, task), variant.name if task is None else task)
+    if not proved:
+        raise TargetError(f"no variant of {bundle} runs here, so that its outputs were not verified")
 
 
 @cli.command(short_help="What is inside a bundle.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from coda_compile import terminal
+from coda_compile.cli.variant import variant_options
 from coda_ops.files import check_result_file, write_text
 
 
@@ -104,6 +105,7 @@ def bench(
 
 @measure.command(short_help="Did latency regress against a baseline? For CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
 @click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
 @click.option("--by", default=0.05, show_default=True, help="How much slower is accepted, as a fraction.")
@@ -116,6 +118,8 @@ def bench(
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")
 def check(
     bundle: Path,
+    target: str | None,
+    precision: str | None,
     against: str,
     build_baseline: str | None,
     by: float,
@@ -154,11 +158,11 @@ def check(
     from coda_compile.regression.check import check as check_latency
     from coda_targets import Bundle
 
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, target=target, precision=precision)
     with baseline_bundle(against, build_baseline, Path.cwd()) as baseline, outputs.watching() as on_launch:
         result = check_latency(
             opened,
-            baseline,
+            Bundle(baseline, target=target, precision=precision),
             by=by,
             batch=batch,
             tokens=tokens,
@@ -179,11 +183,20 @@ def check(
 
 @measure.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
-def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
+def explain(
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    batch: int,
+    tokens: int | None,
+    runs: int,
+    threads: int,
+) -> None:
     """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
     goes.
 
@@ -196,19 +209,28 @@ def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: in
     from coda_compile.inspect.profile import profile_bundle
     from coda_targets import Bundle
 
-    profile = profile_bundle(Bundle(bundle), batch=batch, tokens=tokens, runs=runs, threads=threads)
+    opened = Bundle(bundle, target=target, precision=precision)
+    profile = profile_bundle(opened, batch=batch, tokens=tokens, runs=runs, threads=threads)
     explain_table.show(explain_profile(profile))
 
 
 @measure.command(short_help="One self-contained HTML page about a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
 @click.option("--text", help="Show the routing of this text.  [default: a short review]")
 @click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label: adds accuracy.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Of the profile.  [default: the benchmark's]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: BUNDLE-report.html beside BUNDLE]")
 def report(
-    bundle: Path, bench: Path | None, text: str | None, data: Path | None, threads: int, output: Path | None
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    bench: Path | None,
+    text: str | None,
+    data: Path | None,
+    threads: int,
+    output: Path | None,
 ) -> None:
     """Write everything known of BUNDLE into one HTML page that needs no network: latency and its bound, where the time
     goes, memory, passes, parity, what the routers do, and how to reproduce it.
@@ -223,7 +245,7 @@ def report(
         from coda_targets import Bundle
     folder = bundle.resolve()
     written = make_report(
-        Bundle(bundle),
+        Bundle(bundle, target=target, precision=precision),
         output or folder.with_name(f"{folder.name}-report.html"),
         bench=bench,
         text=text,
@@ -237,13 +259,21 @@ def report(
 
 @measure.command(short_help="Accuracy on your texts, and how well unknown ones are told.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file, text,label.")
 @click.option("--outside", type=click.Path(path_type=Path), help="CSV file with texts the model is not meant for.")
 @click.option("--model", type=click.Path(path_type=Path), help="The model behind BUNDLE, to compare with.")
 @click.option("--ood-data", type=click.Path(path_type=Path), help="What the bundle's --ood was fitted on.")
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of the model's backbone.")
 def evaluate(
-    bundle: Path, data: Path, outside: Path | None, model: Path | None, ood_data: Path | None, backbone: str | None
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    data: Path,
+    outside: Path | None,
+    model: Path | None,
+    ood_data: Path | None,
+    backbone: str | None,
 ) -> None:
     """Label the texts of a CSV file with BUNDLE: its accuracy and, with texts that the model is not meant for, AUROC,
     AUPR and FPR at 95 % TPR of its out-of-distribution score. With the model that it was made from, both side by side.
@@ -257,7 +287,7 @@ def evaluate(
 
     if outside is not None and model is not None and ood_data is None:
         raise click.UsageError("scoring with the model takes what the bundle was fitted on: --ood-data FILE")
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, target=target, precision=precision)
     source = None
     if model is not None:
         from coda_compile.sources import read_source

@@ -119,8 +119,8 @@ def check(
             advice=("use a machine with two cores or more",),
         )
     timing = compare_latency(
-        old.folder,
-        candidate.folder,
+        old,
+        candidate,
         shared_inputs(old, candidate, batch, tokens or longest),
         by=by,
         threads=threads,

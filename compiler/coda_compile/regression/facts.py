@@ -49,7 +49,7 @@ class Facts:
 
     Attributes:
         multiply_adds: of the layers, for one input of ``max_tokens`` tokens.
-        bytes: of the model's files.
+        bytes: of the variant's model.
         operators: how often each stands in the graph after the runtime's own fusions, ``domain::name`` outside the
             default domain.
         placement: nodes by execution provider.
@@ -90,7 +90,7 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
     a, b = baseline.manifest, candidate.manifest
     sides = {
         "tasks": (a.task, b.task),
-        "targets": (a.target, b.target),
+        "targets": (baseline.variant.target, candidate.variant.target),
         "inputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.inputs) for m in (a, b)),
         "outputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
         "longest inputs": (f"{a.max_tokens} tokens", f"{b.max_tokens} tokens"),
@@ -134,10 +134,9 @@ def read_facts(bundle: Bundle) -> Facts:
         # What a plugin makes of a model it keeps to itself; the file's own operators are left to compare.
         graph = onnx.load(bundle.model_path if bundle.target.plugin else optimised, load_external_data=False).graph
         placement = _placement(profile)
-    files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
     return Facts(
         multiply_adds=multiply_adds(bundle.manifest, bundle.manifest.max_tokens),
-        bytes=files,
+        bytes=bundle.model_bytes,
         operators=dict(Counter(sorted(_operators(graph)))),
         placement=placement,
         preferred=bundle.target.providers[0][0],

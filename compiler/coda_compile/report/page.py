@@ -34,7 +34,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class _Proof:
-    """What the compiler wrote into report.json."""
+    """What the compiler wrote into report.json of a variant."""
 
     pruning: Pruning | None
     passes: list[dict[str, Any]]
@@ -70,7 +70,7 @@ def make_report(
     """
     check_result_file(output, b"<")
     result = None if bench is None else _read_bench(bench, bundle)
-    proof = _read_proof(bundle.folder)
+    proof = _read_proof(bundle)
     with stage("check"):
         bundle.check()
     with stage("profile"):
@@ -98,17 +98,17 @@ def _read_bench(path: Path, bundle: Bundle) -> BenchResult:
     return result
 
 
-def _read_proof(folder: Path) -> _Proof:
-    path = folder / REPORT
+def _read_proof(bundle: Bundle) -> _Proof:
+    path = bundle.folder / REPORT
     try:
-        plain = json.loads(path.read_text("utf-8"))
+        plain = json.loads(path.read_text("utf-8"))["variants"][bundle.variant.name]
         passes = [
             {key: item[key] for key in ("name", "modified", "nodes", "operators", "declined")}
             for item in plain["passes"]
         ]
         keys = ("case", "scores", "gates", "outputs", "narrowest", "ties", "skipped")
         cases = [{key: item[key] for key in keys} for item in plain["parity"]["cases"]]
-        return _Proof(read_pruning(folder), passes, cases, Tolerances(**plain["parity"]["tolerances"]))
+        return _Proof(read_pruning(bundle.folder), passes, cases, Tolerances(**plain["parity"]["tolerances"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(f"{path} is missing or damaged: compile the model again") from None
 
@@ -123,7 +123,7 @@ def _render(
     command: str,
 ) -> str:
     manifest, profile, here = bundle.manifest, explanation.profile, this_machine()
-    found = None if result is None else headline(result, manifest)
+    found = None if result is None else headline(result, bundle)
     line, facts = verdict(found, result, manifest)
     differences = [float(value) for case in proof.cases for value in case["outputs"].values()]
     map_ = inside_charts.routing(routed.words, MOST_WORDS) if routed and routed.words.layers else None
@@ -138,6 +138,7 @@ def _render(
     return environment.get_template("report.html.j2").render(
         name=bundle.folder.resolve().name,
         manifest=manifest,
+        variant=bundle.variant,
         verdict=line,
         facts=facts,
         cards=cards(manifest, found, profile, differences, proof.tolerances, accuracy),

@@ -55,9 +55,7 @@ def check_agreement(bundle: Bundle) -> None:
     for name in (name for variant in manifest.variants for name in variant.models.values()):
         foreign = next((weights for weights in _weights_of(folder / name) if weights not in listed), None)
         if foreign is not None:
-            raise BundleError(
-                f"{folder} is damaged: {name} has weights in {foreign}, which its manifest does not list"
-            )
+            raise BundleError(f"{folder} is damaged: {name} has weights in {foreign}, which its manifest does not list")
 
 
 def _check_package(folder: Path, manifest: Manifest) -> None:
