@@ -154,8 +154,8 @@ def compile(
                 quantize_model(each.model, precision, adapters=not several, texts=texts)
     if ood is not None:
         with stage("ood"):
-            for name, file in fitted_on.items():
-                sources[name].model.ood = fit_ood(sources[name].model, words, ood, file)
+            for name, labelled in fitted_on.items():
+                sources[name].model.ood = fit_ood(sources[name].model, words, ood, labelled)
     with stage("export"):
         compiled = export(source.model, lowered_for.opset)
     with stage("passes"):

@@ -11,9 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from coda_compile.bundling.build_report import read_report
 from coda_compile.inspect.cost import dense_multiply_adds, fewer, layer_multiply_adds, multiply_adds
 from coda_compile.inspect.predict import RoutedWords
-from coda_compile.prepare.pruning import read_pruning
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
 from coda_targets import Bundle
@@ -66,7 +66,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     out.print(f"{folder}: {size / 1e6:.1f} MB for {made}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
-    if (pruning := read_pruning(folder)) is not None:
+    if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
         out.print(f"  a text's embedding: {steps}", soft_wrap=True)

@@ -13,7 +13,7 @@ from coda_ops.errors import CodaError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_Record = TypeVar("_Record")
+_Record = TypeVar("_Record", bound="DataclassInstance")
 
 
 def record_json(record: "DataclassInstance") -> str:

@@ -1,14 +1,12 @@
 """What a benchmark found, as people's JSON: versioned, and never without the machine it was measured on."""
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
 from coda_compile.statistics import Interval, Summary
-from coda_targets.manifest import fits
+from coda_ops.records import read_record, record_json
 
 SCHEMA_VERSION = 1
 
@@ -119,54 +117,18 @@ class BenchResult:
 
     def dump(self) -> str:
         """JSON text."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return record_json(self)
 
 
 def read_result(path: Path) -> BenchResult:
     """Read what ``coda-compile bench --json`` wrote.
 
     Raises:
-        CodaError: no such file, not JSON, or of another version.
+        CodaError: no such file, not JSON, of another version, or without measurements.
     """
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CodaError(f"{path} does not exist: make it with coda-compile bench MODEL --json {path}") from None
-    except (ValueError, RecursionError):
-        raise CodaError(f"{path} is no benchmark result: it is not JSON") from None
-    version = plain.get("schema_version") if isinstance(plain, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CodaError(
-            f"{path} has schema version {version!r}, this release reads benchmark results of {SCHEMA_VERSION}"
-        )
-    try:
-        machine = {**plain["machine"], "instruction_sets": tuple(plain["machine"]["instruction_sets"])}
-        result = BenchResult(
-            **{
-                **plain,
-                "machine": Machine(**machine),
-                "measurements": tuple(_measurement(item) for item in plain["measurements"]),
-                "bounds": tuple(Bound(**item) for item in plain["bounds"]),
-                "skipped": tuple(Skipped(**item) for item in plain["skipped"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CodaError(f"{path} is damaged: {error}; measure again") from None
-    wrong = [field.name for field in fields(BenchResult) if not fits(getattr(result, field.name), field.type)]
-    if wrong:
-        raise CodaError(f"{path} is damaged: its field {wrong[0]!r} makes no sense; measure again")
+    if not path.exists():
+        raise CodaError(f"{path} does not exist: make it with coda-compile bench MODEL --json {path}")
+    result = read_record(path, BenchResult, what="benchmark result", remedy="measure again", version=SCHEMA_VERSION)
     if not result.measurements:
         raise CodaError(f"{path} holds no measurements: measure again")
     return result
-
-
-def _measurement(item: dict[str, Any]) -> Measurement:
-    return Measurement(
-        **{
-            **item,
-            "seconds": tuple(item["seconds"]),
-            "rounds": tuple(item["rounds"]),
-            "summary": Summary(**item["summary"]),
-            "speed_up": {r: Interval(**interval) for r, interval in item["speed_up"].items()},
-        }
-    )

@@ -1,20 +1,20 @@
 """Writing a bundle of one variant or several: whole or not at all, and the same bytes for the same inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from coda_compile.bundling import weights
+from coda_compile.bundling.build_report import BuildReport, PassReport, VariantReport, write_report
 from coda_compile.bundling.ort_manifest import ort_manifest
 from coda_compile.bundling.weights import ModelFile
-from coda_compile.bundling.writer import Described, write_json
+from coda_compile.bundling.writer import Described
 from coda_compile.errors import CompileError
-from coda_compile.passes import PassReport, operator_counts
-from coda_compile.prepare.pruning import REPORT, Pruning
+from coda_compile.passes import operator_counts
+from coda_compile.prepare.pruning import Pruning
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reference_vectors import ReferenceVectors
@@ -88,11 +88,9 @@ def check_variants(variants: Sequence[tuple[str, str]], *, tasks: bool = False) 
     Raises:
         CompileError: which one stands there twice, or why several are too many.
     """
-    twice = next(
-        (f"{target} {precision}" for target, precision in variants if variants.count((target, precision)) > 1), ""
-    )
-    if twice:
-        raise CompileError(f"{twice} is asked for twice: name each target and precision once")
+    for target, precision in variants:
+        if variants.count((target, precision)) > 1:
+            raise CompileError(f"{target} {precision} is asked for twice: name each target and precision once")
     if tasks and len(variants) > 1:
         raise CompileError("tasks that share a backbone share one variant too: give one target and one precision")
 
@@ -135,38 +133,12 @@ def write_package(
     for info, one in zip(infos, variants, strict=True):
         for task, vectors in one.vectors.items():
             reference_vectors.write(reference_vectors.place_of(folder, info), vectors, task=task)
-    write_json(folder / REPORT, _report(variants, pruning))
+    reports = {one.compiled.name: VariantReport.of(one.compiled.passes, one.parity, one.tolerances) for one in variants}
+    write_report(folder, BuildReport(pruning, reports))
     listed = [(info, one.compiled.target) for info, one in zip(infos, variants, strict=True)]
     (folder / PACKAGE).write_text(ort_manifest(listed), "utf-8")
     manifest = _manifest(folder, described, variants, infos, tasks)
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
-
-
-def _report(variants: Sequence[BuiltVariant], pruning: Pruning | None) -> dict[str, Any]:
-    """What was pruned and, variant by variant, what every pass did and how every verified input compared."""
-    return {
-        "schema_version": 1,
-        "pruning": None if pruning is None else asdict(pruning),
-        "variants": {
-            one.compiled.name: {
-                "passes": [asdict(report) for report in one.compiled.passes],
-                "parity": {"tolerances": asdict(one.tolerances), "cases": _cases(one.parity)},
-            }
-            for one in variants
-        },
-    }
-
-
-def _cases(parity: Mapping[str, list[CaseParity]]) -> list[dict[str, Any]]:
-    return [
-        {**_plain_parity(case), **({"task": task} if task else {})} for task, some in parity.items() for case in some
-    ]
-
-
-def _plain_parity(case: CaseParity) -> dict[str, Any]:
-    plain = asdict(case)
-    plain["narrowest"] = None if case.narrowest == float("inf") else case.narrowest
-    return plain
 
 
 def _manifest(

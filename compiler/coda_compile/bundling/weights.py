@@ -57,12 +57,12 @@ def save_models(folder: Path, models: Mapping[str, ir.Model], *, external_above:
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:
     """Large initializers that no run may override."""
-    inputs = set(model.graph.inputs)
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= _SMALLEST:
-            if value not in inputs:
-                yield value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_input():
+            continue
+        if tensor.nbytes >= _SMALLEST:
+            yield value
 
 
 def _key(value: ir.Value) -> _Key:
@@ -97,8 +97,9 @@ def _external(
         tensor, key = value.const_value, keys[value.name]
         if tensor is not None and key in offsets:
             kept[value] = tensor
+            shape, name = ir.Shape(tensor.shape.numpy()), str(value.name)
             value.const_value = ir.ExternalTensor(
-                WEIGHTS, offsets[key], key[0], tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=folder
+                WEIGHTS, offsets[key], key[0], tensor.dtype, shape=shape, name=name, base_dir=folder
             )
     try:
         yield

@@ -111,7 +111,7 @@ def transformers_config(model: CodaModel) -> dict[str, Any]:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.json."""
-    write_json(folder / "config.json", without_places(config))
+    _write_json(folder / "config.json", without_places(config))
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
@@ -156,7 +156,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
     )
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
-    write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
+    _write_json(settings, without_places(json.loads(settings.read_text("utf-8"))))
 
 
 def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
@@ -205,6 +205,5 @@ def ood_info(detector: OodDetector | None) -> OodInfo | None:
     return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
 
 
-def write_json(path: Path, plain: Any) -> None:
-    """Plain values as JSON for people; the same ones give the same bytes."""
+def _write_json(path: Path, plain: Any) -> None:
     path.write_text(json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

@@ -10,11 +10,5 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def variant_options(command: _Command) -> _Command:
     """Add ``--target`` and ``--precision``; without them the first variant that this machine can run is taken."""
-    for option in (
-        click.option("--precision", "-p", metavar="NAME", help="Of the variant to run.  [default: the first]"),
-        click.option(
-            "--target", "-t", metavar="NAME", help="Of the variant to run.  [default: the first that runs here]"
-        ),
-    ):
-        command = option(command)
-    return command
+    command = click.option("--precision", "-p", metavar="NAME", help="Of the variant.  [default: any]")(command)
+    return click.option("--target", "-t", metavar="NAME", help="Of the variant.  [default: any that runs]")(command)

@@ -5,12 +5,12 @@ A target lists the names of its passes in order; here each name meets the pass t
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
+from coda_compile.bundling.build_report import PassReport
 from coda_compile.errors import CompileError
 from coda_compile.export import TAGS
 from coda_compile.passes.attach_functions import AttachFunctions
@@ -64,25 +64,6 @@ _PASSES: dict[str, Callable[[], Pass]] = {
     "attach_functions": AttachFunctions,
     "attach_openvino_functions": lambda: AttachFunctions(openvino=True),
 }
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """What one pass did.
-
-    Attributes:
-        name: of the pass.
-        modified: whether it says that it changed the model.
-        nodes: in the main graph, after it.
-        operators: change in the count of every operator that it changed.
-        declined: how many places it left as they were, by reason.
-    """
-
-    name: str
-    modified: bool
-    nodes: int
-    operators: dict[str, int]
-    declined: dict[str, int]
 
 
 def make_pass(name: str) -> Pass:

@@ -1,11 +1,7 @@
 """What was pruned from a model before it was exported, as report.json tells it. Loads no torch."""
 
-import json
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,3 @@ class Pruning:
             f"r raised in layer {lost}: gates of {most:.2g} at most lost their slots, {self.changed} of {self.answers} "
             f"answers changed, and {'logits' if self.of_logits else 'embeddings'} by {self.moved:.2g} at most"
         )
-
-
-def read_pruning(folder: Path) -> Pruning | None:
-    """What a bundle's report says of it; ``None`` where nothing was asked for."""
-    plain = json.loads((folder / REPORT).read_text("utf-8"))["pruning"]
-    if plain is None:
-        return None
-    return Pruning(**{**plain, "layers": tuple(PrunedLayer(**layer) for layer in plain["layers"])})

@@ -1,17 +1,17 @@
 """Where the baseline comes from: a bundle, or a git ref and the command that builds one there."""
 
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.errors import CodaError
 from coda_ops.files import private_folder
+from coda_ops.records import read_record
 from coda_targets.manifest import MANIFEST
 
 OUTPUT_VARIABLE = "CODA_OUTPUT"
@@ -20,6 +20,13 @@ _GROUPS = hasattr(os, "killpg")
 
 class BaselineError(CodaError):
     """A baseline that cannot be had."""
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What every file of measured figures has: those of a benchmark and those of an earlier check."""
+
+    machine: Machine
 
 
 @contextmanager
@@ -50,20 +57,19 @@ def baseline_bundle(against: str, command: str | None, repository: Path) -> Iter
 
 def _about_figures(path: Path) -> str:
     """Why a file is no baseline; figures of an earlier check or benchmark name their machine."""
+    remedy = "give the baseline's bundle"
     try:
-        machine: dict[str, Any] = json.loads(path.read_text("utf-8"))["machine"]
-        there = Machine(**{**machine, "instruction_sets": tuple(machine["instruction_sets"])})
-        differences = this_machine().differences(there)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return f"{path} is a file, not a bundle folder: give the baseline's bundle"
+        figures = read_record(path, _Figures, what="file of figures", remedy=remedy)
+    except CodaError:
+        return f"{path} is a file, not a bundle folder: {remedy}"
+    differences = this_machine().differences(figures.machine)
     if differences:
         return (
             f"{path} was measured on another machine ({'; '.join(differences)}) and figures are never compared across "
-            "machines: give the baseline's bundle"
+            f"machines: {remedy}"
         )
     return (
-        f"{path} holds figures of another time, which drift alone makes differ: give the baseline's bundle, "
-        "and both are timed in turns"
+        f"{path} holds figures of another time, which drift alone makes differ: {remedy}, and both are timed in turns"
     )
 
 

@@ -1,7 +1,6 @@
 """Figures of the bundle itself: where its time goes, how exactly it computes, which words its layers route."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -9,7 +8,7 @@ from coda_compile.inspect.predict import RoutedWords
 from coda_compile.inspect.profile import Profile
 from coda_compile.report.formats import Table, milliseconds, percent, tiny
 from coda_compile.report.plots import NEUTRAL, SERIES, Bar, Plot, bars_figure, bars_height, escaped, layout, row_label
-from coda_compile.verify.parity import Tolerances
+from coda_compile.verify.parity import CaseParity, Tolerances
 
 _ROLES = {
     "attention": ("attention",),
@@ -98,12 +97,12 @@ def time_by_operator(profile: Profile) -> Plot:
     return Plot("time-operators", label, bars_figure(bars, "milliseconds a run"), table, bars_height(bars))
 
 
-def parity(cases: Sequence[dict[str, Any]], tolerances: Tolerances) -> Plot:
+def parity(cases: Sequence[CaseParity], tolerances: Tolerances) -> Plot:
     """Differences from torch against what is tolerated, and the margins that routing decisions had."""
-    names = [str(case["case"]) for case in cases]
-    scores = [float(case["scores"]) for case in cases]
-    outputs = [max(map(float, case["outputs"].values()), default=0.0) for case in cases]
-    margins = [case["narrowest"] for case in cases]
+    names = [case.case for case in cases]
+    scores = [case.scores for case in cases]
+    outputs = [max(case.outputs.values(), default=0.0) for case in cases]
+    margins = [case.narrowest for case in cases]
     figure = go.Figure(layout=layout())
     for label, values, symbol, colour in (
         ("difference of scores", scores, "circle", SERIES[0]),
@@ -135,10 +134,10 @@ def parity(cases: Sequence[dict[str, Any]], tolerances: Tolerances) -> Plot:
             (
                 name,
                 tiny(score),
-                tiny(float(case["gates"])),
+                tiny(case.gates),
                 tiny(output),
-                "nothing left out" if case["narrowest"] is None else tiny(float(case["narrowest"])),
-                str(len(case["ties"])),
+                "nothing left out" if case.narrowest is None else tiny(case.narrowest),
+                str(len(case.ties)),
             )
             for name, score, output, case in zip(names, scores, outputs, cases, strict=True)
         ],

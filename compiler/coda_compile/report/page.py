@@ -1,12 +1,10 @@
 """Assemble the page and write it, whole or not at all."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,32 +12,21 @@ from plotly.offline import get_plotlyjs
 
 from coda_compile.bench.machine import Machine, this_machine
 from coda_compile.bench.result import BenchResult, read_result
+from coda_compile.bundling.build_report import BuildReport, PassReport, read_report
 from coda_compile.errors import CodaError, as_sentences
 from coda_compile.inspect.accuracy import Accuracy, measure
 from coda_compile.inspect.explain import Explanation, explain, layer_ranges
 from coda_compile.inspect.profile import profile_bundle
-from coda_compile.prepare.pruning import REPORT, Pruning, read_pruning
 from coda_compile.report import charts, inside_charts
 from coda_compile.report.formats import Table, percent, size
 from coda_compile.report.plots import Plot
 from coda_compile.report.routing_map import MOST_WORDS, SAMPLE, RoutedText, route_text
 from coda_compile.report.summary import cards, headline, reference_of, verdict
-from coda_compile.verify.parity import Tolerances
 from coda_ops.files import check_result_file, replacing_file
 from coda_targets import Bundle, BundleError
 from coda_targets.modalities.text import TOKENIZER
 
 Stage = Callable[[str], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class _Proof:
-    """What the compiler wrote into report.json of a variant."""
-
-    pruning: Pruning | None
-    passes: list[dict[str, Any]]
-    cases: list[dict[str, Any]]
-    tolerances: Tolerances
 
 
 @as_sentences()
@@ -70,7 +57,11 @@ def make_report(
     """
     check_result_file(output, b"<")
     result = None if bench is None else _read_bench(bench, bundle)
-    proof = _read_proof(bundle)
+    report = read_report(bundle.folder)
+    if bundle.variant.name not in report.variants:
+        raise BundleError(
+            f"{bundle.folder} has no report of its variant {bundle.variant.name}: compile the model again"
+        )
     with stage("check"):
         bundle.check()
     with stage("profile"):
@@ -81,7 +72,7 @@ def make_report(
     with stage("accuracy"):
         accuracy = None if data is None else measure(bundle, data)
     with stage("page"):
-        page = _render(bundle, result, proof, explanation, routed, accuracy, command)
+        page = _render(bundle, result, report, explanation, routed, accuracy, command)
         with replacing_file(output) as new:
             new.write_bytes(page.encode("utf-8", "replace"))  # names of folders may be any bytes
     return output
@@ -98,25 +89,10 @@ def _read_bench(path: Path, bundle: Bundle) -> BenchResult:
     return result
 
 
-def _read_proof(bundle: Bundle) -> _Proof:
-    path = bundle.folder / REPORT
-    try:
-        plain = json.loads(path.read_text("utf-8"))["variants"][bundle.variant.name]
-        passes = [
-            {key: item[key] for key in ("name", "modified", "nodes", "operators", "declined")}
-            for item in plain["passes"]
-        ]
-        keys = ("case", "scores", "gates", "outputs", "narrowest", "ties", "skipped")
-        cases = [{key: item[key] for key in keys} for item in plain["parity"]["cases"]]
-        return _Proof(read_pruning(bundle.folder), passes, cases, Tolerances(**plain["parity"]["tolerances"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise BundleError(f"{path} is missing or damaged: compile the model again") from None
-
-
 def _render(
     bundle: Bundle,
     result: BenchResult | None,
-    proof: _Proof,
+    report: BuildReport,
     explanation: Explanation,
     routed: RoutedText | None,
     accuracy: Accuracy | None,
@@ -125,7 +101,8 @@ def _render(
     manifest, profile, here = bundle.manifest, explanation.profile, this_machine()
     found = None if result is None else headline(result, bundle)
     line, facts = verdict(found, result, manifest)
-    differences = [float(value) for case in proof.cases for value in case["outputs"].values()]
+    made = report.variants[bundle.variant.name]
+    differences = [value for case in made.parity.cases for value in case.outputs.values()]
     map_ = inside_charts.routing(routed.words, MOST_WORDS) if routed and routed.words.layers else None
     environment = Environment(
         loader=PackageLoader("coda_compile", "report"),
@@ -141,7 +118,7 @@ def _render(
         variant=bundle.variant,
         verdict=line,
         facts=facts,
-        cards=cards(manifest, found, profile, differences, proof.tolerances, accuracy),
+        cards=cards(manifest, found, profile, differences, made.parity.tolerances, accuracy),
         bench=result,
         elsewhere=[] if result is None else here.differences(result.machine),
         latency=_latency(result),
@@ -150,10 +127,10 @@ def _render(
         profile=profile,
         kernel_share=percent(profile.kernel_seconds / profile.run_seconds),
         time=[inside_charts.time_by_layer(profile), inside_charts.time_by_operator(profile)],
-        pruning=proof.pruning,
-        passes=_passes(proof.passes),
+        pruning=report.pruning,
+        passes=_passes(made.passes),
         fusions=_fusions(explanation),
-        parity=inside_charts.parity(proof.cases, proof.tolerances),
+        parity=inside_charts.parity(made.parity.cases, made.parity.tolerances),
         routed=routed,
         routing=map_,
         drawn=MOST_WORDS,
@@ -202,13 +179,13 @@ def _memory(result: BenchResult | None) -> Plot | None:
     return charts.memory(same)
 
 
-def _passes(passes: list[dict[str, Any]]) -> Table:
+def _passes(passes: Sequence[PassReport]) -> Table:
     rows = []
     for item in passes:
-        changes = ", ".join(f"{name} {count:+d}".replace("-", "−") for name, count in item["operators"].items())
-        done = (changes or "changed no operator count") if item["modified"] else "declined: found nothing to change"
-        done += "".join(f"; left {count}: {reason}" for reason, count in item["declined"].items())
-        rows.append((str(item["name"]), done, str(item["nodes"])))
+        changes = ", ".join(f"{name} {count:+d}".replace("-", "−") for name, count in item.operators.items())
+        done = (changes or "changed no operator count") if item.modified else "declined: found nothing to change"
+        done += "".join(f"; left {count}: {reason}" for reason, count in item.declined.items())
+        rows.append((item.name, done, str(item.nodes)))
     caption = "In order; changes in the count of each operator, and the nodes that were left."
     return Table(caption, ("pass", "what it did", "nodes after"), rows, names=2)
 

@@ -60,7 +60,7 @@ def check_agreement(bundle: Bundle) -> None:
 
 def _check_package(folder: Path, manifest: Manifest) -> None:
     """Compare name, provider and files of every variant, and their order, with what onnxruntime reads."""
-    components = _read_json(folder / PACKAGE).get("components")
+    components: Any = _read_json(folder / PACKAGE).get("components")
     ours = {
         part: [(one.name, next(iter(one.session.providers), None), one.models[part]) for one in manifest.variants]
         for part in manifest.variants[0].models

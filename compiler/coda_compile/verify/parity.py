@@ -65,28 +65,31 @@ class CaseParity:
     Attributes:
         case: what the input was, for people.
         scores, gates, outputs: largest differences seen, outputs by name.
-        narrowest: the smallest margin between a selected and an unselected token, over all layers and examples.
+        narrowest: the smallest margin between a selected and an unselected token, over all layers and examples;
+            ``None`` where none leaves a token out.
         ties: differing slots, each explained.
         skipped: examples not compared to the end because a tie sent them another way.
         float64: whether the reference is in float64, as float32 could not tell who is right.
+        task: of a bundle with several.
     """
 
     case: str
     scores: float = 0.0
     gates: float = 0.0
     outputs: dict[str, float] = field(default_factory=dict)
-    narrowest: float = float("inf")
+    narrowest: float | None = None
     ties: list[Tie] = field(default_factory=list)
     skipped: int = 0
     float64: bool = False
+    task: str = ""
 
 
-def margin(scores: NDArray[Any], mask: NDArray[Any], selected: Sequence[int]) -> float:
-    """Lowest selected score minus highest unselected valid one; infinite where nothing is left out."""
+def margin(scores: NDArray[Any], mask: NDArray[Any], selected: Sequence[int]) -> float | None:
+    """Lowest selected score minus highest unselected valid one; ``None`` where nothing is left out."""
     chosen = np.zeros(mask.shape, dtype=bool)
     chosen[list(selected)] = True
     inside, outside = scores[chosen & mask], scores[~chosen & mask]
-    return float(inside.min() - outside.max()) if inside.size and outside.size else float("inf")
+    return float(inside.min() - outside.max()) if inside.size and outside.size else None
 
 
 class Comparison:
@@ -219,7 +222,8 @@ class Comparison:
         where = f"selection of layer {actual.layer}, example {example}"
         if len(got) != len(expected):
             self._fail(f"{where} routes {len(got)} tokens, expected {len(expected)}")
-        self.result.narrowest = min(self.result.narrowest, margin(scores, mask, expected))
+        margins = self.result.narrowest, margin(scores, mask, expected)
+        self.result.narrowest = min((one for one in margins if one is not None), default=None)
         boundary = float(scores[expected].min()) if expected else 0.0
         for position in sorted(set(got) ^ set(expected)):
             distance = abs(float(scores[position]) - boundary)

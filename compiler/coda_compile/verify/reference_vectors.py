@@ -6,10 +6,8 @@ layer, in ``routed_outputs/``. Of several variants each but the one in ``model.o
 own, and of several tasks each but the first a set by its name.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +18,7 @@ from coda_compile.verify.agreement import check_agreement
 from coda_compile.verify.first_token import selecting, through_first
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances, margin
 from coda_ops.errors import first_line
+from coda_ops.records import read_record, record_json
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.manifest import MODEL, PART, VariantInfo
@@ -29,6 +28,30 @@ DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
 ROUTED = "routed_outputs"
 _MOST_ALLOWED = 1.0  # difference; eight bits allow a tenth of that
+
+
+@dataclass(frozen=True)
+class _LayerRouting:
+    """What the router of one layer decided, a row for each example.
+
+    Attributes:
+        scores: of the valid tokens.
+        selected: positions, sorted.
+        margins: between selected and others, ``None`` where none is left out.
+    """
+
+    layer: int
+    scores: tuple[tuple[float, ...], ...]
+    selected: tuple[tuple[int, ...], ...]
+    margins: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """expected.json."""
+
+    tolerances: Tolerances
+    routing: tuple[_LayerRouting, ...]
 
 
 @dataclass(frozen=True)
@@ -77,23 +100,16 @@ def write(place: Path, vectors: ReferenceVectors, *, task: str = "") -> None:
             (folder / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
     mask = vectors.inputs["attention_mask"].astype(bool)
     examples = range(mask.shape[0])
-    plain = {
-        "tolerances": asdict(vectors.tolerances),
-        "routing": [
-            {
-                "layer": d.layer,
-                "scores": [[float(x) for x in d.scores[e][mask[e]]] for e in examples],
-                "selected": [d.selected(e) for e in examples],
-                "margins": [_finite(margin(d.scores[e], mask[e], d.selected(e))) for e in examples],
-            }
-            for d in vectors.decisions
-        ],
-    }
-    expected.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    routing = tuple(
+        _LayerRouting(
+            d.layer,
+            scores=tuple(tuple(map(float, d.scores[e][mask[e]])) for e in examples),
+            selected=tuple(tuple(d.selected(e)) for e in examples),
+            margins=tuple(margin(d.scores[e], mask[e], d.selected(e)) for e in examples),
+        )
+        for d in vectors.decisions
+    )
+    expected.write_text(record_json(_Stored(vectors.tolerances, routing)), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -123,14 +139,16 @@ def read(place: Path, task: str = "") -> tuple[Arrays, Expected]:
         BundleError: absent or damaged.
     """
     data, stored, elsewhere = _places(place, task)
+    known = read_record(
+        stored, _Stored, what="record of test data", remedy="compile the model again", error=BundleError
+    )
     try:
         inputs, outputs, routed = _arrays(data, "input"), _arrays(data, "output"), _arrays(elsewhere, "output")
-        plain = json.loads(stored.read_text("utf-8"))
-        tolerances = Tolerances(**{name: float(value) for name, value in plain["tolerances"].items()})
+        tolerances = known.tolerances
         if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
             raise ValueError("their tolerances would prove nothing")
         mask = inputs["attention_mask"].astype(bool)
-        routing = {int(item["layer"]): _routing(item, mask) for item in plain["routing"]}
+        routing = {one.layer: _routing(one, mask) for one in known.routing}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {place} are damaged: {first_line(error)}; compile it again") from None
     if not outputs or (routing and not routed):
@@ -147,11 +165,11 @@ def _arrays(place: Path, kind: str) -> Arrays:
     return found
 
 
-def _routing(item: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
+def _routing(stored: _LayerRouting, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], list[list[int]]]:
     scores = np.zeros(mask.shape, np.float32)
-    for example, row in enumerate(item["scores"]):
+    for example, row in enumerate(stored.scores):
         scores[example][mask[example]] = row
-    selected = [[int(position) for position in row] for row in item["selected"]]
+    selected = [list(row) for row in stored.selected]
     if len(selected) != len(mask) or not all(mask[e][row].all() for e, row in enumerate(selected)):
         raise ValueError("a selection that does not fit its input")
     return scores, selected

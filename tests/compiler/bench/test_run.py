@@ -85,8 +85,8 @@ def test_a_result_survives_its_file(result: BenchResult, tmp_path: Path):
     [
         ("{", "is not JSON"),
         ("[]", "schema version None"),
-        ('{"schema_version": 9}', "schema version 9, this release reads benchmark results of 1"),
-        ('{"schema_version": 1}', "is damaged: 'machine'; measure again"),
+        ('{"schema_version": 9}', "schema version 9, this release reads a benchmark result of version 1"),
+        ('{"schema_version": 1}', "is damaged: object missing required field `command`; measure again"),
     ],
 )
 def test_damaged_results_are_refused(tmp_path: Path, text: str, sentence: str):

@@ -14,10 +14,11 @@ from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
+from coda_compile.bundling.build_report import read_report
 from coda_compile.cli.main import cli
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare.prune_slots import _compare, prune_slots
-from coda_compile.prepare.pruning import PrunedLayer, Pruning, read_pruning
+from coda_compile.prepare.pruning import PrunedLayer, Pruning
 from coda_compile.verify.cases import Inputs, make_case
 from coda_models import CodaConfig, CodaModel, save
 from coda_models.model import CodaOutput
@@ -141,7 +142,7 @@ def test_a_pruned_model_is_verified_and_its_bundle_says_what_went(precision: str
     model = spread(CodaConfig(reduction=2))
     given_ = arrays(model, 40, 50)
     bundle = compile(model, output=tmp_path / "b", precision=precision, calibration=given_, prune_gates=0.05)
-    pruning = read_pruning(bundle.folder)
+    pruning = read_report(bundle.folder).pruning
     assert pruning is not None
     assert pruning.layers
     for one in pruning.layers:
@@ -149,7 +150,7 @@ def test_a_pruned_model_is_verified_and_its_bundle_says_what_went(precision: str
     assert f"{pruning.changed} of 2 answers changed, and logits by" in str(pruning)
     assert model.coda_config.reduction == 2  # the caller's stays as it is
     plain = compile(model, output=tmp_path / "plain")
-    assert read_pruning(plain.folder) is None
+    assert read_report(plain.folder).pruning is None
     if precision == "fp32":
         for text in given_:
             moved = np.abs(bundle.run(text)["logits"] - plain.run(text)["logits"]).max()

@@ -145,7 +145,7 @@ def test_intact_model_passes(model, compiled: Bundle):
         assert 0 < result.outputs["logits"] < 5e-5
         assert result.skipped == 0
         assert result.scores < 5e-4
-    assert min(result.narrowest for result in free) < float("inf")
+    assert any(result.narrowest is not None for result in free)
 
 
 def test_reference_is_torchs_own_choice(model):
