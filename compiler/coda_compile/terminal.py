@@ -168,7 +168,7 @@ def _variants(bundle: Bundle) -> None:
     m = bundle.manifest
     sizes = {file.path: file.bytes for file in m.files}
     shown = Table(title="variants", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
-    for name in ("variant", "file", "MB", f"of it in {WEIGHTS}", "onnxruntime", "opset", "here"):
+    for name in ("variant", "file", "MB", f"in {WEIGHTS}", "needs onnxruntime", "opset", "here"):
         shown.add_column(name, justify="right" if name == "MB" or WEIGHTS in name else "left")
     for one in m.variants:
         own = sum(sizes[name] for name in one.models.values())
@@ -177,12 +177,12 @@ def _variants(bundle: Bundle) -> None:
             one.name,
             ", ".join(one.models.values()),
             f"{(own + one.external_bytes) / 1e6:,.1f}",
-            f"{one.external_bytes / 1e6:,.1f}" if one.external_bytes else "none",
-            f"{one.minimum_onnxruntime} or newer",
+            f"{one.external_bytes / 1e6:,.1f}" if one.external_bytes else "",
+            one.minimum_onnxruntime,
             str(one.opset[""]),
             "taken" if runs and one == bundle.variant else runs or "cannot run",
         )
-    out.print(shown)
+    whole(shown)
     for one in m.variants:
         counts = sorted(one.operators.items(), key=lambda item: (-item[1], item[0]))
         out.print(f"operators of {one.name}\n  {', '.join(f'{name} {count}' for name, count in counts)}")

@@ -84,7 +84,7 @@ def test_a_task_is_a_small_file(several: Bundle):
     sizes = {file.path: file.bytes for file in several.manifest.files}
     trained = sum(MODELS["topics"].get_parameter(name).numel() for name in MODELS["topics"].trainable_names())
     assert trained * 4 < sizes["adapters/topics.onnx_adapter"] < trained * 4 + 10_000
-    assert several.manifest.minimum_onnxruntime == "1.21.1"
+    assert several.variant.minimum_onnxruntime == "1.21.1"
     assert [tensor.name for tensor in several.manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
 
 
@@ -301,7 +301,7 @@ def test_damaged_task(own: Bundle, damage: Any):
 
 
 def test_a_task_outside_the_bundle_is_refused(own: Bundle):
-    path = own.folder / "manifest.json"
+    path = own.folder / "coda.json"
     plain = json.loads(path.read_text())
     plain["tasks"][1]["adapter"] = "../moods.onnx_adapter"
     path.write_text(json.dumps(plain))

@@ -204,7 +204,7 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
     out = call(str(checkpoint), *options, "--tokenizer", str(compiled.folder), "-o", "chosen").worked()
     assert "r=2 int8" in out
     assert "the fastest that loses at most 100 points; one text is 50" in out
-    assert Bundle("chosen").manifest.precision in ("fp32", "int8")
+    assert Bundle("chosen").variant.precision in ("fp32", "int8")
 
 
 def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
@@ -214,7 +214,7 @@ def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
     Path("texts.csv").write_text("text\ngood film\nbad plot w1 w2\n")
     options = ["-p", "int8-static", "--calibrate", "texts.csv", "--tokenizer", str(compiled.folder)]
     assert "verified" in call(str(checkpoint), *options, "-o", "static").worked()
-    assert Bundle("static").manifest.precision == "int8-static"
+    assert Bundle("static").variant.precision == "int8-static"
     assert "intact and right" in call("verify", "static").worked()
 
 
@@ -307,15 +307,15 @@ import coda_compile.pipeline as pipeline
 from coda_compile.cli.main import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-write_report = pipeline.write_report
+write_package = pipeline.write_package
 
 def stop(folder, *args):
-    write_report(folder, *args)
+    write_package(folder, *args)
     print(folder, flush=True)
     while True:  # signal.pause() would miss a signal that comes just before it
         time.sleep(0.1)
 
-pipeline.write_report = stop
+pipeline.write_package = stop
 sys.argv = ["coda-compile", {checkpoint!r}, "-o", "b"]
 main()
 """
@@ -350,13 +350,13 @@ def test_nohup_is_heard(monkeypatch: pytest.MonkeyPatch):
 def test_full_disk(call: Call, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     from coda_compile import pipeline
 
-    write_report = pipeline.write_report
+    write_package = pipeline.write_package
 
     def full(folder: Path, *arguments: Any) -> None:
-        write_report(folder, *arguments)
+        write_package(folder, *arguments)
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "report.json"))
 
-    monkeypatch.setattr(pipeline, "write_report", full)
+    monkeypatch.setattr(pipeline, "write_package", full)
     message = call(str(checkpoint), "-o", "b").refused()
     assert message.startswith("no space left on the disk writing ")
     assert message.endswith("report.json: free some and try again; nothing was kept")
@@ -379,7 +379,7 @@ def test_verify_a_damaged_bundle(call: Call, copied: Path):
         assert f"{name} is missing" in call("verify", str(copied)).refused()
         (copied / name).write_bytes(kept)
     (copied / MANIFEST).write_bytes(b"{")
-    assert "manifest.json is damaged: it is not JSON" in call("verify", str(copied)).refused()
+    assert "coda.json is damaged: it is not JSON" in call("verify", str(copied)).refused()
 
 
 def test_inspect(call: Call, compiled: Bundle):

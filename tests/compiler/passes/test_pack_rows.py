@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_answers_stay(config: str, precision: str, tmp_path: Path):
     """Compiling verifies against torch, on full and ragged batches."""
     model = tiny_coda("bert", CodaConfig(**CONFIGS[config]))
-    operators = compile(model, output=tmp_path / "bundle", precision=precision, pack=True).manifest.operators
+    operators = compile(model, output=tmp_path / "bundle", precision=precision, pack=True).variant.operators
     assert operators["ai.coda::PackTokens"] > 0
 
 
@@ -56,13 +56,13 @@ def test_rows_of_dense_and_routed_layers_share_no_buffer(tmp_path: Path):
 
 
 def test_it_is_asked_for(compiled: Bundle):
-    assert "ai.coda::PackTokens" not in compiled.manifest.operators
+    assert "ai.coda::PackTokens" not in compiled.variant.operators
 
 
 @pytest.mark.parametrize("family", ["mpnet", "roberta-prelayernorm"])
 def test_relative_positions_and_pre_norm(family: str, tmp_path: Path):
     bundle = compile(tiny_coda(family, CodaConfig(reduction=2)), output=tmp_path / "bundle", pack=True)
-    assert bundle.manifest.operators["ai.coda::UnpackTokens"] > 0
+    assert bundle.variant.operators["ai.coda::UnpackTokens"] > 0
 
 
 def test_kernels_and_bodies_agree(tmp_path: Path):

@@ -55,8 +55,8 @@ def test_attention_feed_forward_and_in_int8_adapters_are_rounded_and_nothing_els
 
 
 def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
-    assert quantised.manifest.precision == "int8"
-    counts = quantised.manifest.operators
+    assert quantised.variant.precision == "int8"
+    counts = quantised.variant.operators
     assert counts["ai.coda::Int8Linear"] == 6  # with one for query, key and value
     assert counts["ai.coda::Int8LinearGelu"] == counts["ai.coda::Int8RouterAdapter"] == 2
     quantised.check()
@@ -77,7 +77,7 @@ def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path:
     bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int8")
     # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
     products = {"k_to_all": 10, "k_to_k": 8}[config.attention]
-    assert bundle.manifest.operators["ai.coda::Int8Linear"] == products
+    assert bundle.variant.operators["ai.coda::Int8Linear"] == products
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path:
 )
 def test_four_bits_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
     bundle = compile(tiny_coda(family, config), output=tmp_path / "bundle", precision="int4")
-    assert bundle.manifest.operators["ai.coda::Int4Linear"] == 12
+    assert bundle.variant.operators["ai.coda::Int4Linear"] == 12
     verify_bundle(bundle)
 
 
@@ -212,7 +212,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     monkeypatch.setattr(sys, "argv", command)
     main()
     assert "verified" in capfd.readouterr().out
-    assert Bundle(output).manifest.precision == "int8"
+    assert Bundle(output).variant.precision == "int8"
     monkeypatch.setattr(sys, "argv", ["coda-compile", "verify", str(output)])
     main()
     assert "intact and right" in capfd.readouterr().out

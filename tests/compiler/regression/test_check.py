@@ -192,7 +192,7 @@ def test_the_command_cannot_tell_from_a_few_launches(compiled: Bundle, tmp_path:
             (),
             "there is no bundle nothing: give a bundle's folder, or a git ref with --build-baseline COMMAND",
         ),
-        (".", (), ". is no bundle: it has no manifest.json"),
+        (".", (), ". is no bundle: it has no coda.json"),
         ("main", ("--build-baseline", "true"), " is in no git repository"),
         (".", ("--json", "gone/check.json"), "gone does not exist: make it, or write check.json elsewhere"),
     ],

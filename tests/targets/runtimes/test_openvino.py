@@ -109,7 +109,7 @@ def test_a_plugin_that_cannot_be_used(runtime: dict[str, Any], sentence: str, mo
 
 
 def test_weights_alone_are_rounded_in_the_file(lowered: Bundle):
-    counts = lowered.manifest.operators
+    counts = lowered.variant.operators
     assert counts["DequantizeLinear"] == 16  # eight a layer, adapters too
     assert "ai.coda::Int8Linear" not in counts
     assert not any("::" in name and not name.startswith("ai.coda::") for name in counts)  # OpenVINO fuses by itself
@@ -121,10 +121,11 @@ def test_weights_alone_are_rounded_in_the_file(lowered: Bundle):
 
 
 def test_the_manifest_says_how_a_session_is_made(tmp_path: Path, lowered: Bundle):
-    assert lowered.manifest.target == "openvino"
-    made = replace(lowered.manifest.session, options={"INFERENCE_PRECISION_HINT": "f16"})
+    assert lowered.variant.target == "openvino"
+    made = replace(lowered.variant.session, options={"INFERENCE_PRECISION_HINT": "f16"})
     (lowered_copy := tmp_path / "b").mkdir()
-    (lowered_copy / "manifest.json").write_text(replace(lowered.manifest, session=made).dump())
+    variant = replace(lowered.variant, session=made)
+    (lowered_copy / "coda.json").write_text(replace(lowered.manifest, variants=(variant,)).dump())
     ((name, options),) = Bundle(lowered_copy).target.providers
     assert (name, options) == ("OpenVINOExecutionProvider", {"INFERENCE_PRECISION_HINT": "f16"})
     assert dict(get_target("openvino").providers)[name]["INFERENCE_PRECISION_HINT"] == "f32"
@@ -181,8 +182,8 @@ slow = pytest.mark.slow
 )
 def test_every_family_verifies_in_openvino(family: str, config: CodaConfig, precision: str, tmp_path: Path):
     bundle = compile(tiny_coda(family, config, seed=7), "openvino", output=tmp_path / "b", precision=precision)
-    assert bundle.manifest.minimum_onnxruntime == "1.23"
-    assert bundle.manifest.session.options["INFERENCE_PRECISION_HINT"] == "f32"
+    assert bundle.variant.minimum_onnxruntime == "1.23"
+    assert bundle.variant.session.options["INFERENCE_PRECISION_HINT"] == "f32"
     verify_bundle(bundle)
 
 
@@ -229,7 +230,7 @@ def test_the_demo_answers_as_on_cpu(demo: dict[str, Bundle]):
     cpu, openvino = ([record for _, record, _ in predict(bundle, texts, batch=5)] for bundle in demo.values())
     assert [record["label"] for record in openvino] == [record["label"] for record in cpu]
     # In int8 both round activations, by steps of their own.
-    within = 1e-4 if demo["cpu"].manifest.precision == "fp32" else 5e-2
+    within = 1e-4 if demo["cpu"].variant.precision == "fp32" else 5e-2
     np.testing.assert_allclose([r["score"] for r in openvino], [r["score"] for r in cpu], rtol=0, atol=within)
 
 
@@ -246,7 +247,7 @@ def test_the_demo_runs_every_shape_and_padding_changes_nothing(demo: dict[str, B
         for row, length in enumerate(lengths):
             alone = bundle.run({"input_ids": ids[row : row + 1, :length]})["logits"]
             # In int8 the last bit of an activation may decide between two levels.
-            within = 2e-4 if bundle.manifest.precision == "fp32" else 5e-2
+            within = 2e-4 if bundle.variant.precision == "fp32" else 5e-2
             np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=within)
 
 
@@ -281,7 +282,7 @@ def test_routing_is_read_in_openvino(demo: dict[str, Bundle]):
     cpu, openvino = (RoutingProbe.of(bundle).run(bundle.prepare(ids))[1] for bundle in demo.values())
     assert [d.layer for d in openvino] == [d.layer for d in cpu] == [0, 2, 3, 4, 5]
     same = [len({*a.selected(0)} & {*b.selected(0)}) / a.used[0].sum() for a, b in zip(cpu, openvino, strict=True)]
-    assert min(same) == 1.0 if demo["cpu"].manifest.precision == "fp32" else min(same) > 0.8
+    assert min(same) == 1.0 if demo["cpu"].variant.precision == "fp32" else min(same) > 0.8
 
 
 @slow
