@@ -8,7 +8,7 @@ import onnx_ir as ir
 from coda_compile.export import TAGS, save_onnx
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 
-TRACES = ("stack_trace", "site-packages", "pkg.torch", str(Path(__file__).parents[2]))
+TRACES = ("stack_trace", "site-packages", "pkg.torch", str(Path(__file__).parents[3]))
 
 
 def test_traces_are_gone_from_the_file(raw: ir.Model, tmp_path: Path):

@@ -31,7 +31,7 @@ from coda_targets.routing import RoutingProbe
 from coda_targets.runtimes import plugin
 
 INSTALL = "pip install onnxruntime-ep-openvino"
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def missing() -> str:
