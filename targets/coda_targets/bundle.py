@@ -30,6 +30,7 @@ from coda_targets.manifest import (
     check_files,
     read_manifest,
     release,
+    variants_of,
 )
 from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import plugin
@@ -359,22 +360,6 @@ def open_session(
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         where = "the model" if isinstance(model, bytes) else str(model)
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
-
-
-def variants_of(folder: Path, manifest: Manifest, target: str | None, precision: str | None) -> tuple[VariantInfo, ...]:
-    """The variants of a target, a precision, or both, in their order.
-
-    Raises:
-        TargetError: none; the message lists those there are.
-    """
-    found = tuple(
-        one for one in manifest.variants if target in (None, one.target) and precision in (None, one.precision)
-    )
-    if not found:
-        asked = " in ".join(word for word in (target and f"for {target}", precision) if word)
-        there = ", ".join(f"{one.target} {one.precision}" for one in manifest.variants)
-        raise TargetError(f"{folder} has no variant {asked}: it has {there}")
-    return found
 
 
 def require_release(minimum: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coda_ops.records import read_record, record_json
-from coda_targets.errors import BundleError
+from coda_targets.errors import BundleError, TargetError
 
 SCHEMA_VERSION = 1
 MANIFEST = "coda.json"
@@ -238,6 +238,22 @@ def read_manifest(folder: Path) -> Manifest:
     if absent is not None:
         raise BundleError(f"{path} is damaged: it does not list {absent}; {_REMEDY}")
     return manifest
+
+
+def variants_of(folder: Path, manifest: Manifest, target: str | None, precision: str | None) -> tuple[VariantInfo, ...]:
+    """The variants of a target, a precision, or both, in their order.
+
+    Raises:
+        TargetError: none; the message lists those there are.
+    """
+    found = tuple(
+        one for one in manifest.variants if target in (None, one.target) and precision in (None, one.precision)
+    )
+    if not found:
+        asked = " in ".join(word for word in (target and f"for {target}", precision) if word)
+        there = ", ".join(f"{one.target} {one.precision}" for one in manifest.variants)
+        raise TargetError(f"{folder} has no variant {asked}: it has {there}")
+    return found
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -42,8 +42,8 @@ def test_a_deterministic_regression_decides_without_a_clock(
 def test_less_work_is_timed(compiled: Bundle, slower: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def clock(baseline: Path, candidate: Path, inputs: dict[str, Any], **options: Any) -> Timing:
-        asked.update(options, folders=(baseline, candidate), shape=inputs["input_ids"].shape)
+    def clock(baseline: Bundle, candidate: Bundle, inputs: dict[str, Any], **options: Any) -> Timing:
+        asked.update(options, folders=(baseline.folder, candidate.folder), shape=inputs["input_ids"].shape)
         return timing(launches(8))
 
     monkeypatch.setattr(module, "compare_latency", clock)
