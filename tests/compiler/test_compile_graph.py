@@ -65,7 +65,7 @@ def test_a_manifest_without_layers(tmp_path: Path):
     assert (bundle.manifest.architecture, bundle.manifest.task) == ("bert", "sequence-classification")
     assert bundle.manifest.outputs[0].shape == ("batch", 3)
     report = json.loads((bundle.folder / "report.json").read_text())
-    merged = next(item for item in report["passes"] if item["name"] == "merge_low_rank")
+    merged = next(item for item in report["variants"]["cpu"]["passes"] if item["name"] == "merge_low_rank")
     assert merged["operators"]["MatMul"] == -8
 
 

@@ -92,7 +92,7 @@ def test_every_task_verifies(several: Bundle):
     for task in several.tasks:
         assert verify_bundle(several, task).outputs["logits"] < 1e-4
     report = json.loads((several.folder / "report.json").read_text())
-    assert {case["task"] for case in report["parity"]["cases"]} == {"topics", "moods"}
+    assert {case["task"] for case in report["variants"]["cpu"]["parity"]["cases"]} == {"topics", "moods"}
 
 
 def test_texts_and_routing_of_a_task(several: Bundle):
