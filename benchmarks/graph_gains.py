@@ -16,10 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
+from coda_targets.modalities.text import text_signature
 
-NAMES = ("input_ids", "attention_mask", "token_type_ids")
-VOCABULARY = 30_522
+SIGNATURE = text_signature(30_522, 512, types=2)
 
 
 class Logits(nn.Module):
@@ -30,7 +30,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(NAMES, inputs, strict=True))).logits
+        logits: Tensor = self.model(**dict(zip(SIGNATURE.names, inputs, strict=True))).logits
         return logits
 
 
@@ -40,13 +40,13 @@ def export(model: nn.Module, path: Path, *, dynamo: bool) -> Path:
     ids = torch.ones(2, 11, dtype=torch.int64)
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     dynamic = {"dynamic_shapes": {"inputs": (axes,) * 3}}
-    names = {"dynamic_axes": {name: {0: "batch", 1: "sequence"} for name in NAMES}}
+    names = {"dynamic_axes": {name: {0: "batch", 1: "sequence"} for name in SIGNATURE.names}}
     torch.onnx.export(
         Logits(model).eval(),
         (ids, torch.ones_like(ids), torch.zeros_like(ids)),
         str(path),
         dynamo=dynamo,
-        input_names=list(NAMES),
+        input_names=list(SIGNATURE.names),
         output_names=["logits"],
         opset_version=20 if dynamo else 17,
         verbose=False,
@@ -77,7 +77,7 @@ def main(width: int, layers: int, tokens: tuple[int, ...], rounds: int, threads:
             contenders.append(Contender(f"{exporter}'s file", "onnx", {"path": str(path)}))
             bundle = compile(path, output=Path(name) / f"{exporter}-bundle").folder
             contenders.append(Contender.of_bundle(f"{exporter}'s file, compiled", bundle))
-        inputs = [token_inputs(1, n, VOCABULARY) for n in tokens]
+        inputs = [SIGNATURE.random(1, n) for n in tokens]
         timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
     for case, n in enumerate(tokens):
         for plain, compiled in zip(contenders[::2], contenders[1::2], strict=True):

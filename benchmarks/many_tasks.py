@@ -17,10 +17,11 @@ import torch
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.statistics import ratio_interval
 from coda_models import CodaModel, load
 from coda_targets import Bundle
+from coda_targets.manifest import read_manifest
 
 
 def varied(model: CodaModel, seed: int) -> CodaModel:
@@ -70,7 +71,7 @@ def main(
             f"resident memory above the runtime's own: one bundle {first / 1e6:.0f} MB, {count} tasks "
             f"{shared / 1e6:.0f} MB, {shared / first:.2f} times one, {count} bundles {separate / 1e6:.0f} MB"
         )
-        inputs = token_inputs(1, tokens, 30_000)
+        inputs = Bundle(alone).manifest.signature.random(1, tokens)
         click.echo(f"switching: {_switch(together, names, inputs) * 1e3:.3f} ms more a run than without")
         contenders = [Contender.of_bundle("alone", alone), Contender.of_bundle("together", together)]
         constant, swappable = in_turns(contenders, [inputs], rounds=rounds).values()
@@ -91,12 +92,12 @@ def _memory(kind: str, folder: Path, count: int) -> int:
 @click.argument("count", type=int)
 def hold(kind: str, folder: Path, count: int) -> None:
     """Print the resident bytes that so many tasks add to a process."""
-    inputs = token_inputs(1, 16, 30_000)
+    inputs = read_manifest(folder).signature.random(1, 16)
     before = psutil.Process().memory_info().rss
     held = [Bundle(folder, threads=1) for _ in range(1 if kind == "shared" else count)]
     for bundle in held:
         for task in bundle.tasks or (None,):
-            bundle.run({name: inputs[name] for name in inputs if name != "token_type_ids"}, task=task)
+            bundle.run(inputs, task=task)
     gc.collect()
     click.echo(psutil.Process().memory_info().rss - before)
 
@@ -104,7 +105,7 @@ def hold(kind: str, folder: Path, count: int) -> None:
 def _switch(folder: Path, names: list[str], inputs: dict) -> float:
     """Seconds that a run which takes another task than the last one lasts longer than one which does not."""
     bundle = Bundle(folder)
-    feed = bundle.prepare({name: inputs[name] for name in ("input_ids", "attention_mask")})
+    feed = bundle.prepare(inputs)
     for name in names:
         bundle.run(feed, task=name)
     staying, switching = [], []

@@ -9,7 +9,6 @@ from statistics import median
 
 import click
 
-from coda_compile.bench.turns import token_inputs
 from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 
@@ -25,15 +24,16 @@ def main(bundles: tuple[Path, ...], shapes: int, threads: int) -> None:
         began = time.perf_counter()
         session = bundle.session
         opened = time.perf_counter() - began
-        lengths = [bundle.manifest.max_tokens * (i + 1) // shapes for i in range(shapes)]
-        _run(bundle, token_inputs(1, lengths[0], 100))  # the very first run of all is another matter
+        signature = bundle.manifest.signature
+        lengths = [signature.max_length * (i + 1) // shapes for i in range(shapes)]
+        _run(bundle, signature.random(1, lengths[0]))  # the very first run of all is another matter
         first, third = [], []
         for tokens in lengths[1:]:
-            inputs = token_inputs(1, tokens, 100)
+            inputs = signature.random(1, tokens)
             seconds = [_run(bundle, inputs) for _ in range(3)]
             first.append(seconds[0])
             third.append(seconds[2])
-        again = [_run(bundle, token_inputs(1, tokens, 100)) for tokens in lengths[1:]]
+        again = [_run(bundle, signature.random(1, tokens)) for tokens in lengths[1:]]
         more, back = (sorted(a - b for a, b in zip(runs, third, strict=True)) for runs in (first, again))
         click.echo(
             f"{folder}: opened in {opened:.2f} s; over {len(more)} new lengths the first run takes "

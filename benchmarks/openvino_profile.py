@@ -3,7 +3,6 @@
 python benchmarks/openvino_profile.py model-openvino-int8 --tokens 512
 """
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -18,7 +17,6 @@ import onnx.inliner
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
-from coda_compile.bench.turns import token_inputs
 from coda_targets import Bundle
 
 KINDS = {
@@ -73,13 +71,12 @@ def product(kind: str, inputs: int, outputs: int) -> onnx.ModelProto:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 def main(bundle: Path, tokens: int, runs: int, threads: int) -> None:
     opened = Bundle(bundle)
-    _, given = opened.target.providers[0]
+    _, given = opened.runtime.providers[0]
     options = {**given, "INFERENCE_NUM_THREADS": threads}
-    vocabulary = int(json.loads((bundle / "config.json").read_text("utf-8"))["vocab_size"])
     with TemporaryDirectory(prefix="coda-openvino-") as name:
         path = Path(name) / "model.onnx"
         onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(opened.model_path))), str(path))
-        took, executed = infer(path, options, token_inputs(1, tokens, vocabulary), runs)
+        took, executed = infer(path, options, opened.manifest.signature.random(1, tokens), runs)
         kinds: dict[tuple[str, str], list[float]] = defaultdict(list)
         for info in executed:
             kinds[info.node_type, info.exec_type].append(1e3 * info.real_time.total_seconds())

@@ -4,31 +4,41 @@ python benchmarks/pass_gains.py --model examples/reviews.pt --backbone FOLDER
 python benchmarks/pass_gains.py --shape bert-base -r 8 --tokens 512
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
 from coda_compile import compile
+from coda_compile.backends.cpu import BACKEND, OnnxruntimeBackend
 from coda_compile.bench import table
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.shapes import random_model
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
-from coda_targets import get_target
+from coda_compile.passes import Pass, pass_name
+from coda_compile.passes.fuse_adapters import FuseAdapters
+from coda_compile.passes.fuse_attention import FuseAttention
+from coda_compile.passes.fuse_embeddings import FuseEmbeddings
+from coda_compile.passes.fuse_gelus import FuseGelus
+from coda_compile.passes.fuse_norms import FuseNorms
+from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.fuse_put_differences import FusePutDifferences
+from coda_compile.passes.fuse_routers import FuseRouters
+from coda_compile.passes.share_slot_masks import ShareSlotMasks
+from coda_compile.passes.trim_to_readout import TrimToReadout
 
-VOCABULARY = 20_000  # of the random ids; every encoder here has more
-FUSIONS = ("fuse_attention", "fuse_projections")
+FUSIONS = (FuseAttention(), FuseProjections())
 ALONE = (
-    "fuse_adapters",
-    "fuse_routers",
-    "fuse_gelus",
-    "fuse_embeddings",
-    "fuse_norms",
-    "fuse_puts",
-    "share_slots",
-    "trim_to_readout",
+    FuseAdapters(),
+    FuseRouters(),
+    FuseGelus(),
+    FuseEmbeddings(),
+    FuseNorms(),
+    FusePutDifferences(),
+    ShareSlotMasks(),
+    TrimToReadout(),
 )
 WHOLE = "as compiled"
 # Name in the table → passes left out, whether without native kernels.
@@ -40,6 +50,16 @@ VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "without native kernels": ((), True),
     "without any of them": ((*FUSIONS, *ALONE), True),
 }
+
+
+@dataclass(frozen=True)
+class Without(OnnxruntimeBackend):
+    """Target cpu, some passes left out."""
+
+    left_out: tuple[str, ...] = ()
+
+    def passes(self, *, pack: bool = False) -> list[Pass]:
+        return [one for one in super().passes(pack=pack) if pass_name(one) not in self.left_out]
 
 
 @click.command(help=__doc__)
@@ -71,22 +91,22 @@ def main(
         raise click.ClickException("there are no native kernels to measure: coda-compile kernels build")
     source = model if shape is None else random_model(shape)
     variants = {name: how for name, how in VARIANTS.items() if not wanted or name in (WHOLE, *wanted)}
-    cpu = get_target("cpu")
     with TemporaryDirectory(prefix="coda-gains-") as folder:
         bundles = {}
         try:
             for without, _ in variants.values():
                 if without not in bundles:
-                    target = replace(cpu, lowering=tuple(name for name in cpu.lowering if name not in without))
+                    backend = Without(BACKEND.runtime, BACKEND.opset, BACKEND.precisions, left_out=without)
                     output = Path(folder) / str(len(bundles))
                     bundles[without] = compile(
-                        source, target, output=output, backbone=backbone, reduction=reduction, precision=precision
+                        source, backend, output=output, backbone=backbone, reduction=reduction, precision=precision
                     )
             contenders = [
                 Contender.of_bundle(name, bundles[without].folder, portable=portable)
                 for name, (without, portable) in variants.items()
             ]
-            inputs = [token_inputs(batch, n, VOCABULARY) for n in tokens]
+            signature = next(iter(bundles.values())).manifest.signature
+            inputs = [signature.random(batch, n) for n in tokens]
             timings = in_turns(contenders, inputs, rounds=rounds, threads=threads)
         except CodaError as error:
             raise click.ClickException(str(error)) from None

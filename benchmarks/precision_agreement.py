@@ -2,7 +2,7 @@
 
 python benchmarks/precision_agreement.py --data ../shared/data/movie_reviews.zip --backbone FOLDER
 
-int8-static is calibrated with the training texts.
+Precisions that need it are calibrated with the training texts.
 """
 
 import csv
@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 import click
 
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
-from coda_compile.precision.quantize import STATIC
-from coda_targets import get_target
+from coda_compile.precision import get_precision
+from coda_targets.runtimes import DEFAULT_TARGET
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -29,7 +30,7 @@ MODEL = Path(train_reviews.__file__).with_name("reviews.pt")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Zip or CSV of texts.")
 @click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
 @click.option("--model", type=click.Path(path_type=Path), default=MODEL)
-@click.option("--target", default="cpu", show_default=True)
+@click.option("--target", default=DEFAULT_TARGET, show_default=True)
 def main(data: Path, backbone: str, model: Path, target: str) -> None:
     known, texts, _, labels = train_reviews.split(*train_reviews.read_texts(data))
     exact: list[str] = []
@@ -37,7 +38,7 @@ def main(data: Path, backbone: str, model: Path, target: str) -> None:
         calibration = Path(folder) / "known.csv"
         with calibration.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([["text"], *([text] for text in known)])
-        for precision in get_target(target).precisions:
+        for precision in get_backend(target).precisions:
             try:
                 bundle = compile(
                     model,
@@ -45,7 +46,7 @@ def main(data: Path, backbone: str, model: Path, target: str) -> None:
                     output=Path(folder) / precision,
                     backbone=backbone,
                     precision=precision,
-                    calibration=calibration if precision == STATIC else None,
+                    calibration=calibration if get_precision(precision).calibrated else None,
                 )
             except CodaError as error:
                 raise click.ClickException(str(error)) from None

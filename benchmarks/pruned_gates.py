@@ -14,7 +14,7 @@ import click
 
 from coda_compile import compile
 from coda_compile.bench import table
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
 from coda_compile.prepare.pruning import read_pruning
@@ -75,8 +75,7 @@ def main(
             if threshold is not None:
                 click.echo(f"  {read_pruning(bundle.folder)}")
             contenders.append(Contender.of_bundle(name, bundle.folder))
-        vocabulary = 20_000  # of the random ids; every encoder here has more
-        timings = in_turns(contenders, [token_inputs(1, tokens, vocabulary)], rounds=rounds)
+        timings = in_turns(contenders, [bundle.manifest.signature.random(1, tokens)], rounds=rounds)
     table.variants(f"1 x {tokens} tokens, {precision}", timings, WHOLE, 0)
     table.conditions(rounds, 0)
 

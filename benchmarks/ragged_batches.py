@@ -66,7 +66,7 @@ def main(
             plain, packed = in_turns(contenders, inputs, rounds=rounds, threads=threads).values()
             for i, (name, feed) in enumerate(zip(drawn, inputs, strict=True)):
                 gain = ratio_interval(plain.rounds(i), packed.rounds(i))
-                lengths = feed["attention_mask"].sum(1)
+                lengths = bundles[0].manifest.signature.mask(feed).sum(1)
                 click.echo(
                     f"{precision}, r = {bundles[0].manifest.layers[0].reduction}, {name}: {len(lengths)} of "
                     f"{lengths.mean():.0f} tokens, the longest of {lengths.max()}: packed {gain.middle:.2f}x "

@@ -40,8 +40,9 @@ def run(model: CodaModel, batches: list[dict[str, Tensor]]) -> Seen:
     states: list[list[Tensor]] = [[] for _ in model.layers]
     routed: list[list[Tensor]] = [[] for _ in model.layers]
     for batch in batches:
-        valid = batch["attention_mask"].bool()
-        output = model(batch["input_ids"], batch["attention_mask"], output_hidden_states=True, output_routing=True)
+        valid = model.mask(batch)
+        inputs = {name: batch[name] for name in model.signature.names if name in batch}
+        output = model(**inputs, output_hidden_states=True, output_routing=True)
         for i, routing in enumerate(output.routing):
             states[i].append(output.hidden_states[i + 1][valid])
             chosen = valid if routing is None else torch.zeros_like(valid).scatter(1, routing.indices, routing.used)

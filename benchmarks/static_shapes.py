@@ -3,7 +3,6 @@
 python benchmarks/static_shapes.py model-cpu model-int8 --tokens 128 --tokens 512
 """
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,7 @@ import onnx
 from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed
 
 from coda_compile.bench import table
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_targets import Bundle
 
 
@@ -34,12 +33,11 @@ def fixed(model: Path, tokens: int, path: Path) -> Path:
 def main(bundles: tuple[Path, ...], tokens: tuple[int, ...], rounds: int, threads: int) -> None:
     for folder in bundles:
         bundle = Bundle(folder)
-        vocabulary = int(json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"])
         for n in tokens:
             with TemporaryDirectory(prefix="coda-static-") as name:
                 paths = {"fixed": fixed(bundle.model_path, n, Path(name) / "model.onnx"), "dynamic": bundle.model_path}
                 contenders = [Contender(kind, "onnx", {"path": str(path.resolve())}) for kind, path in paths.items()]
-                timings = in_turns(contenders, [token_inputs(1, n, vocabulary)], rounds=rounds, threads=threads)
+                timings = in_turns(contenders, [bundle.manifest.signature.random(1, n)], rounds=rounds, threads=threads)
             table.variants(f"{folder}, 1 x {n} tokens", timings, "fixed")
     table.conditions(rounds, threads)
 

@@ -33,7 +33,7 @@ from train_reviews import in_a_sentence
 
 from coda_compile import Bundle, compile
 from coda_compile.bench.machine import this_machine, thread_count
-from coda_compile.bench.turns import Contender, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.inspect.evaluate import separate
 from coda_compile.prepare import fit_ood
 from coda_compile.sources import Source, read_source
@@ -243,12 +243,11 @@ def measure(
     middle = sorted((text for text, _ in queries.test), key=len)[len(queries.test) // 2]
     inputs = [codec.encode(texts).inputs for texts in ([middle], [text for text, _ in queries.test[:32]])]
     everyone = in_turns(contenders, inputs, rounds=ROUNDS)
-    vocabulary = source.model.hf_config.vocab_size
-    longer = in_turns(of_coda, [token_inputs(1, n, vocabulary) for n in LENGTHS], rounds=ROUNDS)
+    longer = in_turns(of_coda, [source.model.signature.random(1, n) for n in LENGTHS], rounds=ROUNDS)
     machine = this_machine()
     return {
         "machine": f"{machine.cpu}, {' '.join(machine.instruction_sets)}, {thread_count(0)} threads",
-        "shapes": [list(feed["input_ids"].shape) for feed in inputs],
+        "shapes": [list(source.model.signature.shape(feed)) for feed in inputs],
         "bytes": sizes,
         "queries": {name: [median(t.rounds(case)) * 1e3 for case in (0, 1)] for name, t in everyone.items()},
         "lengths": {name: [median(t.rounds(case)) * 1e3 for case in range(len(LENGTHS))] for name, t in longer.items()},

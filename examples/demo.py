@@ -67,7 +67,7 @@ def show_parity(bundle: Bundle) -> None:
 def show_latency(coda: Bundle, dense: Bundle, text: str, rounds: int) -> None:
     """The compiled model against the dense adapter compiled the same way."""
     inputs = TextCodec(coda).encode([text]).inputs
-    tokens = inputs["input_ids"].shape[1]
+    _, tokens = coda.manifest.signature.shape(inputs)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("timing, in turns", total=None)
         timings = in_turns(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
@@ -63,6 +64,11 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
     return model.eval()
 
 
+def example_inputs(model: CodaModel, batch: int, length: int) -> dict[str, Tensor]:
+    """Random inputs of a model, all valid, for torch."""
+    return {name: torch.from_numpy(array) for name, array in model.signature.random(batch, length).items()}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def exported_once() -> Iterator[Any]:
     """Compiling a tiny model is mostly exporting it; tests that compile the same one share that.
@@ -75,7 +81,8 @@ def exported_once() -> Iterator[Any]:
 
     def once(model: CodaModel, opset: int) -> ir.Model:
         layers = [(layer.reduction, layer.attention, layer.schedule) for layer in model.coda_layers()]
-        parts = (model, model.coda_config, layers, model.prompt_tokens, tensor_digest(model.state_dict()), opset)
+        taken = (model.signature.names, model.prompt_tokens)
+        parts = (model, model.coda_config, taken, layers, tensor_digest(model.state_dict()), opset)
         key = repr(parts)
         if key not in exported:
             exported[key] = ir.to_proto(export(model, opset))

@@ -10,28 +10,31 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnxscript import version_converter
 
+from coda_compile.backends import Backend
 from coda_compile.bundling.package import NEWEST_OPSET, BuiltVariant, CompiledVariant, save_variants, write_package
 from coda_compile.bundling.writer import Described, check_output, ood_info, replacing, write_config, write_tokenizer
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.export import quiet
 from coda_compile.logits import logits_info
-from coda_compile.lowering import of_kernels, verified_on, with_kernels
 from coda_compile.passes import run_passes
+from coda_compile.precision import UNQUANTISED
 from coda_compile.prepare import ood_of_graph
 from coda_compile.prepare.fit_ood import check, fit
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.onnx_graph import Graph, original, read
 from coda_compile.sources.truncation import longest
 from coda_compile.verify.cases import cases, kept_case
+from coda_compile.verify.kernels import of_kernels
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 from coda_targets.errors import InputError
 from coda_targets.routing import RoutingProbe
+from coda_targets.runtimes import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +44,7 @@ _OLDEST_IR = 9  # of the models that torch exports, for the function bodies
 
 def compile_graph(
     path: Path,
-    target: Target,
+    backend: Backend,
     *,
     output: Path,
     tokenizer: "PreTrainedTokenizerBase | None",
@@ -56,9 +59,9 @@ def compile_graph(
         graph = _named(read(path), problem_type, labels)
         check(ood, ood_data, graph.task, graph.logits, graph.labels)
         digest = _digest(graph.model)
-        _upgrade(graph.model, target.opset, path)
+        _upgrade(graph.model, backend.opset, path)
     compiled, words, detector = graph.model, tokenizer or graph.tokenizer, None
-    graph = replace(graph, inputs=replace(graph.inputs, max_tokens=longest(graph.inputs.max_tokens, words)))
+    graph = replace(graph, signature=longest(graph.signature, words))
     reference = graph.run
     if ood is not None and ood_data is not None:
         with stage("ood"):
@@ -68,23 +71,25 @@ def compile_graph(
             reference = ood_of_graph.scoring(graph, run, features, detector)
             ood_of_graph.append(graph, run, features, detector)
     with stage("passes"):
-        passes = run_passes(compiled, target.lowering)
-    variant = CompiledVariant(target, "fp32", compiled, passes)
+        passes = run_passes(compiled, backend.passes())
+        backend.check(compiled)
+    variant = CompiledVariant(backend.runtime, UNQUANTISED, compiled, passes)
     with replacing(output, stage) as folder:
         (file,) = save_variants(folder, [variant])
         with stage("verify"):
             compared = graph, reference, detector, file.path
-            parity = _verify(*compared, verified_on(target), failure_folder(output))
-            if (kernels := with_kernels(target)) is not None:
+            parity = _verify(*compared, backend.verified_on().runtime, failure_folder(output))
+            if (kernels := backend.with_kernels()) is not None:
                 with of_kernels():
-                    _verify(*compared, kernels, failure_folder(output))
+                    _verify(*compared, kernels.runtime, failure_folder(output))
         with stage("bundle"):
-            case = kept_case(graph.inputs)
-            vectors = ReferenceVectors(case.inputs, reference(case.inputs), [], {}, Tolerances())
+            case = kept_case(graph.signature)
+            mask = graph.signature.mask(case.inputs)
+            vectors = ReferenceVectors(case.inputs, mask, reference(case.inputs), [], {}, Tolerances())
             described = _describe(graph, detector, digest)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, graph.inputs.max_tokens, graph.inputs.vocabulary)
+                write_tokenizer(folder, words, graph.signature)
             built = BuiltVariant(variant, file, {"": parity}, Tolerances(), {"": vectors})
             write_package(folder, described, [built])
         check_output(output)  # again: minutes have passed
@@ -139,22 +144,22 @@ def _verify(
     reference: Callable[[Arrays], Arrays],
     detector: OodDetector | None,
     path: Path,
-    target: Target,
+    runtime: Runtime,
     failed: Path,
 ) -> list[CaseParity]:
     """Run every case through the file as it came and through what was compiled of it, and compare."""
-    probe = RoutingProbe(path, target, threads=1)
+    probe = RoutingProbe(path, runtime, threads=1)
     results = []
-    for case in cases(graph.inputs):
+    for case in cases(graph.signature):
         expected, actual = reference(case.inputs), Arrays()
         try:
             actual, _ = probe.run(case.inputs)
-            comparison = Comparison(case.name, case.inputs["attention_mask"] != 0, Tolerances(), replayed=True)
+            comparison = Comparison(case.name, graph.signature.mask(case.inputs), Tolerances(), replayed=True)
             if detector is not None:
                 comparison.flags(actual, detector.threshold)
             results.append(comparison.outputs(expected, actual))
         except (InputError, VerificationError) as error:
-            keep_failure(failed, path, case.inputs, expected, actual, target=target)
+            keep_failure(failed, path, case.inputs, expected, actual, runtime=runtime)
             what = "" if isinstance(error, VerificationError) else f"verification failed on input '{case.name}': "
             raise VerificationError(f"{what}{error}; reproduction in {failed}") from None
     return results
@@ -165,8 +170,8 @@ def _describe(graph: Graph, detector: OodDetector | None, digest: str) -> Descri
     return Described(
         task=graph.task,
         architecture=str(config.get("model_type", "unknown")),
-        config={**config, "vocab_size": graph.inputs.vocabulary},
-        max_tokens=graph.inputs.max_tokens,
+        config={**config, "vocab_size": graph.signature.lead.size},
+        signature=graph.signature,
         labels=graph.labels,
         logits=graph.logits,
         model_sha256=digest,

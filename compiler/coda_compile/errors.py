@@ -17,10 +17,11 @@ __all__ = [
 ]
 
 # Optional libraries, by the extra that brings them.
-_EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "safetensors", "onnx_ir", "onnxscript"), "torch"),
-    **dict.fromkeys(("cpuinfo", "psutil"), "bench"),
-    **dict.fromkeys(("jinja2", "plotly"), "report"),
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "huggingface_hub", "safetensors", "onnx_ir", "onnxscript"), "torch"),
+    "psutil": "bench",
+    **dict.fromkeys(("jinja2", "markupsafe", "plotly"), "report"),
+    "scipy": "train",
     "sklearn": "ood",
     "peft": "peft",
     "adapters": "adapters",
@@ -54,9 +55,9 @@ def as_sentences() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
-        if name not in _EXTRAS:
+        if name not in EXTRAS:
             raise
-        install = f'pip install "coda-compile[{_EXTRAS[name]}]"'
+        install = f'pip install "coda-compile[{EXTRAS[name]}]"'
         raise MissingDependencyError(f"this needs {name}, which is not installed: {install}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

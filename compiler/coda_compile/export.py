@@ -2,9 +2,11 @@
 
 import ast
 import contextlib
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,10 @@ from coda_models.layers.attention import Attention
 from coda_models.layers.bottleneck import Bottlenecks
 from coda_models.layers.layer import Block, CodaLayer, FeedForward
 from coda_models.model import CodaModel
-from coda_ops import (  # noqa: F401  registers the schemas
-    DOMAIN,
-    VERSION,
-    adapter,
-    int4_linear,
-    int8_linear,
-    int8_static_linear,
-    put_tokens,
-    route,
-    take_tokens,
-)
+from coda_ops import VERSION, catalogue
 from coda_ops.errors import first_line
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
+from coda_targets.signature import Signature
 
 TAGS = (LAYER_TAG, ROLE_TAG)  # the metadata that every node keeps to the end
 OUTPUTS = {
@@ -38,24 +31,31 @@ OUTPUTS = {
     "token-classification": ("logits",),
     "feature-extraction": ("last_hidden_state", "sentence_embedding"),
 }
-AXES = ("batch", "sequence")  # of every input
 OOD_OUTPUTS = ("ood_score", "is_ood")
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_DYNAMIC = torch.export.Dim.DYNAMIC
+_ATTRIBUTES = {"IntType": int, "FloatType": float}  # kinds of a torch operator's arguments that are no tensors
 
 
 class _Exported(nn.Module):
-    """The positional, tensors-only face of a model that the exporter wants."""
+    """The positional, tensors-only face of a model that the exporter wants.
+
+    The exporter reads the names of inputs from the signature of ``forward``, which therefore has the model's own.
+    """
 
     def __init__(self, model: CodaModel) -> None:
         super().__init__()
         self.model = model
         self.outputs = output_names(model)
+        names = model.signature.names
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        output = self.model(input_ids, attention_mask, token_type_ids)
-        return tuple(getattr(output, name) for name in self.outputs)
+        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+            output = model(**dict(zip(names, inputs, strict=True)))
+            return tuple(getattr(output, name) for name in self.outputs)
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as inspect has it
+        self.forward = forward
 
 
 def output_names(model: CodaModel) -> tuple[str, ...]:
@@ -64,28 +64,31 @@ def output_names(model: CodaModel) -> tuple[str, ...]:
 
 
 def export(model: CodaModel, opset: int) -> ir.Model:
-    """Export with dynamic batch and sequence.
+    """Export with the dynamic axes that the model's signature names.
 
     Args:
         model: in evaluation mode.
         opset: of the default domain.
 
     Returns:
-        A model with axes named ``batch`` and ``sequence``, whose Route, TakeTokens, PutTokens and Adapter nodes are
-        of domain ``ai.coda`` and have no function bodies yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
+        A model whose axes are named as the signature names them, in which each of our torch operators is one node,
+        without a function body yet, and whose nodes carry ``coda.layer`` and ``coda.role``.
     """
-    # Sizes 0 and 1 would be specialised, for K as much as for batch and sequence.
+    # Sizes 0 and 1 would be specialised, for K as much as for batch and length.
     deepest = max((float(layer.reduction) for layer in model.coda_layers()), default=1.0)
-    inputs = model.example_inputs(2, min(model.max_tokens, max(11, int(2 * deepest) + 3)))
-    dynamic = torch.export.Dim.DYNAMIC
+    signature = model.signature
+    inputs = signature.random(2, min(signature.max_length, max(11, int(2 * deepest) + 3)))
+    dynamic = {
+        one.name: {i: _DYNAMIC for i, axis in enumerate(one.axes) if isinstance(axis, str)} for one in signature.inputs
+    }
     wrapper = _Exported(model).eval()
     try:
         with quiet():
             program = torch.onnx.export(
                 wrapper,
-                tuple(inputs.values()),
+                tuple(map(torch.from_numpy, inputs.values())),
                 dynamo=True,
-                dynamic_shapes={name: {0: dynamic, 1: dynamic} for name in inputs},
+                dynamic_shapes=dynamic,
                 input_names=list(inputs),
                 output_names=list(wrapper.outputs),
                 opset_version=opset,
@@ -98,7 +101,7 @@ def export(model: CodaModel, opset: int) -> ir.Model:
     if program is None:
         raise CompileError("torch exported nothing")
     exported = program.model
-    _name_axes(exported)
+    _name_axes(exported, signature)
     _tag(exported, wrapper)
     return exported
 
@@ -119,69 +122,42 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _translations() -> dict[Any, Any]:
-    """One ``ai.coda`` node for each of our torch operators."""
-    coda = values.Opset(DOMAIN, VERSION)
-
-    def translate_route(
-        scores: Any,
-        mask: Any,
-        numerator: int,
-        denominator: int,
-        iterations: int,
-        epsilon_start: float,
-        epsilon_decay: float,
-        epsilon_final: float,
-    ) -> Any:
-        return coda.Route(
-            scores,
-            mask,
-            numerator=numerator,
-            denominator=denominator,
-            iterations=iterations,
-            epsilon_start=epsilon_start,
-            epsilon_decay=epsilon_decay,
-            epsilon_final=epsilon_final,
-        )
-
-    def translate_take(x: Any, indices: Any) -> Any:
-        return coda.TakeTokens(x, indices)
-
-    def translate_put(base: Any, indices: Any, gates: Any, update: Any) -> Any:
-        return coda.PutTokens(base, indices, gates, update)
-
-    def translate_adapter(x: Any, down: Any, down_bias: Any, up: Any, up_bias: Any) -> Any:
-        return coda.Adapter(x, down, down_bias, up, up_bias)
-
-    def translate_int8_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
-        return coda.Int8Linear(x, weight, scale, bias)
-
-    def translate_int8_static_linear(x: Any, weight: Any, scale: Any, bias: Any, step: Any, zero: Any) -> Any:
-        return coda.Int8StaticLinear(x, weight, scale, bias, step, zero)
-
-    def translate_int4_linear(x: Any, weight: Any, scale: Any, bias: Any) -> Any:
-        return coda.Int4Linear(x, weight, scale, bias)
-
-    operators = torch.ops.coda
-    return {
-        operators.route.default: translate_route,
-        operators.take_tokens.default: translate_take,
-        operators.put_tokens.default: translate_put,
-        operators.adapter.default: translate_adapter,
-        operators.int8_linear.default: translate_int8_linear,
-        operators.int8_static_linear.default: translate_int8_static_linear,
-        operators.int4_linear.default: translate_int4_linear,
-    }
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """For each of our torch operators, what makes the one node of it that stands in the exported model."""
+    translations = {}
+    for operator in catalogue.OPERATORS:
+        if operator.torch:
+            operator.module()  # registers the torch operator
+            translations[getattr(torch.ops.coda, operator.torch).default] = _translation(operator)
+    return translations
 
 
-def _name_axes(model: ir.Model) -> None:
+def _translation(operator: catalogue.Operator) -> Callable[..., Any]:
+    """Tensors become inputs, in order; numbers become attributes of the same name."""
+    make = values.Op(values.Opset(operator.domain, VERSION), operator.name, operator.schema())
+    arguments = getattr(torch.ops.coda, operator.torch).default._schema.arguments
+    kinds = {one.name: _ATTRIBUTES.get(one.type.kind()) for one in arguments}
+
+    def translate(*given: Any) -> Any:
+        by_name = dict(zip(kinds, given, strict=True))
+        inputs = [value for name, value in by_name.items() if kinds[name] is None]
+        return make(*inputs, **{name: value for name, value in by_name.items() if kinds[name] is not None})
+
+    # The exporter reads inputs and attributes off the signature.
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kinds[name] or Any) for name in kinds]
+    translate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    translate.__annotations__ = {one.name: one.annotation for one in parameters}
+    return translate
+
+
+def _name_axes(model: ir.Model, signature: Signature) -> None:
     """Give the dynamic axes of inputs and outputs the names that people read."""
     names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, name in enumerate(AXES):
-            dim = value.shape[axis] if value.shape is not None else None
+    for value, one in zip(model.graph.inputs, signature.inputs, strict=True):
+        assert value.shape is not None
+        for dim, axis in zip(value.shape, one.axes, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                names[dim.value] = name
+                names[dim.value] = str(axis)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(

@@ -7,7 +7,7 @@ from typing import Any
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_problem_type
 from coda_compile.sources.prompts import ABOUT, check_prompts
-from coda_models.plain_json import json_object
+from coda_ops.foreign_json import read_json
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LogitsInfo
 
 _CLASSES = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}
@@ -74,9 +74,7 @@ def cross_encoder_keys(folder: Path, config: Mapping[str, Any]) -> dict[str, Any
     path = folder / ABOUT  # which newer releases keep it in
     if not path.is_file():
         return {}
-    plain = json_object(path)
-    if plain is None:
-        raise CompileError(f"{path} is damaged: it should hold what sentence-transformers wrote")
+    plain = read_json(path, dict, "it should hold what sentence-transformers wrote", CompileError)
     named = plain.get("activation_fn")
     if named is None and plain.get("model_type") != "CrossEncoder":
         return {}

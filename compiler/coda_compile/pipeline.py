@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend, ready_backend
 from coda_compile.bundling import sentence_folder, tasks
 from coda_compile.bundling.package import BuiltVariant, CompiledVariant, save_variants, write_package
 from coda_compile.bundling.writer import (
@@ -22,9 +23,8 @@ from coda_compile.bundling.writer import (
 from coda_compile.compile_graph import compile_graph
 from coda_compile.errors import CompileError, VerificationError, as_sentences
 from coda_compile.export import export
-from coda_compile.lowering import complete, of_kernels, packing, verified_on, with_kernels
 from coda_compile.passes import run_passes
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import UNQUANTISED, get_precision
 from coda_compile.prepare import calibration as calibrating
 from coda_compile.prepare.fit_ood import check as check_ood
 from coda_compile.prepare.fit_ood import files as ood_files
@@ -34,13 +34,15 @@ from coda_compile.sources import Source, find_onnx, read_source
 from coda_compile.sources.classes import set_classes
 from coda_compile.sources.truncation import longest
 from coda_compile.verify.against_torch import elsewhere, expected, verify
-from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.cases import kept_case
+from coda_compile.verify.kernels import of_kernels
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_compile.verify.reproduction import failure_folder, keep_failure
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_targets import Bundle, Target, TargetError
+from coda_targets import Bundle, TargetError
+from coda_targets.runtimes import DEFAULT_TARGET
 from coda_targets.task_adapters import Adapter
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -49,7 +51,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 @as_sentences()
 def compile(
     model: CodaModel | Path | str | Mapping[str, CodaModel | Path | str],
-    target: Target | str = "cpu",
+    target: Backend | str = DEFAULT_TARGET,
     *,
     output: Path | str,
     backbone: Path | str | None = None,
@@ -57,7 +59,7 @@ def compile(
     problem_type: str | None = None,
     labels: Sequence[str] | None = None,
     reduction: Reduction | Sequence[Reduction] | None = None,
-    precision: str = "fp32",
+    precision: str = UNQUANTISED,
     calibration: calibrating.Calibration | None = None,
     prune_gates: float | None = None,
     pack: bool = False,
@@ -70,7 +72,7 @@ def compile(
     Args:
         model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows; or, by the names of their
             tasks, several that share a backbone.
-        target: where it will run, one of ``coda_targets.target_names()``, or one of them with another lowering.
+        target: where it will run, one of ``coda_compile.backends.backend_names()``, or a backend itself.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         backbone: folder or hub name of a delta's backbone, by default what the delta names.
         tokenizer: put into the bundle instead of the source's own; texts are cut where either says.
@@ -78,10 +80,10 @@ def compile(
             source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
         reduction: run at another r than the model was trained with; 1 is the dense adapter.
-        precision: ``fp32``, or for the frozen layers' products ``int8``, ``int8-static`` with activations rounded by
-            steps that ``calibration`` asks for, or ``int4`` weights.
-        calibration: for ``int8-static`` and ``prune_gates`` texts like those to come: a CSV file with the column
-            ``text``, or the model's inputs by name, [batch, tokens] each, batch by batch without padding.
+        precision: of the frozen layers' linear layers, one of ``coda_compile.precision.precision_names()`` that the
+            target has.
+        calibration: for ``prune_gates``, and for precisions that are calibrated, texts like those to come: a CSV file
+            with the column ``text``, or the model's inputs by name, batch by batch without padding.
         prune_gates: take away slots whose gates stay under this in all of those texts.
         pack: multiply the tokens that are really there alone, for batches of texts of different lengths.
         ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
@@ -97,21 +99,24 @@ def compile(
             ``<output>-failed`` that reproduces a failed verification.
     """
     output = Path(output).resolve()
-    lowered_for = complete(target)
-    if precision not in lowered_for.precisions:
-        known = ", ".join(lowered_for.precisions)
-        raise TargetError(f"target {lowered_for.name!r} has no precision {precision!r}: use one of {known}")
+    backend = ready_backend(target)
+    if precision not in backend.precisions:
+        known = ", ".join(backend.precisions)
+        raise TargetError(f"target {backend.name!r} has no precision {precision!r}: use one of {known}")
+    recipe = get_precision(precision)
     graph = None if isinstance(model, CodaModel | Mapping) else find_onnx(Path(model))
     several = isinstance(model, Mapping)
-    calibrating.check(calibration, precision, several=several, pruned=prune_gates is not None)
+    calibrating.check(calibration, recipe, several=several, pruned=prune_gates is not None)
     if graph is not None:
         pruned = {"prune-gates": prune_gates is not None}
-        _only_fp32(graph, backbone=backbone, reduction=reduction, precision=precision != "fp32", pack=pack, **pruned)
+        _only_unquantised(
+            graph, backbone=backbone, reduction=reduction, precision=recipe.quantise is not None, pack=pack, **pruned
+        )
         check_output(output)
         data = ood_files(ood_data, [""]).get("")
         return compile_graph(
             graph,
-            lowered_for,
+            backend,
             output=output,
             tokenizer=tokenizer,
             problem_type=problem_type,
@@ -122,10 +127,12 @@ def compile(
         )
     if several and (problem_type is not None or labels is not None):
         raise CompileError("problem_type and labels are one model's: set them in each model before it is saved")
-    if several and lowered_for.plugin:
-        raise TargetError(f"target {lowered_for.name!r} cannot swap tasks: compile each by itself, or use --target cpu")
-    if pack:
-        lowered_for = packing(lowered_for)
+    if several and not backend.swaps_tasks:
+        raise TargetError(
+            f"target {backend.name!r} cannot swap tasks: compile each by itself, or use --target {DEFAULT_TARGET}"
+        )
+    if pack and not backend.packs_rows:
+        raise TargetError(f"target {backend.name!r} packs no rows: leave out --pack")
     check_output(output)
     with stage("load"):
         sources = _sources(model, backbone)
@@ -138,31 +145,32 @@ def compile(
         source = next(iter(sources.values()))
         words = tokenizer or source.tokenizer
         for each in sources.values():
-            each.model.max_tokens = longest(each.model.max_tokens, words)
+            each.model.signature = longest(each.model.signature, words)
         if several:
             tasks.check({name: each.model for name, each in sources.items()})
     digest = model_digest(source.model)
     pruning = None
     if prune_gates is not None:
         with stage("prune"):
-            texts = calibrating.inputs(calibration, words, Inputs.of(source.model))
+            texts = calibrating.inputs(calibration, words, source.model.signature)
             pruning = prune_slots(source.model, prune_gates, texts)
-    if precision != "fp32":
+    if recipe.quantise is not None:
         with stage("quantise"):
             for each in sources.values():
-                texts = calibrating.inputs(calibration, words, Inputs.of(each.model))
-                quantize_model(each.model, precision, adapters=not several, texts=texts)
+                given = calibrating.inputs(calibration if recipe.calibrated else None, words, each.model.signature)
+                recipe.quantise(each.model, given, not several)
     if ood is not None:
         with stage("ood"):
             for name, labelled in fitted_on.items():
                 sources[name].model.ood = fit_ood(sources[name].model, words, ood, labelled)
     with stage("export"):
-        compiled = export(source.model, lowered_for.opset)
+        compiled = export(source.model, backend.opset)
     with stage("passes"):
-        passes = run_passes(compiled, lowered_for.lowering)
+        passes = run_passes(compiled, backend.passes(pack=pack))
+        backend.check(compiled)
         if several:
             tasks.make_swappable(compiled, source.model)
-    variant = CompiledVariant(lowered_for, precision, compiled, passes)
+    variant = CompiledVariant(backend.runtime, precision, compiled, passes)
     with replacing(output, stage) as folder:
         (file,) = save_variants(folder, [variant])
         tolerances = Tolerances()
@@ -170,17 +178,18 @@ def compile(
             parity, adapters = {}, dict[str, Path | None]()
             for name, each in sources.items():
                 adapters[name] = swapped = tasks.write(folder, name, each.model) if several else None
-                parity[name] = verify_or_keep(each.model, file.path, lowered_for, tolerances, output, swapped)
+                parity[name] = verify_or_keep(each.model, file.path, backend, tolerances, output, swapped)
         with stage("bundle"):
             described = describe(source.model, digest)
-            case, vectors = kept_case(Inputs.of(source.model)), {}
+            case, vectors = kept_case(source.model.signature), {}
+            mask = source.model.signature.mask(case.inputs)
             for name, each in sources.items():
-                answers = expected(each.model, file.path, case, lowered_for, _opened(adapters[name]))
-                allowed = elsewhere(each.model, case, parity[name], precision)
-                vectors["" if each is source else name] = ReferenceVectors(case.inputs, *answers, allowed)
+                answers = expected(each.model, file.path, case, backend, _opened(adapters[name]))
+                allowed = elsewhere(each.model, case, parity[name], recipe.elsewhere)
+                vectors["" if each is source else name] = ReferenceVectors(case.inputs, mask, *answers, allowed)
             write_config(folder, described.config)
             if words is not None:
-                write_tokenizer(folder, words, source.model.max_tokens, int(source.model.hf_config.vocab_size))
+                write_tokenizer(folder, words, source.model.signature)
                 sentence_folder.write(folder, source.model, source.about)
             infos = [tasks.info(name, each.model) for name, each in sources.items() if several]
             built = BuiltVariant(variant, file, parity, tolerances, vectors)
@@ -190,7 +199,7 @@ def compile(
 
 
 def verify_or_keep(
-    model: CodaModel, path: Path, target: Target, tolerances: Tolerances, output: Path, swapped: Path | None
+    model: CodaModel, path: Path, backend: Backend, tolerances: Tolerances, output: Path, swapped: Path | None
 ) -> list[CaseParity]:
     """Compare a model with what was compiled of it, and keep beside ``output`` what reproduces a failure.
 
@@ -199,7 +208,7 @@ def verify_or_keep(
     """
     failed = failure_folder(output)
 
-    def run(on: Target) -> list[CaseParity]:
+    def run(on: Backend) -> list[CaseParity]:
         return verify(
             model,
             path,
@@ -207,12 +216,12 @@ def verify_or_keep(
             tolerances=tolerances,
             adapter=_opened(swapped),
             on_failure=lambda case, expected, actual: keep_failure(
-                failed, path, case.inputs, expected, actual, adapter=swapped, target=on
+                failed, path, case.inputs, expected, actual, adapter=swapped, runtime=on.runtime
             ),
         )
 
     try:
-        parity, kernels = run(verified_on(target)), with_kernels(target)
+        parity, kernels = run(backend.verified_on()), backend.with_kernels()
         if kernels is not None:
             with of_kernels():
                 run(kernels)
@@ -225,12 +234,13 @@ def _opened(adapter: Path | None) -> Adapter | None:
     return None if adapter is None else Adapter(adapter)
 
 
-def _only_fp32(graph: Path, **options: object) -> None:
+def _only_unquantised(graph: Path, **options: object) -> None:
     """Refuse what takes more than a graph tells."""
     asked = next((name for name, value in options.items() if value), None)
     if asked is not None:
         raise CompileError(
-            f"{graph} is an ONNX file and compiles as it is, in fp32: for --{asked} give the model it was exported from"
+            f"{graph} is an ONNX file and compiles as it is, in {UNQUANTISED}: "
+            f"for --{asked} give the model it was exported from"
         )
 
 

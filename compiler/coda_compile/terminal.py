@@ -17,8 +17,8 @@ from coda_compile.inspect.predict import RoutedWords
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
 from coda_targets import Bundle
-from coda_targets.bundle import load_kernels
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, WEIGHTS, Manifest, VariantInfo
+from coda_targets.runtimes.session import load_kernels
 
 if TYPE_CHECKING:
     from coda_compile.inspect.evaluate import Evaluation
@@ -59,13 +59,13 @@ def whole(table: Table) -> None:
 def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     """The closing summary of a compilation."""
     manifest = bundle.manifest
-    n = manifest.max_tokens
+    n, unit = manifest.signature.max_length, manifest.signature.unit
     size = sum(file.bytes for file in manifest.files)
     ratio = fewer(manifest)
     made = ", ".join(dict.fromkeys(variant.target for variant in manifest.variants))
     out.print(f"{folder}: {size / 1e6:.1f} MB for {made}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
-        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} tokens")
+        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} {unit}")
     if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
@@ -130,12 +130,14 @@ def not_verified(variant: VariantInfo, lacking: str) -> None:
 def inspected(bundle: Bundle) -> None:
     """A readable summary of a bundle."""
     m = bundle.manifest
-    n = m.max_tokens
+    n, unit = m.signature.max_length, m.signature.unit
     out.print(Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}"), soft_wrap=True)
-    for kind, tensors in (("inputs", m.inputs), ("outputs", m.outputs)):
-        listed = ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+    taken = [(one.name, one.dtype, one.axes) for one in m.signature.inputs]
+    given = [(one.name, one.dtype, one.shape) for one in m.outputs]
+    for kind, tensors in (("inputs", taken), ("outputs", given)):
+        listed = ", ".join(f"{name} {dtype}[{', '.join(map(str, axes))}]" for name, dtype, axes in tensors)
         out.print(f"  {kind:<9}{listed}", soft_wrap=True)
-    out.print(f"  takes    up to {n} tokens")
+    out.print(f"  takes    up to {n} {unit}")
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
@@ -214,9 +216,11 @@ def _embedding(m: Manifest) -> str:
 
 def _layers(m: Manifest) -> None:
     """What each layer routes and multiplies."""
-    n = m.max_tokens
-    layers = Table(title=f"layers, at {n} tokens", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
-    for name in ("layer", "r", "tokens routed", "attention", "adapter", "multiply-adds", "of dense"):
+    n = m.signature.max_length
+    layers = Table(
+        title=f"layers, at {n} {m.signature.unit}", title_justify="left", box=None, pad_edge=False, padding=(0, 2)
+    )
+    for name in ("layer", "r", f"{m.signature.unit} routed", "attention", "adapter", "multiply-adds", "of dense"):
         layers.add_column(name, justify="right" if name != "attention" else "left")
     dense = dense_multiply_adds(m, n) / len(m.layers)
     for i, layer in enumerate(m.layers):

@@ -22,10 +22,10 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from coda_models.errors import BackboneError
-from coda_models.plain_json import json_object
 from coda_models.standard_names import strange_names
 from coda_models.untrusted import check_listed, check_shards, check_tokenizer, settled
 from coda_ops.errors import CodaError, first_line
+from coda_ops.foreign_json import json_object
 
 _LISTING = "modules.json"  # of sentence-transformers
 _SMALL: dict[str, Any] = {

@@ -26,6 +26,7 @@ from coda_models.errors import BackboneError, CheckpointError
 from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, first_line
 from coda_ops.files import replacing_file
+from coda_ops.foreign_json import json_object
 
 FORMAT = "coda-checkpoint"
 FORMAT_VERSION = 1
@@ -294,11 +295,8 @@ def is_checkpoint_folder(folder: Path) -> bool:
 
 def _folder_config(folder: Path) -> dict[str, Any] | None:
     """A checkpoint folder's config.json, or ``None`` where the folder is no checkpoint."""
-    try:
-        plain = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return plain if isinstance(plain, dict) and isinstance(plain.get(FOLDER_KEY), dict) else None
+    plain = json_object(folder / "config.json")
+    return plain if plain is not None and isinstance(plain.get(FOLDER_KEY), dict) else None
 
 
 def from_pretrained(folder: Path | str) -> Loaded:

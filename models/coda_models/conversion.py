@@ -56,8 +56,7 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
         parts.head,
         parts.relative_bias,
         parts.final_norm,
-        parts.input_names,
-        parts.max_tokens,
+        parts.signature,
     )
     digest = backbone_digest(converted)
     if config.backbone_sha256 not in ("", digest):

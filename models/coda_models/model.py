@@ -1,8 +1,7 @@
 """A routed encoder with its head: what is trained, saved and compiled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from coda_models.layers.attention import RelativeBias
 from coda_models.layers.layer import CodaLayer, Routing
 from coda_models.ood import OodDetector
 from coda_models.sentence import build_modules, pool
+from coda_targets.signature import Signature
 
 
 @dataclass
@@ -45,7 +45,13 @@ class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no ty
 
 
 class CodaModel(nn.Module):
-    """Embeddings, CoDA layers, an optional final norm and a head, made by ``coda_models.convert``."""
+    """Embeddings, CoDA layers, an optional final norm and a head, made by ``coda_models.convert``.
+
+    Attributes:
+        signature: the inputs, as its architecture declares them and up to the longest that it is run on.
+    """
+
+    accepts_loss_kwargs = False  # or Trainer would take ``**inputs`` for a model that scales its own loss
 
     def __init__(
         self,
@@ -56,8 +62,7 @@ class CodaModel(nn.Module):
         head: nn.Module | None,
         relative_bias: RelativeBias | None,
         final_norm: nn.Module | None,
-        input_names: tuple[str, ...],
-        max_tokens: int,
+        signature: Signature,
     ) -> None:
         super().__init__()
         self.coda_config = config
@@ -69,9 +74,8 @@ class CodaModel(nn.Module):
         self.head = head
         self.after_pooling = build_modules(config.modules, int(hf_config.hidden_size) * len(config.poolings))
         self.ood: OodDetector | None = None
-        self.input_names = input_names
-        self.max_tokens = max_tokens
-        self.prompt_tokens = 0  # in front of every text, put there by the embeddings
+        self.signature = signature
+        self.prompt_tokens = 0  # in front of every sequence, put there by the embeddings
 
     def coda_layers(self) -> Iterator[CodaLayer]:
         """The layers, bottom first."""
@@ -95,26 +99,29 @@ class CodaModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
         output_hidden_states: bool = False,
         output_routing: bool = False,
         decisions: Sequence[tuple[Tensor, Tensor, Tensor] | None] | None = None,
+        **inputs: Tensor,
     ) -> CodaOutput:
         """Run the encoder and its head.
 
         Args:
-            input_ids, attention_mask, token_type_ids: [batch, tokens] int64, as tokenizers give them.
             labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
             output_hidden_states: also return the embeddings and what every layer gave.
             output_routing: also return what every router decided.
             decisions: for each layer indices, gates and used slots to take instead of the router's own, or ``None``.
+            inputs: those of the signature by their names, as tokenizers give them. A mask and types may be left out.
+
+        Raises:
+            InputError: an input that the model does not take, or lacks.
         """
-        mask = attention_mask.bool()
-        given = {"input_ids": input_ids, "token_type_ids": token_type_ids}
-        x = self.embeddings(**{name: given[name] for name in self.input_names if given.get(name) is not None})
+        self.signature.check_names(inputs)
+        mask = self.mask(inputs)
+        read = [one.name for one in self.signature.inputs if one.role != "mask" and one.name in inputs]
+        x = self.embeddings(**{name: inputs[name] for name in read})
         if self.prompt_tokens:
             mask = F.pad(mask, (self.prompt_tokens, 0), value=True)
         table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
@@ -131,6 +138,14 @@ class CodaModel(nn.Module):
             hidden_states=tuple(states) if output_hidden_states else None,
             routing=tuple(decided) if output_routing else None,
         )
+
+    def mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Where inputs by name are valid. [batch, length] bool"""
+        given = self.signature.role("mask")
+        if given is not None and given.name in inputs:
+            return inputs[given.name].bool()
+        device = inputs[self.signature.lead.name].device
+        return torch.ones(self.signature.shape(inputs), dtype=torch.bool, device=device)
 
     def _finish(self, x: Tensor, mask: Tensor, labels: Tensor | None) -> dict[str, Tensor | None]:
         if self.head is None:
@@ -175,13 +190,3 @@ class CodaModel(nn.Module):
         trainable = set(self.trainable_names())
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trainable)
-
-    def example_inputs(self, batch: int, tokens: int) -> dict[str, Tensor]:
-        """Dummy inputs of a given shape, all valid."""
-        ids = torch.arange(batch * tokens).reshape(batch, tokens) % int(self.hf_config.vocab_size)
-        every: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "token_type_ids": torch.zeros_like(ids),
-        }
-        return {name: every[name] for name in self.input_names}

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from coda_models.architectures import FAMILIES
 from coda_models.errors import BackboneError, UnsupportedModelError
-from coda_models.plain_json import json_object
+from coda_ops.foreign_json import json_object
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")

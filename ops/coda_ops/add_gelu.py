@@ -1,27 +1,11 @@
 """``ai.coda::AddGelu``: a bias and the GELU behind it, in one.
 
-The compiler alone puts it into models, so its torch form is a plain function.
+Passes make it, so it has no torch operator.
 """
 
 import onnx
-import torch.nn.functional as F
-from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
-
-
-def add_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x + bias)`` by the error function.
-
-    Args:
-        x: [..., width].
-        bias: [width].
-
-    Returns:
-        [..., width].
-    """
-    return F.gelu(x + bias)
-
 
 SCHEMA = schema(
     "AddGelu",

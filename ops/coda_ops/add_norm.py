@@ -1,29 +1,12 @@
 """``ai.coda::AddNorm``: a residual sum and the layer norm of it, in one.
 
-The compiler alone puts it into models, so its torch form is a plain function.
+Passes make it, so it has no torch operator.
 """
 
 import onnx
-import torch.nn.functional as F
 from onnx.defs import OpSchema
-from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
-
-
-def add_norm(x: Tensor, y: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """``norm(x + (y + shift)) * scale + bias``, the norm over the last axis.
-
-    Args:
-        x, y: [..., width].
-        shift: [width], the bias of the product that made y.
-        scale, bias: [width].
-
-    Returns:
-        [..., width].
-    """
-    return F.layer_norm(x + (y + shift), scale.shape, scale, bias, epsilon)
-
 
 SCHEMA = schema(
     "AddNorm",
@@ -31,7 +14,7 @@ SCHEMA = schema(
     [
         formal("x", "T", "[..., width]"),
         formal("y", "T", "[..., width]"),
-        formal("shift", "T", "[width]"),
+        formal("shift", "T", "[width], the bias of the linear layer that made y."),
         formal("scale", "T", "[width]"),
         formal("bias", "T", "[width]"),
     ],

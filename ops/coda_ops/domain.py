@@ -45,13 +45,14 @@ def schema(
     *,
     floats: bool = True,
     attributes: list[OpSchema.Attribute] | None = None,
+    domain: str = DOMAIN,
 ) -> OpSchema:
-    """A registered schema of the domain; ``T`` ranges over the floating-point tensors when ``floats`` is set."""
+    """A registered schema of a domain; ``T`` ranges over the floating-point tensors when ``floats`` is set."""
     constraints = [("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "Activations.")] if floats else []
     return register(
         OpSchema(
             name,
-            DOMAIN,
+            domain,
             VERSION,
             doc=doc,
             inputs=inputs,

@@ -1,68 +1,28 @@
-"""``ai.coda::Int8AddAdapter``: a bottleneck of two int8 products and the residual sum behind it, in one.
+"""``ai.coda::Int8AddAdapter``: a bottleneck of two int8 linear layers and the residual sum behind it, in one.
 
-``Int8RouterAdapter`` scores the tokens for the router beside it as well, while they are in the cache. The compiler
-alone puts them into models, so their torch forms are plain functions.
+``Int8RouterAdapter`` scores the tokens for the router beside it as well, while they are in the cache. Passes make both,
+so they have no torch operators.
 """
 
 import onnx
-import torch.nn.functional as F
 from onnx.defs import OpSchema
-from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
-from coda_ops.int8_linear import Int8Weights, int8_linear, statements
-
-
-def int8_add_adapter(
-    residual: Tensor, x: Tensor, down: Int8Weights, down_bias: Tensor, up: Int8Weights, up_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``residual + int8_linear(relu(int8_linear(x)))``, each of the two rounding its tokens by steps of its own.
-
-    Args:
-        residual, x: [..., width] float32.
-        down: [width, bottleneck]; down_bias: [bottleneck].
-        up: [bottleneck, width]; up_bias: [width].
-
-    Returns:
-        The sum, [..., width], and what the second product multiplies, [..., bottleneck].
-    """
-    hidden = F.relu(int8_linear(x, *down, down_bias))
-    return residual + int8_linear(hidden, *up, up_bias), hidden
-
-
-def int8_router_adapter(
-    residual: Tensor,
-    x: Tensor,
-    down: Int8Weights,
-    down_bias: Tensor,
-    up: Int8Weights,
-    up_bias: Tensor,
-    router: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``int8_add_adapter``, and the score ``x · router`` of every token in float32.
-
-    Args:
-        router: [width, 1] float32.
-
-    Returns:
-        The sum, what the second product multiplies, and scores, [...].
-    """
-    return *int8_add_adapter(residual, x, down, down_bias, up, up_bias), (x @ router).squeeze(-1)
-
+from coda_ops.int8_linear import statements
 
 _INPUTS = [
     formal("residual", "tensor(float)", "[..., width]"),
     formal("x", "tensor(float)", "[..., width]"),
-    formal("down", "tensor(uint8)", "[width, bottleneck], 128 stands for 0."),
+    formal("down", "tensor(uint8)", "[width, bottleneck], with zero point 128."),
     formal("down_scale", "tensor(float)", "[bottleneck]"),
     formal("down_bias", "tensor(float)", "[bottleneck]"),
-    formal("up", "tensor(uint8)", "[bottleneck, width], 128 stands for 0."),
+    formal("up", "tensor(uint8)", "[bottleneck, width], with zero point 128."),
     formal("up_scale", "tensor(float)", "[width]"),
     formal("up_bias", "tensor(float)", "[width]"),
 ]
 _OUTPUTS = [
     formal("y", "tensor(float)", "[..., width]"),
-    formal("hidden", "tensor(float)", "[..., bottleneck], what the second product multiplies."),
+    formal("hidden", "tensor(float)", "[..., bottleneck], what the second linear layer is given."),
 ]
 SCHEMA = schema("Int8AddAdapter", "y = residual + Int8Linear(relu(Int8Linear(x))).", _INPUTS, _OUTPUTS, floats=False)
 ROUTER_SCHEMA = schema(

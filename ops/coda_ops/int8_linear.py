@@ -1,52 +1,53 @@
-"""``ai.coda::Int8Linear``: a frozen layer's product with int8 weights, each token rounded by a step of its own.
+"""``ai.coda::Int8Linear``: a frozen linear layer with int8 weights, whose activations are quantised token by token.
 
-A step for every token, not one for the whole batch, so that an answer does not depend on what a text is batched with.
+Weights have a scale per output channel. Activations have one per token, not one for the whole batch, so that an answer
+does not depend on what else is in the batch. ``Int8LinearGelu`` is the GELU of it; passes make that one.
 """
 
 from typing import NamedTuple
 
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from coda_ops.add_gelu import gelu
 from coda_ops.domain import formal, function, schema
 
-LEVELS = 127  # of either sign
+QUANTISED_MAX = 127  # of either sign
+ZERO_POINT = 128  # of the weights, which are unsigned
 
 
-class Int8Weights(NamedTuple):
+class Int8Weight(NamedTuple):
     """A weight matrix in eight bits.
 
     Attributes:
-        weight: [inputs, outputs] uint8, 128 stands for 0.
-        scale: [outputs] float32, what a level is worth.
+        weight: [inputs, outputs] uint8, with zero point 128.
+        scale: [outputs] float32.
     """
 
     weight: Tensor
     scale: Tensor
 
 
-def quantize(weight: Tensor) -> Int8Weights:
-    """Round each output's weights to 255 levels of its own.
+def quantise(weight: Tensor) -> Int8Weight:
+    """Quantise each output channel symmetrically, to the integers from -127 to 127.
 
     Args:
         weight: [inputs, outputs] floating.
     """
     highest = weight.abs().amax(0)  # [outputs]
-    scale = torch.where(highest > 0, highest / LEVELS, 1.0).float()
-    levels = (weight / scale).round().clamp(-LEVELS, LEVELS)
-    return Int8Weights((levels + 128).to(torch.uint8), scale)
+    scale = torch.where(highest > 0, highest / QUANTISED_MAX, 1.0).float()
+    quantised = (weight / scale).round().clamp(-QUANTISED_MAX, QUANTISED_MAX)
+    return Int8Weight((quantised + ZERO_POINT).to(torch.uint8), scale)
 
 
 @torch.library.custom_op("coda::int8_linear", mutates_args=())
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    share = x.abs().amax(-1, keepdim=True) / LEVELS  # [..., 1]
-    step = torch.where(share > 0, share, 1.0)
-    levels = (x / step).round()  # NaN where x is not finite
-    product = levels.double() @ (weight.double() - 128)  # whole numbers below 2^53: exact
-    return product.to(x.dtype) * step * scale + bias
+    x_scale = x.abs().amax(-1, keepdim=True) / QUANTISED_MAX  # [..., 1]
+    x_scale = torch.where(x_scale > 0, x_scale, 1.0)
+    quantised = (x / x_scale).round()  # NaN where x is not finite
+    accumulated = quantised.double() @ (weight.double() - ZERO_POINT)  # integers below 2^53: exact
+    return accumulated.to(x.dtype) * x_scale * scale + bias
 
 
 @_int8_linear.register_fake
@@ -55,13 +56,13 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """``(round(x / step) · (weight - 128)) * step * scale + bias``, step = max|x| / 127 of each token; no gradient.
+    """``(round(x / x_scale) · (weight - 128)) * x_scale * scale + bias``; no gradient.
 
-    A token of which one number is not finite gives NaN alone.
+    Each token has its own x_scale, max|x| / 127. A token of which one number is not finite gives NaN alone.
 
     Args:
         x: [..., inputs] float32.
-        weight: [inputs, outputs] uint8, 128 stands for 0.
+        weight: [inputs, outputs] uint8, with zero point 128.
         scale, bias: [outputs] float32.
 
     Returns:
@@ -71,22 +72,18 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tenso
     return result
 
 
-def int8_linear_gelu(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """The GELU of ``int8_linear``. The compiler alone puts its operator into models."""
-    return F.gelu(int8_linear(x, weight, scale, bias))
-
-
 _INPUTS = [
     formal("x", "tensor(float)", "[..., inputs]"),
-    formal("weight", "tensor(uint8)", "[inputs, outputs], 128 stands for 0."),
-    formal("scale", "tensor(float)", "[outputs]"),
+    formal("weight", "tensor(uint8)", "[inputs, outputs], with zero point 128."),
+    formal("scale", "tensor(float)", "[outputs], of the weight."),
     formal("bias", "tensor(float)", "[outputs]"),
 ]
 _OUTPUTS = [formal("y", "tensor(float)", "[..., outputs]")]
 SCHEMA = schema(
     "Int8Linear",
-    "y = (round(x / step) · (weight - 128)) * step * scale + bias, where step is max|x| / 127 over the last axis, 1 "
-    "where all of it is 0. Rounds half to even; the product is exact. Rows with a number that is not finite give NaN.",
+    "y = (round(x / x_scale) · (weight - 128)) * x_scale * scale + bias, where x_scale is max|x| / 127 over the last "
+    "axis, 1 where all of it is 0. Rounds half to even; the matmul is of integers, and exact. Rows with a number that "
+    "is not finite give NaN.",
     _INPUTS,
     _OUTPUTS,
     floats=False,
@@ -97,19 +94,19 @@ GELU_SCHEMA = schema(
 
 
 def body() -> onnx.FunctionProto:
-    """The function body. Both sides of the product are unsigned: signed ones saturate on processors without VNNI."""
-    constants, product = statements("x", "weight", "scale", "bias", "y")
-    return function("Int8Linear (x, weight, scale, bias) => (y)", constants + product)
+    """The function body. Both sides of the matmul are unsigned: signed ones saturate on processors without VNNI."""
+    constants, linear = statements("x", "weight", "scale", "bias", "y")
+    return function("Int8Linear (x, weight, scale, bias) => (y)", constants + linear)
 
 
 def gelu_body() -> onnx.FunctionProto:
     """That of Int8LinearGelu."""
-    constants, product = statements("x", "weight", "scale", "bias", "made")
-    return function("Int8LinearGelu (x, weight, scale, bias) => (y)", constants + product + gelu("made", "y"))
+    constants, linear = statements("x", "weight", "scale", "bias", "made")
+    return function("Int8LinearGelu (x, weight, scale, bias) => (y)", constants + linear + gelu("made", "y"))
 
 
 def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str, str]:
-    """The constants that a product's statements share with another's, and those statements, in ONNX's text syntax.
+    """The constants that the statements of two linear layers share, and the statements of one, in ONNX's text syntax.
 
     Bytes know no NaN and onnxruntime's ReduceMax loses it; the sum of a row's ratios keeps it, and is finite otherwise.
 
@@ -118,27 +115,27 @@ def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str,
     """
     constants = f"""
         last = Constant <value_ints: ints = [-1]> ()
-        none = Constant <value_float: float = 0.0> ()
+        zero = Constant <value_float: float = 0.0> ()
         one = Constant <value_float: float = 1.0> ()
-        most = Constant <value_float: float = {float(LEVELS)}> ()
-        middle = Constant <value_float: float = 128.0> ()
-        zero = Constant <value = uint8 {{128}}> ()"""
-    product = f"""
-        {y}_size = Abs({x})
-        {y}_highest = ReduceMax <keepdims: int = 1> ({y}_size, last)
-        {y}_share = Div({y}_highest, most)
-        {y}_some = Greater({y}_share, none)
-        {y}_step = Where({y}_some, {y}_share, one)
-        {y}_ratio = Div({x}, {y}_step)
-        {y}_level = Round({y}_ratio)
-        {y}_shifted = Add({y}_level, middle)
-        {y}_bytes = Cast <to: int = 2> ({y}_shifted)
-        {y}_product = MatMulInteger({y}_bytes, {weight}, zero, zero)
-        {y}_wide = Cast <to: int = 1> ({y}_product)
+        quantised_max = Constant <value_float: float = {float(QUANTISED_MAX)}> ()
+        shift = Constant <value_float: float = {float(ZERO_POINT)}> ()
+        zero_point = Constant <value = uint8 {{{ZERO_POINT}}}> ()"""
+    linear = f"""
+        {y}_abs = Abs({x})
+        {y}_highest = ReduceMax <keepdims: int = 1> ({y}_abs, last)
+        {y}_ratio_of_highest = Div({y}_highest, quantised_max)
+        {y}_positive = Greater({y}_ratio_of_highest, zero)
+        {y}_x_scale = Where({y}_positive, {y}_ratio_of_highest, one)
+        {y}_ratio = Div({x}, {y}_x_scale)
+        {y}_rounded = Round({y}_ratio)
+        {y}_shifted = Add({y}_rounded, shift)
+        {y}_quantised = Cast <to: int = 2> ({y}_shifted)
+        {y}_accumulated = MatMulInteger({y}_quantised, {weight}, zero_point, zero_point)
+        {y}_matmul = Cast <to: int = 1> ({y}_accumulated)
         {y}_total = ReduceSum <keepdims: int = 1> ({y}_ratio, last)
-        {y}_doubt = Mul({y}_total, none)
-        {y}_worth = Add({y}_step, {y}_doubt)
-        {y}_stepped = Mul({y}_wide, {y}_worth)
-        {y}_scaled = Mul({y}_stepped, {scale})
-        {y} = Add({y}_scaled, {bias})"""
-    return constants, product
+        {y}_nan_or_zero = Mul({y}_total, zero)
+        {y}_checked_scale = Add({y}_x_scale, {y}_nan_or_zero)
+        {y}_by_token = Mul({y}_matmul, {y}_checked_scale)
+        {y}_by_channel = Mul({y}_by_token, {scale})
+        {y} = Add({y}_by_channel, {bias})"""
+    return constants, linear

@@ -1,116 +1,135 @@
-"""``ai.coda::Int8StaticLinear``: a frozen layer's product with int8 weights, activations rounded by one step.
+"""``ai.coda::Int8StaticLinear``: a frozen linear layer with int8 weights, whose activations share one scale.
 
-The step was measured beforehand on texts like those to come. The operator stands in graphs on their way through the
-compiler alone, which lowers it to ``QuantizeLinear`` and ``DequantizeLinear`` around a ``MatMul``: the form that every
-runtime multiplies bytes for, with kernels of its own.
+Scale and zero point of the activations were calibrated beforehand. A pass lowers the operator to ``QuantizeLinear`` and
+``DequantizeLinear`` around a ``MatMul``, the form that runtimes have int8 kernels of their own for.
 """
 
 from typing import NamedTuple
 
+import onnx
 import torch
 from torch import Tensor
 
 from coda_ops import int8_linear
-from coda_ops.domain import formal, schema
+from coda_ops.domain import formal, function, schema
 
-LEVELS = 255  # above the lowest
+QUANTISED_MAX = 255  # of the activations, from 0
 
 
-class SignedWeights(NamedTuple):
-    """A weight matrix in eight bits, as QuantizeLinear has them.
+class SignedWeight(NamedTuple):
+    """A weight matrix in eight bits, as DequantizeLinear takes it.
 
     Attributes:
-        weight: [inputs, outputs] int8.
-        scale: [outputs] float32, what a level is worth.
+        weight: [inputs, outputs] int8, with zero point 0.
+        scale: [outputs] float32.
     """
 
     weight: Tensor
     scale: Tensor
 
 
-class Rounding(NamedTuple):
-    """How activations become bytes: ``clamp(round(x / step) + zero, 0, 255)``.
+class Quantisation(NamedTuple):
+    """How activations become bytes: ``clamp(round(x / scale) + zero_point, 0, 255)``.
 
     Attributes:
-        step: [] float32, what a level is worth.
-        zero: [] uint8, the level that stands for 0.
+        scale: [] float32.
+        zero_point: [] uint8.
     """
 
-    step: Tensor
-    zero: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
 
-def quantize(weight: Tensor) -> SignedWeights:
-    """Round each output's weights to 255 levels of its own, as ``int8_linear.quantize`` does.
+def quantise_weight(weight: Tensor) -> SignedWeight:
+    """The numbers that ``int8_linear.quantise`` gives, signed.
 
     Args:
         weight: [inputs, outputs] floating.
     """
-    levels, scale = int8_linear.quantize(weight)
-    return SignedWeights((levels.to(torch.int16) - 128).to(torch.int8), scale)
+    quantised, scale = int8_linear.quantise(weight)
+    return SignedWeight((quantised.to(torch.int16) - int8_linear.ZERO_POINT).to(torch.int8), scale)
 
 
-def rounding_of(low: float, high: float) -> Rounding:
-    """The 256 levels that reach from the lowest activation to the highest, 0 among them.
+def quantisation_of(low: float, high: float) -> Quantisation:
+    """Scale and zero point of activations that reach from the lowest to the highest.
 
     Args:
         low, high: finite; a range without 0 is widened to it, and one too narrow for float32 is 0 alone.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    width = (high - low) / LEVELS
-    step = torch.tensor(width if width >= torch.finfo(torch.float32).tiny else 1.0)  # nothing is divided by nothing
-    return Rounding(step, (-low / step).round().clamp(0, LEVELS).to(torch.uint8))
+    width = (high - low) / QUANTISED_MAX
+    scale = torch.tensor(width if width >= torch.finfo(torch.float32).tiny else 1.0)  # 0 is divided by something
+    return Quantisation(scale, (-low / scale).round().clamp(0, QUANTISED_MAX).to(torch.uint8))
 
 
-def levels(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """Whole numbers from 0 to 255, of x's shape and type."""
-    return ((x / step).round() + zero).clamp(0, LEVELS)
+def quantise(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Integers from 0 to 255, of x's shape and type."""
+    return ((x / scale).round() + zero_point).clamp(0, QUANTISED_MAX)
 
 
-def multiply(levels: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """``int8_static_linear`` of what is rounded already."""
-    product = (levels.double() - zero) @ weight.double()  # whole numbers below 2^53: exact
-    return product.to(levels.dtype) * (step * scale) + bias
+def linear(
+    quantised: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, x_zero_point: Tensor
+) -> Tensor:
+    """``int8_static_linear`` of activations that are quantised already."""
+    accumulated = (quantised.double() - x_zero_point) @ weight.double()  # integers below 2^53: exact
+    return accumulated.to(quantised.dtype) * (x_scale * scale) + bias
 
 
 @torch.library.custom_op("coda::int8_static_linear", mutates_args=())
-def _int8_static_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    return multiply(levels(x, step, zero), weight, scale, bias, step, zero)
+def _int8_static_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, x_zero_point: Tensor
+) -> Tensor:
+    return linear(quantise(x, x_scale, x_zero_point), weight, scale, bias, x_scale, x_zero_point)
 
 
 @_int8_static_linear.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, x_zero_point: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
-def int8_static_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """``((clamp(round(x / step) + zero, 0, 255) - zero) · weight) * step * scale + bias``; no gradient.
+def int8_static_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, x_zero_point: Tensor
+) -> Tensor:
+    """``((quantise(x) - x_zero_point) · weight) * x_scale * scale + bias``; no gradient.
 
     Args:
-        x: [..., inputs] float32; what lies outside of the levels becomes the nearest one.
+        x: [..., inputs] float32; what lies outside of the range becomes its nearest end.
         weight: [inputs, outputs] int8.
         scale, bias: [outputs] float32.
-        step, zero: see ``Rounding``.
+        x_scale, x_zero_point: see ``Quantisation``.
 
     Returns:
         [..., outputs].
     """
-    result: Tensor = _int8_static_linear(x, weight, scale, bias, step, zero)
+    result: Tensor = _int8_static_linear(x, weight, scale, bias, x_scale, x_zero_point)
     return result
 
 
 SCHEMA = schema(
     "Int8StaticLinear",
-    "y = ((clamp(round(x / step) + zero, 0, 255) - zero) · weight) * step * scale + bias. Rounds half to even; the "
-    "product is exact.",
+    "y = ((clamp(round(x / x_scale) + x_zero_point, 0, 255) - x_zero_point) · weight) * x_scale * scale + bias. Rounds "
+    "half to even.",
     [
         formal("x", "tensor(float)", "[..., inputs]"),
-        formal("weight", "tensor(int8)", "[inputs, outputs]"),
-        formal("scale", "tensor(float)", "[outputs]"),
+        formal("weight", "tensor(int8)", "[inputs, outputs], with zero point 0."),
+        formal("scale", "tensor(float)", "[outputs], of the weight."),
         formal("bias", "tensor(float)", "[outputs]"),
-        formal("step", "tensor(float)", "[], what a level of x is worth."),
-        formal("zero", "tensor(uint8)", "[], the level that stands for 0."),
+        formal("x_scale", "tensor(float)", "[]"),
+        formal("x_zero_point", "tensor(uint8)", "[]"),
     ],
     [formal("y", "tensor(float)", "[..., outputs]")],
     floats=False,
 )
+
+
+def body() -> onnx.FunctionProto:
+    """The function body, standard operators only: what the pass lowers the operator to, by itself."""
+    return function(
+        "Int8StaticLinear (x, weight, scale, bias, x_scale, x_zero_point) => (y)",
+        """
+        quantised = QuantizeLinear(x, x_scale, x_zero_point)
+        x_dequantised = DequantizeLinear(quantised, x_scale, x_zero_point)
+        dequantised = DequantizeLinear <axis: int = 1> (weight, scale)
+        matmul = MatMul(x_dequantised, dequantised)
+        y = Add(matmul, bias)""",
+    )

@@ -1,30 +1,15 @@
 """``ai.coda::PackTokens``: the tokens of a ragged batch in use, one behind the other.
 
-The compiler alone puts it into models, so its torch form is a plain function.
+Passes make it, so it has no torch operator.
 """
 
 import onnx
-from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
 
-
-def pack_tokens(x: Tensor, used: Tensor) -> Tensor:
-    """``x[used]``.
-
-    Args:
-        x: [batch, tokens, width].
-        used: [batch, tokens] bool.
-
-    Returns:
-        [rows, width], rows being the number of tokens in use, text by text.
-    """
-    return x[used]
-
-
 SCHEMA = schema(
     "PackTokens",
-    "The tokens in use, text by text: rows = x[used].",
+    "The tokens in use, sequence by sequence: rows = x[used].",
     [formal("x", "T", "[batch, tokens, width]"), formal("used", "tensor(bool)", "[batch, tokens]")],
     [formal("rows", "T", "[rows, width]")],
 )

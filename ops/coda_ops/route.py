@@ -210,14 +210,17 @@ def _by_row(t: int, epsilon: float) -> str:
         m{t + 1} = Min(b{t}, none_wide)"""
 
 
-def body(schedule: Schedule) -> onnx.FunctionProto:
+def body(iterations: int, epsilon_start: float, epsilon_decay: float, epsilon_final: float) -> onnx.FunctionProto:
     """The function body for one schedule; numerator and denominator stay attributes of each node."""
-    start = "u0 = Identity(s)"
-    return _body(schedule, start, _by_token)
+    schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
+    return _body(schedule, "u0 = Identity(s)", _by_token)
 
 
-def openvino_body(schedule: Schedule) -> onnx.FunctionProto:
+def openvino_body(
+    iterations: int, epsilon_start: float, epsilon_decay: float, epsilon_final: float
+) -> onnx.FunctionProto:
     """The same for OpenVINO, which makes fewer operators of it this way and, in float32, rounds less."""
+    schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
     start = """less_log_k = Neg(log_k)
         m0 = Identity(none_wide)"""
     return _body(schedule, start, _by_row)

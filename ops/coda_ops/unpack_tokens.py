@@ -1,28 +1,11 @@
 """``ai.coda::UnpackTokens``: packed rows back at their places in a ragged batch.
 
-The compiler alone puts it into models, so its torch form is a plain function.
+Passes make it, so it has no torch operator.
 """
 
 import onnx
-from torch import Tensor
 
 from coda_ops.domain import formal, function, schema
-
-
-def unpack_tokens(rows: Tensor, used: Tensor) -> Tensor:
-    """The inverse of ``pack_tokens``, zero where no token is in use.
-
-    Args:
-        rows: [rows, width], as many as ``used`` is true.
-        used: [batch, tokens] bool.
-
-    Returns:
-        [batch, tokens, width].
-    """
-    unpacked = rows.new_zeros((*used.shape, rows.shape[-1]))
-    unpacked[used] = rows
-    return unpacked
-
 
 SCHEMA = schema(
     "UnpackTokens",
@@ -37,9 +20,9 @@ def body() -> onnx.FunctionProto:
     return function(
         "UnpackTokens (rows, used) => (x)",
         """
-        texts = Shape (used)
+        sizes = Shape (used)
         width = Shape <start: int = 1> (rows)
-        shape = Concat <axis: int = 0> (texts, width)
+        shape = Concat <axis: int = 0> (sizes, width)
         zero_float = Constant <value_float: float = 0.0> ()
         zero = CastLike(zero_float, rows)
         zeros = Expand(zero, shape)

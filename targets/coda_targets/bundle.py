@@ -1,6 +1,5 @@
 """Opening a bundle and running it: all that an app needs."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from coda_ops import native
-from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import (
-    CONFIG,
-    GRAPH_LEVELS,
     MANIFEST,
     PART,
     LogitsInfo,
@@ -29,24 +23,20 @@ from coda_targets.manifest import (
     check_file,
     check_files,
     read_manifest,
-    release,
     variants_of,
 )
 from coda_targets.manifest import MODEL as MODEL
-from coda_targets.runtimes import plugin
-from coda_targets.runtimes.saturation import saturates
-from coda_targets.runtimes.target import Target, get_target
+from coda_targets.runtimes import Runtime, get_runtime
+from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_session
+from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import Adapter
-
-_LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
-Arrays = dict[str, NDArray[Any]]
 
 
 class Bundle:
     """A compiled model in a folder.
 
         bundle = Bundle("model-cpu")
-        outputs = bundle.run({"input_ids": ids, "attention_mask": mask})
+        outputs = bundle.run(arrays)  # by the names in bundle.manifest.signature
 
     Args:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
@@ -86,23 +76,25 @@ class Bundle:
         """What this machine lacks to run a variant, in one sentence; empty where it can."""
         try:
             require_release(variant.minimum_onnxruntime)
-            require_runtime(get_target(variant.target))
+            require_runtime(get_runtime(variant.target))
         except TargetError as error:
             return str(error)
         return ""
 
     @cached_property
-    def target(self) -> Target:
-        """The variant's target as this release knows it, with the session that the manifest asks for.
+    def runtime(self) -> Runtime:
+        """How the variant runs, as this release knows its target, with the session that the manifest asks for.
 
         Raises:
-            TargetError: nothing that was asked for runs here: of each variant what is missing.
+            TargetError: this onnxruntime is older than the model needs, or of several variants that were asked for none
+                runs here: of each what is missing. What one variant alone is missing is told when it is loaded.
         """
-        if lacking := self.lacks(self.variant):
+        if len(self._asked) > 1 and self.lacks(self.variant):
             every = "; ".join(f"{one.name}: {self.lacks(one)}" for one in self._asked)
-            raise TargetError(lacking if len(self._asked) == 1 else f"no variant of {self.folder} runs here: {every}")
+            raise TargetError(f"no variant of {self.folder} runs here: {every}")
+        require_release(self.variant.minimum_onnxruntime)
         session = self.variant.session
-        known = get_target(self.variant.target)
+        known = get_runtime(self.variant.target)
         first = tuple((name, session.options or options) for name, options in known.providers[:1])
         return replace(
             known,
@@ -160,7 +152,7 @@ class Bundle:
             BundleError: onnxruntime cannot load the model, or it is another bundle's by now.
         """
         with self.reading(*self.model_files):
-            return open_session(self.model_path, self.target, threads=self.threads)
+            return open_session(self.model_path, self.runtime, threads=self.threads)
 
     @property
     def model_files(self) -> tuple[str, ...]:
@@ -230,15 +222,14 @@ class Bundle:
 
         Args:
             task: one of ``tasks``; the first one where none is named.
-            inputs: integer arrays by name, each [batch, sequence]; a missing ``attention_mask`` means all valid, a
-                missing ``token_type_ids`` all zero.
+            inputs: arrays by name, as ``manifest.signature`` describes them. Without a mask all is valid.
 
         Returns:
             Output arrays by name.
 
         Raises:
             InputError: an unknown task, a missing or unknown name, a wrong type or shape, a sequence longer than
-                ``manifest.max_tokens``, or values that the model cannot look up, such as ids beyond its vocabulary.
+                ``manifest.signature.max_length``, or ids that the model cannot look up.
         """
         feed = self.prepare(inputs)
         names = [output.name for output in self.manifest.outputs]
@@ -246,41 +237,7 @@ class Bundle:
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
-        wanted = [tensor.name for tensor in self.manifest.inputs]
-        unknown = sorted(set(inputs) - set(wanted))
-        if unknown:
-            raise InputError(f"input {unknown[0]!r} is unknown: this model takes {', '.join(wanted)}")
-        if "input_ids" not in inputs:
-            raise InputError(f"input 'input_ids' is missing: this model takes {', '.join(wanted)}")
-        given = {name: _array(name, value) for name, value in inputs.items()}
-        ids = given["input_ids"]
-        if ids.ndim != 2 or 0 in ids.shape or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"input_ids must be integers of shape [batch, sequence], not {ids.dtype} {list(ids.shape)}"
-            )
-        if ids.shape[1] > self.manifest.max_tokens:
-            raise InputError(
-                f"input_ids has {ids.shape[1]} tokens but this model takes at most {self.manifest.max_tokens}: truncate"
-            )
-        filled = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), **given}
-        for name in wanted:
-            if filled[name].dtype.kind not in "iub":
-                raise InputError(f"{name} must hold integers, not {filled[name].dtype}")
-            if filled[name].shape != ids.shape:
-                raise InputError(f"{name} has shape {list(filled[name].shape)} but input_ids has {list(ids.shape)}")
-        if self.target.plugin:  # onnxruntime's own kernels refuse what is in no table; OpenVINO answers all the same
-            for name, size in self._tables.items():
-                if name in wanted and not ((-size <= filled[name]) & (filled[name] < size)).all():
-                    raise InputError(f"{name} holds ids that this model does not know: it has {size} of them")
-        return {name: np.ascontiguousarray(filled[name], dtype=np.int64) for name in wanted}
-
-    @cached_property
-    def _tables(self) -> dict[str, int]:
-        """How many rows the tables have that inputs are looked up in."""
-        with self.reading(CONFIG):
-            config = json.loads((self.folder / CONFIG).read_text("utf-8"))
-        sizes = {"input_ids": config.get("vocab_size"), "token_type_ids": config.get("type_vocab_size")}
-        return {name: size for name, size in sizes.items() if isinstance(size, int)}
+        return self.manifest.signature.prepare(inputs, within_tables=not self.runtime.refuses_unknown_ids)
 
 
 def _version(folder: Path) -> tuple[int, bytes] | None:
@@ -297,109 +254,3 @@ def _inside(folder: Path, name: str) -> bool:
         return (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
         return False
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name} has rows of different lengths: pad them and mask the padding") from None
-
-
-def run_session(
-    session: ort.InferenceSession, names: list[str], feed: Arrays, adapter: Adapter | None = None
-) -> list[NDArray[Any]]:
-    """Run a session, with the tensors of an adapter in the place of the model's own.
-
-    Raises:
-        InputError: what onnxruntime says of inputs that it cannot run.
-    """
-    try:
-        results: list[NDArray[Any]] = session.run(names, feed, None if adapter is None else adapter.options)
-    except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
-    return results
-
-
-def open_session(
-    model: Path | bytes, target: Target, *, threads: int = 0, weights: Path | None = None
-) -> ort.InferenceSession:
-    """An onnxruntime session with the target's providers and options.
-
-    Args:
-        model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
-
-    Raises:
-        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word. Or the
-            native kernels are installed and cannot be loaded.
-        BundleError: onnxruntime cannot load the model.
-    """
-    require_runtime(target)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or target.threads
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVEL_NAMES[target.graph_level]}")
-    for name, value in target.session_options.items():
-        setattr(options, name, value)
-    for name, value in target.session_config.items():
-        options.add_session_config_entry(name, value)
-    if saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    if target.native and (kernels := native.library()) is not None:
-        load_kernels(kernels, options)
-    if target.plugin:
-        plugin.add(options, target, threads or target.threads)
-    if weights is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    try:
-        return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=None if target.plugin else list(target.providers),
-        )
-    except Exception as error:  # onnxruntime's own exceptions share no public base class
-        where = "the model" if isinstance(model, bytes) else str(model)
-        raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
-
-
-def require_release(minimum: str) -> None:
-    """Check that onnxruntime is as new as a model needs: an older one may give wrong numbers without a word.
-
-    Raises:
-        TargetError: what is here, and what to install.
-    """
-    if release(ort.__version__) < release(minimum):
-        raise TargetError(
-            f"the model needs onnxruntime {minimum} or newer and {ort.__version__} is installed: "
-            f'pip install --upgrade "onnxruntime>={minimum}"'
-        )
-
-
-def require_runtime(target: Target) -> None:
-    """Check that a target's providers are here.
-
-    Raises:
-        TargetError: what to install.
-    """
-    if target.plugin:
-        plugin.device(target)
-        return
-    absent = [name for name, _ in target.providers if name not in ort.get_available_providers()]
-    if absent or not target.providers:
-        what = f"{absent[0]} is not installed: {target.install}" if absent else target.install
-        raise TargetError(f"target {target.name!r} cannot run here: {what}")
-
-
-def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> None:
-    """Have a session run native kernels where its model has ``ai.coda`` operators.
-
-    Raises:
-        TargetError: onnxruntime cannot load the library.
-    """
-    try:
-        (options or ort.SessionOptions()).register_custom_ops_library(str(library))
-    except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise TargetError(
-            f"onnxruntime cannot load the native kernels in {library}: {first_line(error)}; build them again with "
-            f"`coda-compile kernels build`, or do without: {native.SWITCH}=portable"
-        ) from None

@@ -17,6 +17,7 @@ from typing import Any
 
 from coda_ops.records import read_record, record_json
 from coda_targets.errors import BundleError, TargetError
+from coda_targets.signature import Signature
 
 SCHEMA_VERSION = 1
 MANIFEST = "coda.json"
@@ -38,7 +39,7 @@ _RELEASE = re.compile(r"\d{1,9}(\.\d{1,9})*")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, numpy type and shape of a graph input or output; text in a shape names a dynamic axis."""
+    """Name, numpy type and shape of a graph output; text in a shape names a dynamic axis."""
 
     name: str
     dtype: str
@@ -168,12 +169,12 @@ class Manifest:
 
     Attributes:
         variants: in the order of preference; a machine takes the first that it can run.
-        inputs, outputs: of every variant.
+        outputs: of every variant.
         layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
         coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
-        max_tokens: longest input; the tokenizer cuts texts there. The smallest of what positions, tokenizer_config.json
-            and sentence_bert_config.json of the model allowed.
+        signature: what the model takes. The tokenizer truncates to its ``max_length``, the smallest of what positions,
+            tokenizer_config.json and sentence_bert_config.json of the model allowed.
         labels: class names in order of the logits; empty without a classifier.
         logits: what they mean; of classifiers.
         model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.
@@ -186,9 +187,8 @@ class Manifest:
     architecture: str
     versions: dict[str, str]
     variants: tuple[VariantInfo, ...]
-    inputs: tuple[TensorInfo, ...]
+    signature: Signature
     outputs: tuple[TensorInfo, ...]
-    max_tokens: int
     width: int
     feed_forward: int
     labels: tuple[str, ...]
@@ -280,7 +280,6 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "session": all(_opens(variant.session) for variant in manifest.variants),
         "layers": known == bool(manifest.coda_config)
         and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
-        "max_tokens": manifest.max_tokens > 0,
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
         "logits": _means(manifest.labels, manifest.logits),

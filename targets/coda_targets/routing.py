@@ -4,7 +4,7 @@ A bundle's model gives its task's outputs alone; here scores, positions and gate
 a copy in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coda_ops.catalogue import find_operator
 from coda_ops.files import private_folder
-from coda_targets.bundle import Arrays, Bundle, open_session, run_session
+from coda_targets.bundle import Bundle
 from coda_targets.errors import BundleError, TargetError
-from coda_targets.runtimes.target import Target
+from coda_targets.runtimes import Runtime
+from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.signature import Arrays
 from coda_targets.task_adapters import Adapter
 from coda_targets.weights import find_weights
 
@@ -61,11 +64,11 @@ class RoutingProbe:
 
     Raises:
         BundleError: the file is missing or damaged.
-        TargetError: onnx, or the runtime of the target, is not installed.
+        TargetError: onnx, or what the runtime needs, is not installed.
     """
 
     def __init__(
-        self, model: Path, target: Target, *, threads: int = 0, products: bool = False, decided: bool = False
+        self, model: Path, runtime: Runtime, *, threads: int = 0, products: bool = False, decided: bool = False
     ) -> None:
         self.products: Arrays = {}
         self._decided: list[tuple[str, ...]] = []  # of every layer, what its decision is fed as
@@ -81,14 +84,14 @@ class RoutingProbe:
         content = proto.SerializeToString()
         del proto
         if weights is not None:
-            self._session = open_session(content, target, threads=threads, weights=weights)
+            self._session = open_session(content, runtime, threads=threads, weights=weights)
             return
         with private_folder() as folder:  # from memory onnxruntime copies all weights once more
             copy = folder / model.name
             copy.write_bytes(content)
             del content
             try:
-                self._session = open_session(copy, target, threads=threads)
+                self._session = open_session(copy, runtime, threads=threads)
             except BundleError as error:
                 raise BundleError(str(error).replace(str(copy), str(model))) from None
 
@@ -96,7 +99,7 @@ class RoutingProbe:
     def of(cls, bundle: Bundle, *, decided: bool = False) -> "RoutingProbe":
         """The probe of a bundle."""
         with bundle.reading(*bundle.model_files):
-            return cls(bundle.model_path, bundle.target, threads=bundle.threads, decided=decided)
+            return cls(bundle.model_path, bundle.runtime, threads=bundle.threads, decided=decided)
 
     def _read(self, model: Path) -> Any:
         try:
@@ -123,17 +126,10 @@ class RoutingProbe:
 
         kinds = {"scores": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
         kinds |= {"gates": onnx.TensorProto.FLOAT, "used": onnx.TensorProto.BOOL}
-        widened = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
-        rounded = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
+        dequantised = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+        quantised = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
         for node in proto.graph.node:
-            int8 = node.domain == _DOMAIN and node.op_type in ("Int8Linear", "Int8LinearGelu")
-            if products and node.domain == _DOMAIN and node.op_type in ("Int8AddAdapter", "Int8RouterAdapter"):
-                for weight, multiplied in ((node.input[2], node.input[1]), (node.input[5], node.output[1])):
-                    show(multiplied, onnx.TensorProto.FLOAT)
-                    self._multiplied.append((weight, multiplied))
-            if products and (int8 or (node.op_type == "MatMul" and node.input[1] in widened)):
-                multiplied = rounded.get(widened.get(node.input[0], ""), node.input[0])
-                weights = node.input[1] if int8 else widened[node.input[1]]
+            for weights, multiplied in _quantised_matmuls(node, quantised, dequantised) if products else ():
                 show(multiplied, onnx.TensorProto.FLOAT)
                 self._multiplied += [(weight, multiplied) for weight in weights.split(JOINED)]
             if node.domain != _DOMAIN or node.op_type != "Route":
@@ -192,3 +188,19 @@ class RoutingProbe:
             for i, layer in enumerate(self._layers)
         ]
         return outputs, sorted(made, key=lambda decision: decision.layer)
+
+
+def _quantised_matmuls(
+    node: Any, quantised: Mapping[str, str], dequantised: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Names of the weight, and of what it multiplies in float32, of each matmul that quantises its input.
+
+    Args:
+        quantised, dequantised: what QuantizeLinear and DequantizeLinear nodes read, by what they give.
+    """
+    operator = find_operator(node.domain, node.op_type)
+    for matmul in operator.quantised_matmuls if operator is not None else ():
+        yield node.input[matmul.weight], (node.output if matmul.inside else node.input)[matmul.multiplied]
+    if node.op_type == "MatMul" and node.input[1] in dequantised:
+        x = node.input[0]
+        yield dequantised[node.input[1]], quantised.get(dequantised.get(x, ""), x)

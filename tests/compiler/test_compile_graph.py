@@ -41,7 +41,7 @@ def test_an_unmerged_lora_costs_nothing(
     path = write(model, tmp_path / "lora", dynamo=dynamo, inputs=inputs, opset=opset, tokenizer=tokenizer)
     bundle = compile(path.parent, output=tmp_path / "bundle")
     for batch, tokens in ((1, 1), (5, 23), (2, 61)):
-        given = unseen(tuple(t.name for t in bundle.manifest.inputs), batch, tokens)
+        given = unseen(bundle.manifest.signature.names, batch, tokens)
         with torch.inference_mode():
             expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
         np.testing.assert_allclose(bundle.run(given)["logits"], expected, atol=1e-5)

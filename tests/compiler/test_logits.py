@@ -132,7 +132,7 @@ def test_pairs_with_a_tokenizer_that_tells_no_types(tmp_path: Path, tokenizer: P
     )
     folder = saved(tmp_path / "model", model_of(family=family, num_labels=1), typeless)
     bundle = compile(folder, output=tmp_path / "bundle")
-    longest = bundle.manifest.max_tokens
+    longest = bundle.manifest.signature.max_length
     classify = pipeline("text-classification", model=str(folder), device="cpu")
     for text, record in zip(PAIRS, answers(bundle, PAIRS), strict=True):
         given = {"text": text[0], "text_pair": text[1]}

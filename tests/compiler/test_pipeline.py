@@ -18,13 +18,14 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import compile
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.verify.against_torch import reference
-from coda_compile.verify.cases import Case, Inputs, make_case
+from coda_compile.verify.cases import Case, make_case
 from coda_compile.verify.parity import Comparison, Tolerances, margin
 from coda_models import CodaConfig, CodaModel, convert
 from coda_ops.capacity import slot_count
 from coda_targets import Bundle, TargetError
-from coda_targets.bundle import Arrays, open_session
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.runtimes.session import open_session
+from coda_targets.signature import Arrays
 
 VARIANTS: dict[str, tuple[str, CodaConfig]] = {
     **{f"{family}, k to k": (family, CodaConfig(reduction=2)) for family in sorted(TINY)},
@@ -59,7 +60,9 @@ class Variant:
         return {i: x.reduction for i, x in enumerate(self.model.coda_layers()) if x.reduction != 1}
 
     def case(self, batch: int, tokens: int, seed: int) -> Case:
-        return make_case(Inputs.of(self.model), batch, min(tokens, self.model.max_tokens), ragged=True, seed=seed)
+        return make_case(
+            self.model.signature, batch, min(tokens, self.model.signature.max_length), ragged=True, seed=seed
+        )
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
@@ -113,7 +116,7 @@ def test_equals_torch_on_shapes_never_exported(variant: Variant, batch: int, tok
 def test_padding_changes_nothing(variant: Variant, batch: int, tokens: int, seed: int, more: int):
     case = variant.case(batch, tokens, seed)
     ids = case.inputs["input_ids"]
-    more = min(more, variant.model.max_tokens - ids.shape[1])
+    more = min(more, variant.model.signature.max_length - ids.shape[1])
     padding = int(variant.model.hf_config.pad_token_id)
     fill = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0}
     padded = {n: np.pad(a, ((0, 0), (0, more)), constant_values=fill[n]) for n, a in case.inputs.items()}
@@ -183,7 +186,7 @@ def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(variant: Variant, batch
     if not pairs:
         return
     case = variant.case(batch, tokens, seed)
-    session = open_session(expose(variant.bundle.model_path, list(pairs.values())), variant.bundle.target, threads=1)
+    session = open_session(expose(variant.bundle.model_path, list(pairs.values())), variant.bundle.runtime, threads=1)
     names = [name for pair in pairs.values() for name in pair]
     values = dict(zip(names, session.run(names, case.inputs), strict=True))
     _, decisions = variant.probe.run(case.inputs)
@@ -237,12 +240,14 @@ def test_nothing_tells_where_it_was_built(variant: Variant):
 def test_manifest_says_how_layers_route(variant: Variant):
     layers = variant.bundle.manifest.layers
     assert [x.reduction for x in layers] == [str(x.reduction) for x in variant.model.coda_layers()]
-    assert [x.slots for x in layers] == [x.slots(variant.model.max_tokens) for x in variant.model.coda_layers()]
+    assert [x.slots for x in layers] == [
+        x.slots(variant.model.signature.max_length) for x in variant.model.coda_layers()
+    ]
     assert variant.bundle.variant.operators.get("ai.coda::Route", 0) == len(variant.routed)
 
 
 def test_outputs_of_each_task(variant: Variant):
-    n = variant.model.max_tokens
+    n = variant.model.signature.max_length
     shapes = {name: value.shape for name, value in variant.bundle.run(variant.case(2, n, 0).inputs).items()}
     assert (
         shapes
@@ -265,7 +270,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @given(**shapes)
 def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, tokens: int, seed: int):
     random = np.random.default_rng(seed)
-    tokens = min(tokens, untrained.manifest.max_tokens)
+    tokens = min(tokens, untrained.manifest.signature.max_length)
     ids = random.integers(4, 100, (batch, tokens))
     mask = (np.arange(tokens) < random.integers(1, tokens + 1, (batch, 1))).astype(np.int64)
     with torch.inference_mode():
@@ -284,7 +289,7 @@ def test_a_single_token_runs_dense(compiled: Bundle, tmp_path: Path):
     for token in (2, 17, 99):
         ids = torch.tensor([[token]])
         with torch.inference_mode():
-            expected = model(ids, torch.ones_like(ids)).logits.numpy()
+            expected = model(input_ids=ids).logits.numpy()
         np.testing.assert_allclose(compiled.run({"input_ids": ids.numpy()})["logits"], expected, atol=1e-5)
 
 

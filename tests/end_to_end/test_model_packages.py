@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from coda_models import CodaConfig
 from coda_ops.errors import CodaError
-from coda_targets import Bundle, get_target
-from coda_targets.bundle import Arrays, require_runtime
+from coda_targets import Bundle, get_runtime
+from coda_targets.bundle import Arrays
 from coda_targets.manifest import VariantInfo, release
 from coda_targets.modalities.text import TextCodec
+from coda_targets.runtimes.session import require_runtime
 
 OPENVINO = "OpenVINOExecutionProvider"
 TEXTS = ["good film", "bad plot w1 w2 w3 w4 w5", "w9 " * 200]
@@ -34,7 +35,7 @@ opens_packages = pytest.mark.skipif(
 
 def _has_openvino() -> bool:
     try:
-        require_runtime(get_target("openvino"))
+        require_runtime(get_runtime("openvino"))
     except CodaError:
         return False
     return True
@@ -69,7 +70,7 @@ def options(provider: str) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
     chosen.intra_op_num_threads = 1
     if provider == OPENVINO:
-        require_runtime(get_target("openvino"))  # registers it
+        require_runtime(get_runtime("openvino"))  # registers it
         chosen.add_provider_for_devices(devices(), {})
     return chosen
 
@@ -109,7 +110,7 @@ def test_onnxruntime_opens_each_variant_by_name(classifier: Bundle):
             for name, value in executor.get("session_options", {}).items():
                 chosen.add_session_config_entry(name, value)
             if found["ep"] == OPENVINO:
-                require_runtime(get_target("openvino"))
+                require_runtime(get_runtime("openvino"))
                 chosen.add_provider_for_devices(devices(), executor["provider_options"])
             session = ort.InferenceSession(path, chosen)
             np.testing.assert_allclose(

@@ -76,7 +76,7 @@ def test_feature_extraction(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, 
 
 def test_tokenizers_agree(compiled: Bundle, tokenizer: PreTrainedTokenizerFast):
     loaded = AutoTokenizer.from_pretrained(compiled.folder)
-    assert loaded.model_max_length == compiled.manifest.max_tokens
+    assert loaded.model_max_length == compiled.manifest.signature.max_length
     inputs = loaded(TEXTS, padding=True, truncation=True, return_tensors="np")
     for name, array in TextCodec(compiled).encode(TEXTS).inputs.items():
         np.testing.assert_array_equal(array, inputs[name])

@@ -94,12 +94,12 @@ def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(model: CodaModel, lengt
 def test_padding_and_company_change_nothing(model: CodaModel, lengths: list[int], seed: int, more: int):
     _x, mask = batch(lengths, seed)
     ids = torch.randint(4, 100, mask.shape, generator=torch.Generator().manual_seed(seed)) * mask
-    together = model(ids, mask.long()).logits
+    together = model(input_ids=ids, attention_mask=mask.long()).logits
     for i, n in enumerate(lengths):
-        alone = model(ids[i : i + 1, :n], torch.ones(1, n, dtype=torch.long)).logits
+        alone = model(input_ids=ids[i : i + 1, :n]).logits
         padded = model(
-            torch.nn.functional.pad(ids[i : i + 1, :n], (0, more)),
-            torch.nn.functional.pad(torch.ones(1, n, dtype=torch.long), (0, more)),
+            input_ids=torch.nn.functional.pad(ids[i : i + 1, :n], (0, more)),
+            attention_mask=torch.nn.functional.pad(torch.ones(1, n, dtype=torch.long), (0, more)),
         ).logits
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-9)
         torch.testing.assert_close(padded, alone, rtol=0, atol=1e-9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import tiny_coda
+from tests.conftest import example_inputs, tiny_coda
 from tests.models.inputs import ALL_BUT_IN_NAME, ragged
 
 from coda_models import CodaConfig
@@ -66,7 +66,7 @@ def test_padding_and_batching_change_no_valid_output(family, attention, lengths,
     batch = ragged(lengths, max(lengths) + more, seed)
     together = model(**batch, output_routing=True)
     for row, n in enumerate(lengths):
-        alone = model(batch["input_ids"][row : row + 1, :n], torch.ones(1, n), output_routing=True)
+        alone = model(input_ids=batch["input_ids"][row : row + 1, :n], output_routing=True)
         torch.testing.assert_close(together.last_hidden_state[row, :n], alone.last_hidden_state[0], rtol=0, atol=1e-9)
         torch.testing.assert_close(together.sentence_embedding[row], alone.sentence_embedding[0], rtol=0, atol=1e-9)
         for wide, narrow in zip(together.routing, alone.routing, strict=True):
@@ -172,12 +172,12 @@ def test_token_types_matter_where_a_family_has_them():
 
 def test_example_inputs_run_at_the_longest_length(family):
     model = tiny_coda(family)
-    inputs = model.example_inputs(2, model.max_tokens)
-    assert tuple(inputs) == model.input_names
+    inputs = example_inputs(model, 2, model.signature.max_length)
+    assert tuple(inputs) == model.signature.names
     assert model(**inputs).logits.shape == (2, 3)
-    assert model(**ragged([model.max_tokens])).logits.isfinite().all()
+    assert model(**ragged([model.signature.max_length])).logits.isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
-        model(**ragged([model.max_tokens + 1]))
+        model(**ragged([model.signature.max_length + 1]))
 
 
 def test_trainable_names_are_adapters_routers_norms_and_the_head(family):
@@ -227,7 +227,7 @@ def test_a_mean_takes_the_first_tokens_place_in_the_head(family):
 def test_an_empty_text_stands_for_nothing():
     ids = torch.full((1, 5), 7)
     model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
-    assert model(ids, torch.zeros_like(ids)).sentence_embedding.eq(0).all()
+    assert model(input_ids=ids, attention_mask=torch.zeros_like(ids)).sentence_embedding.eq(0).all()
 
 
 def test_states_are_the_embeddings_and_every_layers_output(family):

@@ -72,11 +72,10 @@ def test_flags_are_scores_above_the_threshold():
 def test_a_detector_changes_no_answer(pooling: str):
     model = tiny_coda("bert", CodaConfig(reduction=2, pooling=pooling))
     ids = torch.arange(4, 26).reshape(2, 11)
-    mask = torch.ones_like(ids)
     with torch.inference_mode():
-        before = model(ids, mask)
+        before = model(input_ids=ids)
         model.ood = OodDetector("energy", FromLogits("energy"), 0.0, 0.95)
-        after = model(ids, mask)
+        after = model(input_ids=ids)
     assert before.ood_score is None
     assert torch.equal(after.logits, before.logits)
     assert torch.equal(after.features, before.features)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers.sentence_transformer import modules as theirs
-from tests.conftest import tiny_backbone, tiny_coda
+from tests.conftest import example_inputs, tiny_backbone, tiny_coda
 
 from coda_models import CodaConfig, convert, load, save, save_pretrained
 from coda_models.errors import ConfigError
@@ -73,7 +73,7 @@ def test_checkpoints_keep_the_embedding(tmp_path: Path, kind: str):
     tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path / "base")
     restored = load(tmp_path / "m", backbone=tmp_path / "base").model
     assert restored.coda_config == model.coda_config
-    inputs = model.example_inputs(2, 9)
+    inputs = example_inputs(model, 2, 9)
     with torch.inference_mode():
         embedding = restored(**inputs).sentence_embedding
         torch.testing.assert_close(embedding, model(**inputs).sentence_embedding, atol=0, rtol=0)
@@ -85,7 +85,7 @@ def test_first_before_a_head_is_position_0_as_transformers_takes_it():
     ids, mask = torch.arange(4, 12).view(1, 8), torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
     with torch.inference_mode():
         wanted = tiny_backbone("bert")(input_ids=ids, attention_mask=mask).logits
-        torch.testing.assert_close(model(ids, mask).logits, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

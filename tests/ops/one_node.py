@@ -5,11 +5,11 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from coda_ops import DOMAIN, VERSION, native
+from coda_ops import DOMAIN, VERSION, cpu, native
 from coda_ops.domain import BODY_OPSET
 
 needs_int8_kernels = pytest.mark.skipif(
-    native.library() is None or not native.allowed("avx2"), reason="no native kernel multiplies bytes here"
+    native.library() is None or not cpu.allowed("avx2"), reason="no native kernel multiplies bytes here"
 )
 _RANKS = {
     "Route": 2,

@@ -1,15 +1,16 @@
-"""Int8Linear against whole numbers in numpy, its body, its kernel, and what rounding may cost."""
+"""Int8Linear against integers in numpy: torch operator, body, kernel, and what quantising may cost; Int8LinearGelu."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.one_node import needs_int8_kernels, open_node
 
 from coda_ops import DOMAIN, native
-from coda_ops.int8_linear import body, int8_linear, quantize
+from coda_ops.int8_linear import body, gelu_body, int8_linear, quantise
 
 BUILT = pytest.mark.skipif(native.library() is None, reason="not built")
 KERNELS = ["body", *(pytest.param(name, marks=BUILT) for name in ("", "amx-int8", "avx512-vnni", "avx-vnni", "avx2"))]
@@ -26,14 +27,14 @@ def library(request, monkeypatch):
 
 
 def oracle(x, weight, scale, bias):
-    """A token at a time, products in whole numbers."""
+    """A token at a time, the matmul in integers."""
     rows = []
     for row in x.reshape(-1, x.shape[-1]):
         highest = np.abs(row).max()
-        step = np.float32(highest / np.float32(127)) if highest > 0 else np.float32(1)
-        levels = np.round(row / step).astype(np.int64)  # half to even
-        product = levels @ (weight.astype(np.int64) - 128)
-        rows.append(product.astype(np.float64) * step * scale + bias)
+        x_scale = np.float32(highest / np.float32(127)) if highest > 0 else np.float32(1)
+        quantised = np.round(row / x_scale).astype(np.int64)  # half to even
+        accumulated = quantised @ (weight.astype(np.int64) - 128)
+        rows.append(accumulated.astype(np.float64) * x_scale * scale + bias)
     return np.array(rows).reshape(*x.shape[:-1], weight.shape[1])
 
 
@@ -91,13 +92,13 @@ def test_extremes_are_exact(library):
     inputs = 4096
     weight = np.array([[255, 1]] * inputs, dtype=np.uint8)
     x = np.ones((2, inputs), np.float32)
-    x[1] = 0.5 / 127 * np.float32(127)  # half of the highest: 63.5 levels, which is 64
+    x[1] = 0.5 / 127 * np.float32(127)  # half of the highest: 63.5, which is 64
     x[1, 0] = 1.0
     one, none = np.ones(2, np.float32), np.zeros(2, np.float32)
     got = node((x, weight, one, none), library)
-    step = np.float32(1) / np.float32(127)
+    x_scale = np.float32(1) / np.float32(127)
     sums = np.array([127 * 127 * inputs, (127 + 64 * (inputs - 1)) * 127])[:, None] * [1, -1]
-    np.testing.assert_allclose(got, sums * step, rtol=1e-6)
+    np.testing.assert_allclose(got, sums * x_scale, rtol=1e-6)
 
 
 def test_a_token_does_not_depend_on_its_company(library):
@@ -108,7 +109,7 @@ def test_a_token_does_not_depend_on_its_company(library):
         assert alone.tobytes() == together[row : row + 1].tobytes()
 
 
-def test_every_half_rounds_to_even_and_every_size_keeps_its_levels(library):
+def test_every_half_rounds_to_even_and_every_size_keeps_its_integers(library):
     """Ratios at and beside each half, where multiplying by an inverse would tell wrong; rows from tiny to huge."""
     halves = np.arange(-127, 127) + 0.5
     x = np.concatenate([[127.0], halves, np.nextafter(halves, 200, dtype=np.float32)]).astype(np.float32)
@@ -123,13 +124,13 @@ def test_every_half_rounds_to_even_and_every_size_keeps_its_levels(library):
 
 @given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 30))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_weights_are_rounded_to_half_a_level(seed, inputs, outputs):
+def test_weights_are_off_by_half_a_scale_at_most(seed, inputs, outputs):
     weight = torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(seed))
     weight[:, 0] = 0
-    levels, scale = quantize(weight)
-    assert levels.dtype == torch.uint8
-    assert int(levels.min()) >= 1
-    back = (levels.double() - 128) * scale
+    quantised, scale = quantise(weight)
+    assert quantised.dtype == torch.uint8
+    assert int(quantised.min()) >= 1
+    back = (quantised.double() - 128) * scale
     assert ((back - weight).abs() <= scale * 0.5001).all()
     assert (back[:, 0] == 0).all()
 
@@ -137,8 +138,8 @@ def test_weights_are_rounded_to_half_a_level(seed, inputs, outputs):
 def test_a_layer_loses_about_a_percent():
     torch.manual_seed(0)
     x, weight = torch.randn(64, 384), torch.randn(384, 384) / 20
-    exact, rounded = x @ weight, int8_linear(x, *quantize(weight), torch.zeros(384))
-    assert float((rounded - exact).norm() / exact.norm()) < 0.015
+    exact, quantised = x @ weight, int8_linear(x, *quantise(weight), torch.zeros(384))
+    assert float((quantised - exact).norm() / exact.norm()) < 0.015
 
 
 def test_opcheck_and_schema():
@@ -180,9 +181,22 @@ def test_what_is_not_finite_stays_so_and_in_its_row(library, inputs, value):
     np.testing.assert_allclose(got[kept], finite[kept], rtol=0, atol=2e-6 * np.abs(finite).max())
 
 
-def test_numbers_too_small_for_a_step_are_nothing(library):
+def test_numbers_too_small_for_a_scale_are_nothing(library):
     arrays = drawn(2, (2,), 9, 5)
     arrays[0][0] = 1e-45
     got = node(arrays, library)
     np.testing.assert_array_equal(got[0], arrays[3])
     np.testing.assert_allclose(int8_linear(*map(torch.tensor, arrays)).numpy()[0], arrays[3])
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (5, 7, 25), (300, 64, 144)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_its_gelu(library, rows, inputs, outputs, threads):
+    rng = np.random.default_rng(rows)
+    weight = quantise(torch.tensor(rng.normal(size=(inputs, outputs))).float())
+    arrays = {"x": rng.normal(size=(rows, inputs)).astype(np.float32), "weight": weight.weight.numpy()}
+    arrays |= {"scale": weight.scale.numpy(), "bias": rng.normal(size=outputs).astype(np.float32)}
+    wanted = F.gelu(int8_linear(*map(torch.tensor, arrays.values()))).numpy()
+    constants = ("weight", "scale", "bias")
+    session = open_node(gelu_body(), arrays, None, library, threads, constants)
+    np.testing.assert_allclose(session.run(None, {"x": arrays["x"]})[0], wanted, rtol=1e-5, atol=1e-5)

@@ -3,10 +3,11 @@
 import json
 import math
 import os
-import platform
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import astuple
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,13 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.one_node import open_node, route_attributes, run_node
 
-from coda_ops import add_gelu, add_norm, embed_norm, native, put_tokens, route, take_tokens
+from coda_ops import add_gelu, add_norm, cpu, embed_norm, native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 ROOT = Path(__file__).parents[2]
-_CPUS = Path("/proc/cpuinfo")
-AVX2 = _CPUS.is_file() and {"avx2", "fma", "bmi2"} <= set(_CPUS.read_text("utf-8").split())
+AVX2 = {"avx2", "fma", "bmi2"} <= cpu.features()
 examples = settings(max_examples=150, deadline=None, derandomize=True)
 REDUCTIONS = ["1", "2", "4", "7/2", "9/8", "8", "100", "1001/1000"]
 
@@ -36,7 +36,7 @@ class Both:
         like = {"scores": np.zeros((1, 1), np.float32), "mask": np.zeros((1, 1), bool)}
         schedule = route.Schedule(final=final)
         self.portable, self.kernel = (
-            open_node(route.body(schedule), like, route_attributes(Fraction(reduction), schedule), library)
+            open_node(route.body(*astuple(schedule)), like, route_attributes(Fraction(reduction), schedule), library)
             for library in (None, native.LIBRARY)
         )
 
@@ -115,7 +115,7 @@ def test_an_answer_does_not_depend_on_threads():
     schedule = route.Schedule()
     results = [
         run_node(
-            route.body(schedule),
+            route.body(*astuple(schedule)),
             {"scores": scores, "mask": mask},
             route_attributes(Fraction(4), schedule),
             native.LIBRARY,
@@ -201,10 +201,10 @@ def test_put_leaves_a_base_that_others_read_alone():
 def test_an_index_outside_of_the_text_is_refused(bad):
     base, indices, gates, update = slots(2, 2, 12, 5, 8)
     indices[1, 3] = bad
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(take_tokens.body(), {"x": base, "indices": indices}, library=native.LIBRARY)
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the text"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
         run_node(put_tokens.body(), inputs, library=native.LIBRARY)
 
 
@@ -224,7 +224,7 @@ def test_shapes_that_do_not_fit_are_refused():
             run_node(put_tokens.difference_body(), inputs, library=native.LIBRARY)
     with pytest.raises(fails, match="scores and mask must both be"):
         run_node(
-            route.body(route.Schedule()),
+            route.body(*astuple(route.Schedule())),
             {"scores": np.zeros((2, 5), np.float32), "mask": np.ones((2, 4), bool)},
             route_attributes(Fraction(2), route.Schedule()),
             native.LIBRARY,
@@ -240,7 +240,7 @@ def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_kernels
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names instruction sets of x86")
+@pytest.mark.skipif(not cpu.is_x86(), reason="names instruction sets of x86")
 def test_a_lesser_machine_is_one_that_is_known(monkeypatch):
     inputs = {"x": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
     monkeypatch.setenv("CODA_ISA", "baseline")
@@ -268,7 +268,7 @@ def bytes_of_loops() -> dict[str, str]:
         "scale": row["scale"],
         "bias": row["bias"],
     }
-    bytes_ = {"words": (rows["words"] * 30).astype(np.int8), "steps": rows["x"][:, :1]}
+    bytes_ = {"words": (rows["words"] * 30).astype(np.int8), "words_scale": rows["x"][:, :1]}
     base, indices, gates, update = slots(4, 2, 12, 5, 384)
     put = {"base": base, "indices": indices, "gates": gates}
     nodes = {
@@ -310,8 +310,12 @@ def test_what_building_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("ORT_INCLUDE_DIR", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name, **_: tools.get(name))
     assert native.missing(found) is None
-    assert native.missing(tmp_path) is None  # its folder include is looked into
-    with pytest.raises(KernelError, match=r"^native kernels cannot be built: .* has no onnxruntime_cxx_api.h: apt-get"):
+    assert native.missing() is None  # ours
+    monkeypatch.setenv("ORT_INCLUDE_DIR", str(found))
+    assert native.include_dir() == found
+    with pytest.raises(
+        KernelError, match=r"^native kernels cannot be built: .* has no onnxruntime_cxx_api.h: name the"
+    ):
         native.build(tmp_path / "nowhere")
     del tools["cmake"]
     assert native.missing(found) == "CMake is missing: apt-get install cmake, or pip install cmake"
@@ -328,3 +332,13 @@ def test_a_failed_build_leaves_the_library_alone(tmp_path: Path, monkeypatch: py
         native.build(headers(tmp_path / "include", "#error wrong headers\n"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coda_ops.so", "include"]
     assert kept.read_text() == "an older one"
+
+
+def test_the_headers_are_those_of_the_oldest_supported_release():
+    """A library that asks for a newer API than the runtime has registers nothing there."""
+    header = (native.include_dir() / "onnxruntime_c_api.h").read_text("utf-8")
+    version = re.search(r"#define ORT_API_VERSION (\d+)", header)
+    oldest = re.search(r'"onnxruntime>=1\.(\d+)', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert version is not None
+    assert oldest is not None
+    assert version[1] == oldest[1]

@@ -1,6 +1,7 @@
 """Route against a float64 oracle written from CODA.md's formulas, its properties, gradients and ONNX body."""
 
 import math
+from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -278,7 +279,7 @@ bodies = pytest.mark.parametrize("make", [body, openvino_body])
 def check_body(make, scores, mask, reduction, final):
     scores, schedule = scores.astype(np.float32), Schedule(final=final)
     indices, gates, used = run_node(
-        make(schedule), {"scores": scores, "mask": mask}, route_attributes(reduction, schedule)
+        make(*astuple(schedule)), {"scores": scores, "mask": mask}, route_attributes(reduction, schedule)
     )
     wanted_indices, wanted_gates, wanted_used = routed(scores, mask, reduction, final)
     np.testing.assert_array_equal(indices, wanted_indices)

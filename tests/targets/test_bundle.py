@@ -115,7 +115,7 @@ def test_mask_that_is_no_integer(compiled: Bundle):
 
 
 def test_longest_and_one_more(compiled: Bundle):
-    longest = compiled.manifest.max_tokens
+    longest = compiled.manifest.signature.max_length
     assert compiled.run({"input_ids": np.full((1, longest), 5)})["logits"].shape == (1, 3)
     with pytest.raises(InputError, match=rf"has {longest + 1} tokens but this model takes at most {longest}: truncate"):
         compiled.run({"input_ids": np.full((1, longest + 1), 5)})
@@ -201,7 +201,7 @@ def test_session_is_made_as_the_manifest_says(copied: Path):
         ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         2,
     )
-    assert not bundle.target.native
+    assert not bundle.runtime.native
     assert Bundle(copied, threads=1).session.get_session_options().intra_op_num_threads == 1
 
 
@@ -211,7 +211,7 @@ def test_session_is_made_as_the_manifest_says(copied: Path):
 def test_an_older_onnxruntime_is_refused(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
     """Patch by patch, and as numbers."""
     edit_variant(copied, minimum_onnxruntime=minimum)
-    monkeypatch.setattr("coda_targets.bundle.ort.__version__", installed)
+    monkeypatch.setattr("coda_targets.runtimes.session.ort.__version__", installed)
     with pytest.raises(TargetError) as caught:
         _ = Bundle(copied).session
     assert str(caught.value) == (
@@ -223,8 +223,8 @@ def test_an_older_onnxruntime_is_refused(copied: Path, minimum: str, installed: 
 @pytest.mark.parametrize(("minimum", "installed"), [("1.21.1", "1.21.1"), ("1.9.9", "1.21.1"), ("1.21", "1.21.0+cpu")])
 def test_as_new_a_one_or_newer_is_taken(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
     edit_variant(copied, minimum_onnxruntime=minimum)
-    monkeypatch.setattr("coda_targets.bundle.ort.__version__", installed)
-    assert Bundle(copied).target.name == "cpu"
+    monkeypatch.setattr("coda_targets.runtimes.session.ort.__version__", installed)
+    assert Bundle(copied).runtime.name == "cpu"
 
 
 def test_a_minimum_that_is_no_version_is_damage(copied: Path):

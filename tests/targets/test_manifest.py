@@ -24,6 +24,9 @@ from coda_targets.manifest import (
     list_files,
     read_manifest,
 )
+from coda_targets.modalities.text import text_signature
+
+SIGNATURE = json.loads(json.dumps(dataclasses.asdict(text_signature(100, 66, types=2))))
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -47,13 +50,12 @@ def test_round_trip(compiled: Bundle, tmp_path: Path):
 def test_says_what_was_compiled(compiled: Bundle):
     manifest = compiled.manifest
     assert (manifest.task, manifest.architecture) == ("sequence-classification", "bert")
-    assert [tensor.name for tensor in manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
-    assert all((tensor.dtype, tensor.shape) == ("int64", ("batch", "sequence")) for tensor in manifest.inputs)
+    assert manifest.signature == text_signature(100, 66, types=2)
     assert [(o.name, o.dtype, o.shape) for o in manifest.outputs] == [("logits", "float32", ("batch", 3))]
     assert manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert manifest.logits == LogitsInfo("softmax", "single_label_classification")
     assert [(x.reduction, x.attention, x.slots) for x in manifest.layers] == [("2", "k_to_k", 33)] * 2
-    assert (manifest.width, manifest.feed_forward, manifest.max_tokens) == (32, 48, 66)
+    assert (manifest.width, manifest.feed_forward) == (32, 48)
     assert manifest.coda_config["reduction"] == "2"
     (variant,) = manifest.variants
     assert (variant.name, variant.target, variant.precision) == ("cpu", "cpu", "fp32")
@@ -136,13 +138,18 @@ def test_missing_field(copied: Path, name: str):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", "66"),
-        ("max_tokens", True),
         ("width", None),
         ("task", 3),
-        ("inputs", 3),
-        ("inputs", [{"name": "input_ids"}]),
-        ("inputs", [{"name": 1, "dtype": "int64", "shape": []}]),
+        ("signature", 3),
+        ("signature", {**SIGNATURE, "max_length": "66"}),
+        ("signature", {**SIGNATURE, "max_length": True}),
+        ("signature", {**SIGNATURE, "max_length": 0}),
+        ("signature", {**SIGNATURE, "modality": None}),
+        ("signature", {**SIGNATURE, "inputs": []}),
+        ("signature", {**SIGNATURE, "inputs": [{"name": "input_ids"}]}),
+        ("signature", {**SIGNATURE, "inputs": [{**SIGNATURE["inputs"][0], "name": 1}]}),
+        ("signature", {**SIGNATURE, "inputs": [{**SIGNATURE["inputs"][0], "dtype": "int65"}]}),
+        ("signature", {**SIGNATURE, "inputs": [{**SIGNATURE["inputs"][0], "role": "words"}]}),
         ("logits", None),
         ("logits", {"activation": "tanh", "problem_type": "regression"}),
         ("logits", {"activation": "none", "problem_type": "ranking"}),

@@ -38,7 +38,6 @@ READERS: dict[str, Callable[[Bundle], Any]] = {
     "text": TextCodec,
     "probe": RoutingProbe.of,
     "verify": verify_bundle,
-    "tables": lambda bundle: bundle._tables,
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from coda_targets.bundle import run_session
 from coda_targets.errors import BundleError
+from coda_targets.runtimes.session import run_session
 from coda_targets.task_adapters import Adapter, path_of, write
 
 

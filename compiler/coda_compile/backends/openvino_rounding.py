@@ -1,14 +1,12 @@
-"""How a target multiplies int8 weights whose activations it rounds itself, in torch.
+"""How OpenVINO quantises the activations of quantised linear modules, in torch.
 
-A file after ``dequantize_weights`` says that weights are rounded and no more. OpenVINO reads it as leave to round
-activations too, where its processor multiplies bytes at once (VNNI and its successors): each token by steps of its own,
-one for every group of inputs. After ``lower_static_products`` a file gives the step; OpenVINO computes levels from the
-range that they span instead, which now and then is another level. Both are measured here with one small product, not
-looked up in a list of processors.
+A file after ``dequantize_weights`` says that weights are quantised and no more. OpenVINO reads it as leave to quantise
+activations too, where its processor multiplies bytes at once (VNNI and its successors): each token by scales of its
+own, one for every group of inputs. After ``lower_static_linears`` a file gives scale and zero point; OpenVINO
+quantises by the range that they span instead, which now and then rounds to another integer. Both are measured here with
+one small matrix product, not looked up in a list of processors.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,129 +14,119 @@ import onnx
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
+from coda_compile.backends import Linear
 from coda_compile.errors import VerificationError
-from coda_compile.precision.quantize import Int8Linear, Int8StaticLinear
+from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_ops import int8_linear, int8_static_linear
-from coda_targets import Target
-from coda_targets.bundle import open_session
+from coda_targets import Runtime
+from coda_targets.runtimes.session import open_session
 
 _GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-_CLOSE = 1e-4  # relative; what is not rounded the same way differs by a hundred times that
+_CLOSE = 1e-4  # relative; what is not quantised the same way differs by a hundred times that
 
 
-Product = Callable[[Any, Tensor], Tensor]  # of a module and what it multiplies
+def grouped(group: int) -> Linear:
+    """``linear_by_group`` of an Int8Linear."""
+
+    def linear(module: Any, x: Tensor) -> Tensor:
+        return linear_by_group(x, module.weight, module.scale, module.bias, group)
+
+    return linear
 
 
-def as_written(target: Target) -> Mapping[type, Product]:
-    """How each kind of module multiplies in what the passes made for a target, where that is not its own way."""
-    return {Int8Linear: _grouped(0)} if _lowers_products(target) else {}
-
-
-def as_run(target: Target, model: nn.Module) -> Mapping[type, Product]:
-    """How each kind of module multiplies when the target runs what the passes made for it here.
-
-    Raises:
-        VerificationError: in none of the ways that are known.
-    """
-    if not _lowers_products(target):
-        return {}
-    kinds: dict[type, Product] = {}
-    if any(isinstance(one, Int8Linear) for one in model.modules()):
-        kinds[Int8Linear] = _grouped(group_of(target))
-    if any(isinstance(one, Int8StaticLinear) for one in model.modules()) and by_range(target):
-        kinds[Int8StaticLinear] = _multiply_by_range
-    return kinds
-
-
-def _lowers_products(target: Target) -> bool:
-    return "dequantize_weights" in target.lowering
-
-
-def _grouped(group: int) -> Product:
-    return lambda module, x: multiply(x, module.weight, module.scale, module.bias, group)
-
-
-def group_of(target: Target) -> int:
-    """How many inputs share a step when the target runs here; 0 where it rounds no activations.
+def group_of(runtime: Runtime) -> int:
+    """How many inputs share a scale when the runtime runs here; 0 where it quantises no activations.
 
     Raises:
-        VerificationError: it multiplies in a third way.
+        VerificationError: it does neither.
     """
-    asked = next((int(options[_GROUP]) for _, options in target.providers if _GROUP in options), 0)
+    asked = int(runtime.options.get(_GROUP, 0))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((4, 2 * max(asked, 32)), generator=generator)
-    rounded = int8_linear.quantize(torch.randn((x.shape[1], 8), generator=generator))
-    model = _one_product(*rounded, 128)
-    actual = torch.from_numpy(open_session(model, target, threads=1).run(None, {"x": x.numpy()})[0])
+    weights = int8_linear.quantise(torch.randn((x.shape[1], 8), generator=generator))
+    model = _one_linear(*weights, 128)
+    actual = torch.from_numpy(open_session(model, runtime, threads=1).run(None, {"x": x.numpy()})[0])
     for group in (0, asked):
-        expected = multiply(x, *rounded, torch.zeros(8), group)
+        expected = linear_by_group(x, *weights, torch.zeros(8), group)
         if float((actual - expected).abs().max()) <= _CLOSE * float(expected.abs().max()):
             return group
     raise VerificationError(
-        f"target {target.name!r} neither leaves activations as they are nor rounds {asked} of them by one step: "
+        f"target {runtime.name!r} neither leaves activations as they are nor quantises {asked} of them by one scale: "
         "use --precision fp32"
     )
 
 
-def by_range(target: Target) -> bool:
-    """Whether the target rounds by ``levels_by_range`` when it runs here, and not by dividing by the step.
+def by_range(runtime: Runtime) -> bool:
+    """Whether the runtime quantises by ``quantise_by_range`` when it runs here, and not by dividing by the scale.
 
     Raises:
-        VerificationError: it rounds in a third way.
+        VerificationError: it does neither.
     """
-    rounding = int8_static_linear.rounding_of(-3.1, 3.3)
-    halves = (torch.arange(255) + 0.5 - rounding.zero) * rounding.step
+    scale, zero_point = activation = int8_static_linear.quantisation_of(-3.1, 3.3)
+    halves = (torch.arange(255) + 0.5 - zero_point) * scale
     near = torch.cat([halves * (1 + i * 2.0**-23) for i in range(-8, 9)]).unsqueeze(0)
-    ranged, divided = levels_by_range(near, *rounding), int8_static_linear.levels(near, *rounding)
-    x = near[:, (ranged != divided)[0]]  # the numbers that tell the two apart
-    one = int8_static_linear.SignedWeights(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
-    model = _one_product(*one, 0, rounding)
-    actual = torch.from_numpy(open_session(model, target, threads=1).run(None, {"x": x.numpy()})[0])
-    found = (actual / rounding.step).round() + rounding.zero
-    for levels in (ranged, divided):
-        if torch.equal(found, levels[:, (ranged != divided)[0]]):
-            return levels is ranged
-    raise VerificationError(f"target {target.name!r} rounds activations in a way of its own: use --precision int8")
+    ranged, divided = quantise_by_range(near, *activation), int8_static_linear.quantise(near, *activation)
+    differ = (ranged != divided)[0]
+    x = near[:, differ]
+    identity = int8_static_linear.SignedWeight(torch.eye(x.shape[1]).to(torch.int8), torch.ones(x.shape[1]))
+    model = _one_linear(*identity, 0, activation)
+    actual = torch.from_numpy(open_session(model, runtime, threads=1).run(None, {"x": x.numpy()})[0])
+    found = (actual / scale).round() + zero_point
+    for quantised in (ranged, divided):
+        if torch.equal(found, quantised[:, differ]):
+            return quantised is ranged
+    raise VerificationError(f"target {runtime.name!r} quantises activations in a way of its own: use --precision int8")
 
 
-def levels_by_range(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """The levels of ``int8_static_linear.levels`` as OpenVINO computes them: from the range, with one rounding."""
-    most = torch.tensor(float(int8_static_linear.LEVELS))  # a Python number torch would multiply by an inverse
-    low, high = step * (0.0 - zero), step * (most - zero)
-    scale, shift = most / (high - low), -low * most / (high - low)
-    exact = x.double() * scale.double() + shift.double()
-    return exact.float().round().clamp(0, int8_static_linear.LEVELS)
+def quantise_by_range(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Activations as integers from 0 to 255, as OpenVINO computes them: from the range, rounded once.
+
+    Args:
+        x: of any shape, float32.
+        scale, zero_point: []; see ``coda_ops.int8_static_linear``.
+
+    Returns:
+        Of x's shape and type.
+    """
+    most = torch.tensor(float(int8_static_linear.QUANTISED_MAX))  # a Python number torch would multiply by an inverse
+    low, high = scale * (0.0 - zero_point), scale * (most - zero_point)
+    factor, shift = most / (high - low), -low * most / (high - low)
+    exact = x.double() * factor.double() + shift.double()
+    return exact.float().round().clamp(0, int8_static_linear.QUANTISED_MAX)
 
 
-def _multiply_by_range(module: Int8StaticLinear, x: Tensor) -> Tensor:
-    levels = levels_by_range(x, module.step, module.zero)
-    return int8_static_linear.multiply(levels, *(module.weight, module.scale, module.bias, module.step, module.zero))
+def linear_by_range(module: Int8StaticLinear, x: Tensor) -> Tensor:
+    """An Int8StaticLinear with activations quantised by ``quantise_by_range``."""
+    quantised = quantise_by_range(x, module.x_scale, module.x_zero_point)
+    return int8_static_linear.linear(
+        quantised, module.weight, module.scale, module.bias, module.x_scale, module.x_zero_point
+    )
 
 
-def multiply(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, group: int) -> Tensor:
-    """A product with int8 weights as OpenVINO computes it.
+def linear_by_group(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, group: int) -> Tensor:
+    """A linear layer with int8 weights as OpenVINO computes it.
 
     Args:
         x: [..., inputs] float32.
         weight, scale, bias: see ``coda_ops.int8_linear``.
-        group: inputs that share a step, the last group as many as are left; 0 to round none, as where there are fewer
-            inputs than a group has.
+        group: inputs that share a scale, the last group as many as are left; 0 to quantise none, as where there are
+            fewer inputs than a group has.
 
     Returns:
         [..., outputs].
     """
-    levels = weight.double() - 128
+    integers = weight.double() - 128
     inputs = x.shape[-1]
     if not 0 < group <= inputs:
-        return _scaled(x.double() @ levels, scale, bias)
-    groups = F.pad(x, (0, -inputs % group)).reshape(*x.shape[:-1], -1, group)
+        return _scaled(x.double() @ integers, scale, bias)
+    groups = F.pad(x, (0, -inputs % group)).reshape(*x.shape[:-1], -1, group)  # [..., groups, group]
     highest = groups.abs().amax(-1, keepdim=True)
-    step = torch.where(highest > 0, highest / int8_linear.LEVELS, 1.0)
-    rounded = (groups * (1 / step)).round()  # as OpenVINO does it: groups / step now and then is another level
-    wide = (rounded.double() * step).reshape(*x.shape[:-1], -1)[..., :inputs]
-    return _scaled(wide @ levels, scale, bias)
+    shared = torch.where(highest > 0, highest / int8_linear.QUANTISED_MAX, 1.0)  # [..., groups, 1]
+    quantised = (groups * (1 / shared)).round()  # as OpenVINO does it: groups / shared now and then is another integer
+    dequantised = (quantised.double() * shared).reshape(*x.shape[:-1], -1)[..., :inputs]
+    return _scaled(dequantised @ integers, scale, bias)
 
 
 def _scaled(product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -146,41 +134,31 @@ def _scaled(product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return result.float()
 
 
-@contextmanager
-def multiplying(model: nn.Module, kinds: Mapping[type, Product]) -> Iterator[None]:
-    """Have every module of some kinds multiply in another way than its own."""
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> Tensor:
-        return kinds[type(module)](module, inputs[0])
-
-    hooks = [module.register_forward_hook(hook) for module in model.modules() if type(module) in kinds]
-    try:
-        yield
-    finally:
-        for one in hooks:
-            one.remove()
-
-
-def _one_product(
-    weight: Tensor, scale: Tensor, middle: int, rounding: int8_static_linear.Rounding | None = None
+def _one_linear(
+    weight: Tensor, scale: Tensor, zero_point: int, activation: int8_static_linear.Quantisation | None = None
 ) -> bytes:
+    """A model of one linear layer, ``x`` [tokens, inputs] to ``y`` [tokens, outputs], in the form that passes write.
+
+    Args:
+        activation: scale and zero point of ``x``, where it is quantised in the file.
+    """
     inputs, outputs = weight.shape
-    levels = weight.numpy()
-    constants = {"weight": levels, "scale": scale.numpy(), "middle": np.full(outputs, middle, levels.dtype)}
+    integers = weight.numpy()
+    constants = {"weight": integers, "scale": scale.numpy(), "zero_point": np.full(outputs, zero_point, integers.dtype)}
     nodes = []
-    if rounding is not None:
-        constants |= {"step": rounding.step.numpy(), "zero": rounding.zero.numpy()}
+    if activation is not None:
+        constants |= {"x_scale": activation.scale.numpy(), "x_zero_point": activation.zero_point.numpy()}
         nodes += [
-            helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["levels"]),
-            helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["rounded"]),
+            helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero_point"], ["quantised"]),
+            helper.make_node("DequantizeLinear", ["quantised", "x_scale", "x_zero_point"], ["dequantised"]),
         ]
     nodes += [
-        helper.make_node("DequantizeLinear", ["weight", "scale", "middle"], ["wide"], axis=1),
-        helper.make_node("MatMul", ["x" if rounding is None else "rounded", "wide"], ["y"]),
+        helper.make_node("DequantizeLinear", ["weight", "scale", "zero_point"], ["wide"], axis=1),
+        helper.make_node("MatMul", ["x" if activation is None else "dequantised", "wide"], ["y"]),
     ]
     graph = helper.make_graph(
         nodes,
-        "product",
+        "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", inputs])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", outputs])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],

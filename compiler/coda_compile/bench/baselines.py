@@ -9,11 +9,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from coda_compile.backends import get_backend
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import Skipped
 from coda_compile.bench.run import REFERENCE
@@ -22,8 +24,9 @@ from coda_compile.bundling.writer import transformers_config, write_config
 from coda_compile.export import export, save_onnx
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
+from coda_models.architectures import FAMILIES
 from coda_ops.errors import first_line
-from coda_targets.runtimes.cpu import TARGET as CPU
+from coda_targets.runtimes import DEFAULT_TARGET
 
 
 class Dense:
@@ -52,7 +55,7 @@ class Dense:
         """The model as the torch exporter leaves it by default: standard operators, constants folded."""
         folder = self.folder / "onnx"
         folder.mkdir()
-        exported = AttachFunctions()(export(self.model, opset=CPU.opset)).model
+        exported = AttachFunctions()(export(self.model, opset=get_backend(DEFAULT_TARGET).opset)).model
         exported = ir.passes.common.InlinePass()(exported).model
         optimizer.optimize(exported)
         save_onnx(exported, folder / "model.onnx")
@@ -90,13 +93,16 @@ def build(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | Skipped:
 
 
 def _torch_eager(dense: Dense) -> tuple[Contender, list[Path]]:
-    arguments = {"checkpoint": str(dense.checkpoint), "compiled": False}
-    return Contender("torch eager", "torch_model", arguments), [dense.checkpoint]
+    return Contender("torch eager", "torch_model", _torch_arguments(dense, compiled=False)), [dense.checkpoint]
 
 
 def _torch_compile(dense: Dense) -> tuple[Contender, list[Path]]:
-    arguments = {"checkpoint": str(dense.checkpoint), "compiled": True}
-    return Contender("torch.compile", "torch_model", arguments), [dense.checkpoint]
+    return Contender("torch.compile", "torch_model", _torch_arguments(dense, compiled=True)), [dense.checkpoint]
+
+
+def _torch_arguments(dense: Dense, *, compiled: bool) -> dict[str, Any]:
+    architecture = FAMILIES[dense.model.hf_config.model_type]
+    return {"checkpoint": str(dense.checkpoint), "compiled": compiled, "architecture": architecture}
 
 
 def _onnxruntime(dense: Dense) -> tuple[Contender, list[Path]]:
@@ -148,7 +154,7 @@ def _openvino_int8(dense: Dense) -> tuple[Contender, list[Path]]:
     path = dense.folder / "openvino-int8" / "model.xml"
     converted = openvino.convert_model(dense.onnx)
     names = {port.get_any_name() for port in converted.inputs}
-    texts = calibration_inputs(int(dense.model.hf_config.vocab_size), dense.model.max_tokens)
+    texts = calibration_inputs(dense.model.signature)
     feeds = [{name: np.ascontiguousarray(text[name]) for name in names} for text in texts]
     kind = nncf.ModelType.TRANSFORMER
     quantised = nncf.quantize(converted, nncf.Dataset(feeds), model_type=kind, subset_size=len(texts))

@@ -8,11 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import cpuinfo
 import psutil
 
 from coda_compile.errors import CodaError
-from coda_ops import native
+from coda_ops import cpu, native
 
 # What decides which kernels a runtime takes.
 _X86 = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
@@ -63,12 +62,10 @@ class Machine:
 @cache
 def this_machine() -> Machine:
     """The fingerprint of the machine that runs this."""
-    info = cpuinfo.get_cpu_info()
-    flags = set(info.get("flags", ()))
     return Machine(
-        cpu=str(info.get("brand_raw") or platform.processor() or "unknown"),
+        cpu=cpu.model_name(),
         cores=usable_cores(),
-        instruction_sets=tuple(name for name in (*_X86, *_AMX, *_ARM) if name in flags),
+        instruction_sets=tuple(name for name in (*_X86, *_AMX, *_ARM) if name in cpu.features()),
         memory_bytes=int(psutil.virtual_memory().total),
         governor=_GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         system=f"{platform.system()} {platform.machine()}",

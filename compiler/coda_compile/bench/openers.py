@@ -5,15 +5,17 @@ An opener takes the number of threads and its own arguments, and gives ``prepare
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coda_ops import native
-from coda_targets import Bundle
-from coda_targets.bundle import Arrays, open_session
-from coda_targets.runtimes.cpu import TARGET as CPU
+from coda_targets import Bundle, get_runtime
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session
+from coda_targets.signature import Arrays
 
 Run = Callable[[], object]
 Prepare = Callable[[Arrays], Run]
@@ -36,8 +38,8 @@ def bundle(
 
 
 def onnx(threads: int, path: str) -> Prepare:
-    """An ONNX file on onnxruntime's CPU provider, with its default optimisations."""
-    session = open_session(Path(path), CPU, threads=threads)
+    """An ONNX file on onnxruntime's provider of every machine, with its default optimisations."""
+    session = open_session(Path(path), get_runtime(DEFAULT_TARGET), threads=threads)
     names = [tensor.name for tensor in session.get_inputs()]
 
     def prepare(inputs: Arrays) -> Run:
@@ -47,19 +49,26 @@ def onnx(threads: int, path: str) -> Prepare:
     return prepare
 
 
-def torch_model(threads: int, checkpoint: str, compiled: bool, backbone: str | None = None) -> Prepare:
-    """What could be compiled, in torch: eager, or through ``torch.compile``."""
+def torch_model(
+    threads: int, checkpoint: str, compiled: bool, backbone: str | None = None, architecture: str | None = None
+) -> Prepare:
+    """What could be compiled, in torch: eager, or through ``torch.compile``.
+
+    Args:
+        architecture: the module that registers the model's type, where it is not one of ours.
+    """
     import torch
 
     from coda_compile.sources import read_source
 
     torch.set_num_threads(threads)
+    if architecture is not None:
+        import_module(architecture)
     model = read_source(Path(checkpoint), backbone=backbone).model
     call: Callable[..., Any] = torch.compile(model) if compiled else model
 
     def prepare(inputs: Arrays) -> Run:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in model.input_names}
-        tensors["attention_mask"] = torch.from_numpy(np.ascontiguousarray(inputs["attention_mask"]))
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in model.signature.names}
 
         def run() -> object:
             with torch.inference_mode():

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from coda_compile.bench.machine import Machine
 from coda_compile.errors import CodaError
+from coda_compile.precision import UNQUANTISED
 from coda_compile.statistics import Interval, Summary
 from coda_ops.records import read_record, record_json
+from coda_targets.runtimes import DEFAULT_TARGET
 
 SCHEMA_VERSION = 1
 
 
 def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, the precision where it is not fp32, the target where not cpu."""
-    others = [name for name, usual in ((precision, "fp32"), (target, "cpu")) if name != usual]
+    """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
+    others = [name for name, usual in ((precision, UNQUANTISED), (target, DEFAULT_TARGET)) if name != usual]
     return " ".join([reduction, *others])
 
 
@@ -23,7 +25,7 @@ class Measurement:
 
     Attributes:
         contender: its name.
-        precision: ``fp32`` or ``int8``.
+        precision: a compiled model's own, or what a baseline's comes closest to.
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
         target: that a compiled model was made for.
@@ -55,7 +57,7 @@ class Measurement:
     peak_bytes: int
     file_bytes: int
     multiply_adds: int
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
 
     @property
     def variant(self) -> str:

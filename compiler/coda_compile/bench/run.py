@@ -1,9 +1,8 @@
 """bench(): the compiled model against the dense adapter in every runtime a user would deploy instead."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +10,16 @@ from typing import TYPE_CHECKING
 from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.matrix import matrix_rates
 from coda_compile.bench.result import BenchResult, Bound, Measurement, Skipped, variant_of
-from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns, token_inputs
+from coda_compile.bench.turns import Contender, MeasuringError, Timings, calibration_inputs, in_turns
 from coda_compile.errors import CodaError, as_sentences
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
+from coda_compile.precision import UNQUANTISED, get_precision, precision_names
 from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 from coda_targets.manifest import Manifest
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
     from coda_models import CodaModel
@@ -35,9 +37,9 @@ class Plan:
     Attributes:
         reductions: r of the compiled models; empty for the one that the model was trained at.
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
-        targets: of the compiled models; empty for cpu.
-        precisions: of the compiled models, as far as their target has them, and of the dense baselines, int8 ones for
-            int8-static too.
+        targets: of the compiled models; empty for the default one.
+        precisions: of the compiled models, as far as their target has them, and of dense baselines whose weights have
+            as many bits; empty for those that ``--precision auto`` tries without calibration.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.
@@ -46,7 +48,7 @@ class Plan:
     reductions: Sequence[str] = ()
     batches: Sequence[int] = (1,)
     tokens: Sequence[int] = ()
-    precisions: Sequence[str] = ("fp32", "int8")
+    precisions: Sequence[str] = ()
     rounds: int = 15
     threads: int = 0
     skip: Sequence[str] = ()
@@ -59,7 +61,7 @@ class _Entry:
     precision: str
     reduction: str
     file_bytes: int
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
     manifest: Manifest | None = None  # of a compiled one
 
 
@@ -88,7 +90,7 @@ class _Entries:
 
         dense = Dense(model, folder)
         for baseline in BASELINES:
-            asked = any(precision.startswith(baseline.precision) for precision in plan.precisions)
+            asked = any(get_precision(name).bits == get_precision(baseline.precision).bits for name in plan.precisions)
             if not asked or baseline.name in plan.skip:
                 continue
             with stage(baseline.name):
@@ -130,6 +132,7 @@ def bench(
         CodaError: inputs longer than the model allows, more threads than cores, or nothing left to measure.
     """
     threads = thread_count(plan.threads)
+    plan = replace(plan, precisions=plan.precisions or _usual_precisions())
     taking_part = _Entries()
     with private_folder() as folder:
         if isinstance(model, Bundle):
@@ -143,8 +146,8 @@ def bench(
         else:
             _compile_each(model, plan, folder, taking_part, stage)
             dense = dense or model
-        cases = _cases(plan, taking_part.manifest.max_tokens)
-        vocabulary = _vocabulary(Path(taking_part.entries[0].contender.arguments["folder"]))
+        signature = taking_part.manifest.signature
+        cases = _cases(plan, signature)
         if dense is not None:
             (folder / "dense").mkdir()
             taking_part.add_baselines(dense, folder / "dense", plan, stage)
@@ -159,7 +162,7 @@ def bench(
         with stage("turns"):
             timings = in_turns(
                 [entry.contender for entry in taking_part.entries],
-                [token_inputs(batch, tokens, vocabulary) for batch, tokens in cases],
+                [signature.random(batch, length) for batch, length in cases],
                 rounds=plan.rounds,
                 threads=threads,
                 on_round=on_round,
@@ -188,6 +191,11 @@ def bench(
     )
 
 
+def _usual_precisions() -> list[str]:
+    recipes = map(get_precision, precision_names())
+    return [recipe.name for recipe in recipes if recipe.chosen and not recipe.calibrated]
+
+
 def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
     """Refuse dense baselines of another model."""
     from coda_compile.bundling.writer import model_digest
@@ -197,16 +205,16 @@ def _check_same(dense: "CodaModel", bundle: Bundle) -> None:
 
 
 def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _Entries, stage: Stage) -> None:
+    from coda_compile.backends import get_backend
     from coda_compile.pipeline import compile
-    from coda_compile.precision.quantize import STATIC
 
-    texts = calibration_inputs(int(model.hf_config.vocab_size), model.max_tokens)
-    targets = [get_target(name) for name in plan.targets or ["cpu"]]
-    kinds = [(target.name, precision) for target in targets for precision in target.precisions]
+    texts = calibration_inputs(model.signature)
+    backends = [get_backend(name) for name in plan.targets or [DEFAULT_TARGET]]
+    kinds = [(backend.name, precision) for backend in backends for precision in backend.precisions]
     kinds = [(target, precision) for target, precision in kinds if precision in plan.precisions]
     reductions: Sequence[str | None] = plan.reductions or [None]
     for i, (reduction, (target, precision)) in enumerate(product(reductions, kinds)):
-        kind = precision if target == "cpu" else f"{precision} {target}"
+        kind = precision if target == DEFAULT_TARGET else f"{precision} {target}"
         with stage(f"compile {kind}" if reduction is None else f"compile r={reduction} {kind}"):
             wanted = reduction.split(",") if reduction and "," in reduction else reduction
             output = folder / f"compiled-{i}"
@@ -217,20 +225,18 @@ def _compile_each(model: "CodaModel", plan: Plan, folder: Path, taking_part: _En
                     output=output,
                     reduction=wanted,
                     precision=precision,
-                    calibration=texts if precision == STATIC else None,
+                    calibration=texts if get_precision(precision).calibrated else None,
                 )
             )
 
 
-def _cases(plan: Plan, longest: int) -> list[tuple[int, int]]:
-    lengths = plan.tokens or sorted({min(tokens, longest) for tokens in _DEFAULT_TOKENS})
+def _cases(plan: Plan, signature: Signature) -> list[tuple[int, int]]:
+    """Batch and length of every input."""
+    longest = signature.max_length
+    lengths = plan.tokens or sorted({min(length, longest) for length in _DEFAULT_TOKENS})
     if max(lengths) > longest:
-        raise CodaError(f"{max(lengths)} tokens are more than this model takes: give at most {longest}")
-    return [(batch, tokens) for batch in plan.batches for tokens in lengths]
-
-
-def _vocabulary(bundle: Path) -> int:
-    return int(json.loads((bundle / "config.json").read_text("utf-8"))["vocab_size"])
+        raise CodaError(f"{max(lengths)} {signature.unit} are more than this model takes: give at most {longest}")
+    return [(batch, length) for batch in plan.batches for length in lengths]
 
 
 def _failed(error: MeasuringError) -> Skipped:
@@ -275,12 +281,12 @@ def _measurement(
 
 
 def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: dict[str, float]) -> list[Bound]:
-    """What arithmetic allows each model compiled for cpu in fp32 on each input, and how much of it was reached."""
+    """What arithmetic allows each fp32 model of the default target on each input, and how much of it was reached."""
     bounds = []
     for entry in taking_part.entries:
         if entry.manifest is None or not entry.manifest.layers:
             continue
-        if (entry.precision, entry.target) != ("fp32", "cpu"):
+        if (entry.precision, entry.target) != (UNQUANTISED, DEFAULT_TARGET):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)
@@ -293,6 +299,6 @@ def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: d
                 None,
             )
             reached = None if reference is None else reference.speed_up[own.reduction].middle / ratio
-            rate = own.multiply_adds / own.summary.median / rates["fp32"]
+            rate = own.multiply_adds / own.summary.median / rates[UNQUANTISED]
             bounds.append(Bound(own.reduction, own.batch, own.tokens, ratio, reached, rate))
     return bounds

@@ -22,13 +22,13 @@ from coda_compile.bench.machine import thread_count
 from coda_compile.errors import CodaError
 from coda_ops.files import private_folder
 from coda_targets import Bundle
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Arrays, Signature
 
 TURN_SECONDS = 0.05  # short runs are repeated within a turn until it lasts this long
 _MOST_RUNS = 16
 _STEADY = 0.05  # warm: two turns that differ by less
 _MOST_WARM_UPS = 8
-_CALIBRATION, _CALIBRATION_TOKENS = 16, 128  # texts: enough for speed, which is all that is measured
+_CALIBRATION, _CALIBRATION_LENGTH = 16, 128  # inputs: enough for speed, which is all that is measured
 _CAN_SLEEP = hasattr(signal, "SIGSTOP")
 
 
@@ -275,13 +275,7 @@ def warm_up(worker: Worker, case: int, turn_seconds: float = TURN_SECONDS) -> tu
     return first, Turn(lead=int(before < 2 * turn_seconds), counted=counted)
 
 
-def calibration_inputs(vocabulary: int, longest: int) -> list[Arrays]:
-    """Texts that ranges of activations are taken from, where none are at hand: latency does not depend on which."""
-    tokens = min(_CALIBRATION_TOKENS, longest)
-    return [token_inputs(1, tokens, vocabulary, seed=seed) for seed in range(_CALIBRATION)]
-
-
-def token_inputs(batch: int, tokens: int, vocabulary: int, *, seed: int = 0) -> Arrays:
-    """Random valid ids: latency does not depend on which."""
-    ids = np.random.default_rng(seed).integers(0, vocabulary, (batch, tokens), dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+def calibration_inputs(signature: Signature) -> list[Arrays]:
+    """Inputs that ranges of activations are taken from, where none are at hand: latency does not depend on which."""
+    length = min(_CALIBRATION_LENGTH, signature.max_length)
+    return [signature.random(1, length, seed=seed) for seed in range(_CALIBRATION)]

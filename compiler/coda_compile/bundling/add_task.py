@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coda_compile.backends import get_backend
 from coda_compile.bundling import tasks
 from coda_compile.bundling.replace_folder import Stage, locked
 from coda_compile.bundling.writer import check_output, replacing
 from coda_compile.errors import CompileError, as_sentences
 from coda_compile.pipeline import read_model, verify_or_keep
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.precision import get_precision
 from coda_compile.sources import Source
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.against_torch import elsewhere, expected
-from coda_compile.verify.cases import Inputs, kept_case
+from coda_compile.verify.cases import kept_case
 from coda_compile.verify.parity import Tolerances
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.model import CodaModel
@@ -70,18 +71,20 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
-        precision = bundle.variant.precision
-        if precision != "fp32":
-            quantize_model(source.model, precision, adapters=False)
+        recipe = get_precision(bundle.variant.precision)
+        if recipe.quantise is not None:
+            recipe.quantise(source.model, (), False)
+    backend = replace(get_backend(bundle.variant.target), runtime=bundle.runtime)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
-            parity = verify_or_keep(source.model, folder / MODEL, bundle.target, Tolerances(), bundle.folder, swapped)
-            case = kept_case(Inputs.of(source.model))
-            allowed = elsewhere(source.model, case, parity, precision)
-            answers = expected(source.model, folder / MODEL, case, bundle.target, Adapter(swapped))
-            reference_vectors.write(folder, ReferenceVectors(case.inputs, *answers, allowed), task=name)
+            parity = verify_or_keep(source.model, folder / MODEL, backend, Tolerances(), bundle.folder, swapped)
+            case = kept_case(source.model.signature)
+            allowed = elsewhere(source.model, case, parity, recipe.elsewhere)
+            answers = expected(source.model, folder / MODEL, case, backend, Adapter(swapped))
+            mask = source.model.signature.mask(case.inputs)
+            reference_vectors.write(folder, ReferenceVectors(case.inputs, mask, *answers, allowed), task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")
@@ -99,18 +102,19 @@ def _link(source: str, target: str) -> None:
 def _check(source: Source, bundle: Bundle, name: str) -> None:
     """Refuse a model that was trained on another backbone, whose parameters the graph has no place for, or whose
     tokenizer cuts texts elsewhere."""
-    model, longest = source.model, bundle.manifest.max_tokens
+    model, signature = source.model, bundle.manifest.signature
     own = model.coda_config.to_dict()
     if own["backbone_sha256"] != bundle.manifest.coda_config.get("backbone_sha256"):
         raise CompileError(f"{name} was trained on another backbone than the tasks in {bundle.folder}")
     if _comparable(own) != _comparable(bundle.manifest.coda_config):
         raise CompileError(f"{name} has another configuration than the tasks in {bundle.folder}")
-    if source.tokenizer is not None and model.max_tokens != longest:
+    own_length, length = model.signature.max_length, signature.max_length
+    if source.tokenizer is not None and own_length != length:
         raise CompileError(
-            f"{name} cuts texts at {model.max_tokens} tokens and the tasks in {bundle.folder} at {longest}: compile it "
-            "into a bundle of its own"
+            f"{name} cuts texts at {own_length} tokens and the tasks in {bundle.folder} at {length}: compile it into a "
+            "bundle of its own"
         )
-    model.max_tokens = longest
+    model.signature = signature
     places = {one.name: one.shape for one in bundle.session.get_overridable_initializers()}
     shapes = {key: list(tensor.shape) for key, tensor in tasks.parameters(model).items()}
     fits = shapes.keys() == places.keys() and all(_fits(shapes[key], places[key]) for key in shapes)

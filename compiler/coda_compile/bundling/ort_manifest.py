@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from coda_targets import Target
+from coda_targets import Runtime
 from coda_targets.manifest import GRAPH_LEVELS, MANIFEST, VariantInfo
 
 _SCHEMA = "1.0"
@@ -20,11 +20,11 @@ _LAYOUT = "installed"
 _GRAPH_LEVELS = dict(zip(GRAPH_LEVELS, ("disable_all", "enable_basic", "enable_extended", "enable_all"), strict=True))
 
 
-def ort_manifest(variants: Sequence[tuple[VariantInfo, Target]]) -> str:
+def ort_manifest(variants: Sequence[tuple[VariantInfo, Runtime]]) -> str:
     """JSON text that lists each variant under each part of the model."""
     parts = variants[0][0].models
     components = {
-        part: {"variants": {info.name: _variant(info, target, info.models[part]) for info, target in variants}}
+        part: {"variants": {info.name: _variant(info, runtime, info.models[part]) for info, runtime in variants}}
         for part in parts
     }
     plain = {
@@ -36,25 +36,25 @@ def ort_manifest(variants: Sequence[tuple[VariantInfo, Target]]) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"  # unsorted: the order of variants has a meaning
 
 
-def _variant(info: VariantInfo, target: Target, model: str) -> dict[str, Any]:
+def _variant(info: VariantInfo, runtime: Runtime, model: str) -> dict[str, Any]:
     executor: dict[str, Any] = {"model_file": model}
-    if options := _session_options(info, target):
+    if options := _session_options(info, runtime):
         executor["session_options"] = options
-    if target.plugin:
-        executor["provider_options"] = {"load_config": json.dumps({"CPU": info.session.options}, sort_keys=True)}
+    if runtime.provider_options:
+        executor["provider_options"] = runtime.provider_options
     plain: dict[str, Any] = {
         "variant_directory": ".",
         "executor_info": {"ort": executor},
         "additional_metadata": {"target": info.target, "precision": info.precision},
     }
-    if info.session.providers:
-        plain |= {"ep": info.session.providers[0], "device": target.device}
+    if runtime.preferred:
+        plain |= {"ep": runtime.preferred, "device": runtime.device}
     return plain
 
 
-def _session_options(info: VariantInfo, target: Target) -> dict[str, str]:
+def _session_options(info: VariantInfo, runtime: Runtime) -> dict[str, str]:
     """What differs from onnxruntime's own defaults."""
-    options = dict(target.session_config)
+    options = dict(runtime.session_config)
     if info.session.graph_level != GRAPH_LEVELS[-1]:
         options["session.graph_optimization_level"] = _GRAPH_LEVELS[info.session.graph_level]
     if info.session.threads:

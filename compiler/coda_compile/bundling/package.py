@@ -14,12 +14,13 @@ from coda_compile.bundling.weights import ModelFile
 from coda_compile.bundling.writer import Described
 from coda_compile.errors import CompileError
 from coda_compile.passes import operator_counts
+from coda_compile.precision import UNQUANTISED
 from coda_compile.prepare.pruning import Pruning
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.parity import CaseParity, Tolerances
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_ops import RUNTIME_DOMAIN
-from coda_targets import Target
+from coda_targets import Runtime, get_runtime
 from coda_targets.manifest import (
     MANIFEST,
     MODEL,
@@ -33,6 +34,7 @@ from coda_targets.manifest import (
     list_files,
     release,
 )
+from coda_targets.runtimes import DEFAULT_TARGET
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
 # First onnxruntime release for each opset and IR version, from its own table of compatibility.
@@ -40,16 +42,14 @@ _RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20",
 NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
 _RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
 _RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
-_RUNTIME_OF_PLUGINS = "1.23"  # the first that takes execution providers from packages of their own
 _RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
-_PLAIN_PROVIDER = "CPUExecutionProvider"  # what onnxruntime takes where nobody asks for another one
 
 
 @dataclass(frozen=True)
 class CompiledVariant:
     """The model as it was compiled for a target in a precision, before anything of it is written."""
 
-    target: Target
+    runtime: Runtime
     precision: str
     model: ir.Model
     passes: list[PassReport]
@@ -57,7 +57,7 @@ class CompiledVariant:
     @property
     def name(self) -> str:
         """As in both manifests."""
-        return self.target.name if self.precision == "fp32" else f"{self.target.name}-{self.precision}"
+        return self.runtime.name if self.precision == UNQUANTISED else f"{self.runtime.name}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,10 @@ def save_variants(folder: Path, variants: Sequence[CompiledVariant]) -> list[Mod
     Returns:
         What was written, variant by variant.
     """
-    plain = [variant.name for variant in variants if _is_plain(variant.target)]
-    default = (plain or [variants[0].name])[0]
+    plain = get_runtime(DEFAULT_TARGET).preferred
+    default = next((one.name for one in variants if one.runtime.preferred == plain), variants[0].name)
     files = [MODEL if variant.name == default else f"model-{variant.name}.onnx" for variant in variants]
     return weights.save_models(folder, dict(zip(files, (variant.model for variant in variants), strict=True)))
-
-
-def _is_plain(target: Target) -> bool:
-    return [name for name, _ in target.providers[:1]] == [_PLAIN_PROVIDER]
 
 
 def write_package(
@@ -127,7 +123,7 @@ def write_package(
     Raises:
         CompileError: variants that make no bundle.
     """
-    kinds = [(one.compiled.target.name, one.compiled.precision) for one in variants]
+    kinds = [(one.compiled.runtime.name, one.compiled.precision) for one in variants]
     check_variants(kinds, tasks=bool(tasks))
     infos = [_variant_info(one, swapped=bool(tasks)) for one in variants]
     for info, one in zip(infos, variants, strict=True):
@@ -135,7 +131,7 @@ def write_package(
             reference_vectors.write(reference_vectors.place_of(folder, info), vectors, task=task)
     reports = {one.compiled.name: VariantReport.of(one.compiled.passes, one.parity, one.tolerances) for one in variants}
     write_report(folder, BuildReport(pruning, reports))
-    listed = [(info, one.compiled.target) for info, one in zip(infos, variants, strict=True)]
+    listed = [(info, one.compiled.runtime) for info, one in zip(infos, variants, strict=True)]
     (folder / PACKAGE).write_text(ort_manifest(listed), "utf-8")
     manifest = _manifest(folder, described, variants, infos, tasks)
     (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
@@ -148,19 +144,18 @@ def _manifest(
     infos: Sequence[VariantInfo],
     tasks: Sequence[TaskInfo],
 ) -> Manifest:
-    inputs, outputs = _interface(variants[0].compiled.model)
+    outputs = _outputs(variants[0].compiled.model)
     for other in variants[1:]:
-        if _interface(other.compiled.model) != (inputs, outputs):
-            raise CompileError(f"{infos[0].name} and {other.compiled.name} have different inputs or outputs")
-    plugins = {one.compiled.target.plugin.replace("_", "-") for one in variants} - {""}
+        if _outputs(other.compiled.model) != outputs:
+            raise CompileError(f"{infos[0].name} and {other.compiled.name} have different outputs")
+    needed = {name for one in variants for name in one.compiled.runtime.distributions}
     return Manifest(
         task=model.task,
         architecture=model.architecture,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *plugins)},
+        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *needed)},
         variants=tuple(infos),
-        inputs=inputs,
+        signature=model.signature,
         outputs=outputs,
-        max_tokens=model.max_tokens,
         width=model.width,
         feed_forward=model.feed_forward,
         labels=model.labels,
@@ -176,42 +171,40 @@ def _manifest(
 
 def _variant_info(built: BuiltVariant, *, swapped: bool) -> VariantInfo:
     """Args: swapped: whether tasks are swapped in."""
-    compiled, target = built.compiled, built.compiled.target
+    compiled, runtime = built.compiled, built.compiled.runtime
     return VariantInfo(
         name=compiled.name,
-        target=target.name,
+        target=runtime.name,
         precision=compiled.precision,
         models={PART: built.file.path.name},
         external_bytes=built.file.external_bytes,
         opset=dict(sorted(compiled.model.opset_imports.items())),
         ir_version=compiled.model.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled.model, swapped=swapped, plugin=bool(target.plugin)),
+        minimum_onnxruntime=_minimum_runtime(compiled.model, swapped=swapped, runtime=runtime),
         operators=dict(sorted(operator_counts(compiled.model).items())),
         session=SessionInfo(
-            tuple(name for name, _ in target.providers),
-            target.graph_level,
-            target.threads,
-            target.native,
-            next((options for _, options in target.providers), {}),
+            tuple(name for name, _ in runtime.providers),
+            runtime.graph_level,
+            runtime.threads,
+            runtime.native,
+            runtime.options,
         ),
     )
 
 
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, plugin: bool = False) -> str:
+def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, runtime: Runtime | None = None) -> str:
     needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
     if RUNTIME_DOMAIN in compiled.opset_imports:
         needed.append(_RUNTIME_OF_ATTENTION)
     if swapped:
         needed.append(_RUNTIME_OF_ADAPTERS)
-    if plugin:
-        needed.append(_RUNTIME_OF_PLUGINS)
+    if runtime is not None and runtime.minimum_onnxruntime:
+        needed.append(runtime.minimum_onnxruntime)
     return max(needed, key=release)
 
 
-def _interface(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of a graph."""
-    inputs = tuple(_tensor_info(value) for value in model.graph.inputs if not value.is_initializer())
-    return inputs, tuple(_tensor_info(value) for value in model.graph.outputs)
+def _outputs(model: ir.Model) -> tuple[TensorInfo, ...]:
+    return tuple(_tensor_info(value) for value in model.graph.outputs)
 
 
 def _tensor_info(value: ir.Value) -> TensorInfo:

@@ -36,7 +36,7 @@ def write(folder: Path, model: CodaModel, about: dict[str, Any]) -> None:
     ]
     whole = bool(about.get("include_prompt", True))
     _write(folder / "1_Pooling" / "config.json", _pooling(config.poolings, int(model.hf_config.hidden_size), whole))
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": model.max_tokens, "do_lower_case": False})
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": model.signature.max_length, "do_lower_case": False})
     _write(
         folder / ABOUT,
         {

@@ -53,7 +53,7 @@ def _shared(model: CodaModel) -> tuple[Any, Any, Any, int]:
     digest = config.pop("backbone_sha256")
     config.pop("backbone")
     axes = {name: _axes(model, name, tensor) for name, tensor in parameters(model).items()}
-    return digest, config, axes, model.max_tokens
+    return digest, config, axes, model.signature.max_length
 
 
 def parameters(model: CodaModel) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_targets import BundleError
 from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
+from coda_targets.signature import Signature
 
 
 def check_output(folder: Path) -> None:
@@ -66,7 +67,7 @@ class Described:
     task: str
     architecture: str
     config: dict[str, Any]
-    max_tokens: int
+    signature: Signature
     labels: tuple[str, ...]
     logits: LogitsInfo | None
     model_sha256: str
@@ -89,13 +90,13 @@ def describe(model: CodaModel, model_sha256: str) -> Described:
         task=coda.task,
         architecture=str(hf.model_type),
         config=transformers_config(model),
-        max_tokens=model.max_tokens,
+        signature=model.signature,
         labels=label_names(model),
         logits=logits_of(model),
         model_sha256=model_sha256,
         width=int(hf.hidden_size),
         feed_forward=int(block.feed_forward.up.out_features),
-        layers=layer_infos(model, model.max_tokens),
+        layers=layer_infos(model, model.signature.max_length),
         coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
         ood=ood_info(model.ood),
     )
@@ -114,14 +115,14 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     _write_json(folder / "config.json", without_places(config))
 
 
-def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, signature: Signature) -> None:
     """Tokenizer files whose tokenizer.json alone truncates and pads as the model was trained to.
 
     One that has no tokenizer.json form is left out, and tokens that the model cannot look up are named, each with a
     ``CompileWarning``.
 
     Args:
-        vocabulary: how many tokens the model knows.
+        signature: of the model.
 
     Raises:
         CompileError: a tokenizer without a padding token.
@@ -134,6 +135,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             stacklevel=2,
         )
         return
+    vocabulary, longest = signature.lead.size, signature.max_length
     if beyond := [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary]:
         warnings.warn(
             f"the tokenizer has {len(beyond)} more tokens than the {vocabulary} that the model knows, {min(beyond)!r} "
@@ -147,10 +149,10 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, max_tokens
             f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token and save it again"
         )
     tokenizer = deepcopy(tokenizer)  # the caller's stays as it is
-    tokenizer.model_max_length = max_tokens
+    tokenizer.model_max_length = longest
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which its class may say, not its file
     backend = tokenizer.backend_tokenizer
-    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     backend.enable_padding(
         pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_type_id=tokenizer.pad_token_type_id
     )

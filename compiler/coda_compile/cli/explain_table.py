@@ -46,8 +46,7 @@ def show(explanation: Explanation) -> None:
         out.print(f"  {profile.unattributed:.1%} of the kernels' time could not be traced back to a layer")
     _block("which operators run where", explanation.layers, _operators)
     _block("CoDA operators, inlined because no native kernel of them is loaded", explanation.layers, _bodies)
-    _block("fused", explanation.layers, lambda row: [_counts(row.fired)] if row.fired else [])
-    _block("not fused", explanation.layers, _missed)
+    _block("fused", explanation.layers, lambda row: [_counts(row.fused)] if row.fused else [])
 
 
 def _block(title: str, rows: Iterable[LayerExplanation], lines: Callable[[LayerExplanation], list[str]]) -> None:
@@ -70,10 +69,6 @@ def _bodies(row: LayerExplanation) -> list[str]:
     return (
         [", ".join(f"{name} as {_number(count, 'kernel')}" for name, count in row.bodies.items())] if row.bodies else []
     )
-
-
-def _missed(row: LayerExplanation) -> list[str]:
-    return [f"{m.fusion}{f' ({m.count} times)' if m.count > 1 else ''}: {m.reason}" for m in row.missed]
 
 
 def _number(count: int, what: str) -> str:

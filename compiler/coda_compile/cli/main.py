@@ -13,7 +13,9 @@ from coda_compile import __version__, terminal
 from coda_compile.cli.kernels import kernels
 from coda_compile.cli.measure import measure
 from coda_compile.cli.run import run
+from coda_compile.cli.target_option import TargetOption
 from coda_compile.errors import CodaError, CompileWarning, as_sentences
+from coda_compile.precision import UNQUANTISED, precision_names
 from coda_ops.files import remove_leftovers
 
 _show_warning = warnings.showwarning
@@ -58,9 +60,7 @@ def cli() -> None:
 
 @cli.command(short_help="Turn a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--target", "-t", default="cpu", show_default=True, help="Where it will run: cpu, openvino, cuda, tensorrt."
-)
+@click.option("--target", "-t", cls=TargetOption, help="Where it will run:")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
     "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."
@@ -76,9 +76,9 @@ def cli() -> None:
 @click.option(
     "--precision",
     "-p",
-    default="fp32",
+    default=UNQUANTISED,
     show_default=True,
-    help="Of the frozen layers' products: fp32, int8, int8-static, int4, or auto to choose by measuring on --data.",
+    help=f"Of the frozen layers: {', '.join(precision_names())}, or auto to choose by measuring on --data.",
 )
 @click.option(
     "--calibrate",
@@ -110,7 +110,7 @@ def cli() -> None:
 )
 def compile(
     models: tuple[Path, ...],
-    target: str,
+    target: str | None,
     output: Path | None,
     add_to: Path | None,
     backbone: str | None,
@@ -151,9 +151,9 @@ def compile(
     fastest one that loses no more than the budget against the model as it was trained. For models that take pairs of
     texts every CSV file has a column text_pair too.
     """
-    from coda_targets import get_target
+    from coda_targets.runtimes import DEFAULT_TARGET, get_runtime
 
-    lowered_for = get_target(target)
+    target = get_runtime(target or DEFAULT_TARGET).name  # the first mistake to hear of, before torch is loaded
     if precision == "auto" and data is None:
         raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
     if precision != "auto" and (data is not None or budget is not None):
@@ -202,6 +202,7 @@ def compile(
             stage=progress.stage,
         )
     else:
+        from coda_compile.backends import get_backend
         from coda_compile.cli import choice_table
         from coda_compile.sources import read_source
         from coda_compile.sources.classes import set_classes
@@ -212,7 +213,7 @@ def compile(
             set_classes(source.model, problem_type, classes)
         choice = choose(
             source.model,
-            lowered_for,
+            get_backend(target),
             data=data,
             budget=_BUDGET if budget is None else budget,
             output=folder,

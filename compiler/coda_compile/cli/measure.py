@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from coda_compile import terminal
+from coda_compile.cli.target_option import TargetOption
 from coda_compile.cli.variant import variant_options
+from coda_compile.precision import precision_names
 from coda_ops.files import check_result_file, write_text
 
 
@@ -22,15 +24,15 @@ def measure() -> None:
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
 @click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
-@click.option("--target", "-t", "targets", multiple=True, help="To compile for; repeat for several.  [default: cpu]")
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="To compile for, several too:")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
 @click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "int8", "int8-static"]),
-    help="[default: the first two]",
+    type=click.Choice(precision_names()),
+    help="Repeat for several.  [default: those that --precision auto tries without --calibrate]",
 )
 @click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
@@ -69,7 +71,7 @@ def bench(
         check_result_file(result_file, b"{")
     from coda_compile.bench.run import Plan
 
-    plan = Plan(reductions, batches or (1,), tokens, precisions or ("fp32", "int8"), rounds, threads, skip, targets)
+    plan = Plan(reductions, batches or (1,), tokens, precisions, rounds, threads, skip, targets)
     progress = terminal.Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
@@ -197,8 +199,7 @@ def explain(
     runs: int,
     threads: int,
 ) -> None:
-    """Say per layer which operators BUNDLE runs where, which fusions fired, which did not and why, and where the time
-    goes.
+    """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
 
     \b
     coda-compile explain reviews-cpu

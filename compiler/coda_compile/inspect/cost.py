@@ -26,11 +26,11 @@ def multiply_adds(manifest: Manifest, tokens: int) -> int:
 
 def dense_multiply_adds(manifest: Manifest, tokens: int) -> int:
     """The same for the dense adapter, every layer at r = 1."""
-    dense = [replace(x, reduction="1", slots=manifest.max_tokens) for x in manifest.layers]
+    dense = [replace(x, reduction="1", slots=manifest.signature.max_length) for x in manifest.layers]
     return sum(layer_multiply_adds(x, tokens, manifest.width, manifest.feed_forward) for x in dense)
 
 
 def fewer(manifest: Manifest) -> float:
     """The dense adapter's multiply-adds over the model's, at its longest input; 1 where its layers are not known."""
-    n = manifest.max_tokens
+    n = manifest.signature.max_length
     return dense_multiply_adds(manifest, n) / multiply_adds(manifest, n) if manifest.layers else 1.0

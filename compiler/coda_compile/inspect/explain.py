@@ -1,10 +1,10 @@
-"""Layer by layer: which operators run where, what was fused, what was not and why, and where the time goes."""
+"""Layer by layer: which operators run where, what onnxruntime fused, and where the time goes."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from coda_compile.inspect.fusions import Graph, Missed, fired, missed
 from coda_compile.inspect.profile import Kernel, Profile
+from coda_ops import RUNTIME_DOMAIN
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class LayerExplanation:
         operators: how many kernels of each operator run on each provider, by provider; bodies of ``ai.coda``
             operators left out.
         bodies: kernels that each inlined ``ai.coda`` operator became.
-        fired: fused operators with their counts.
-        missed: fusions that it could have and has not.
+        fused: operators that onnxruntime put in the place of several, with their counts.
     """
 
     layer: int | None
@@ -27,8 +26,7 @@ class LayerExplanation:
     roles: dict[str, float]
     operators: dict[str, dict[str, int]]
     bodies: dict[str, int]
-    fired: dict[str, int]
-    missed: tuple[Missed, ...]
+    fused: dict[str, int]
 
     @property
     def kernels(self) -> int:
@@ -50,19 +48,26 @@ class Explanation:
 
 def explain(profile: Profile) -> Explanation:
     """Sort a profile by layers."""
-    graph = Graph(profile.graph, profile.places)
-    yes, no = fired(graph), missed(graph)
+    fused = _fused(profile)
     numbers = sorted({k.place.layer for k in profile.kernels if k.place and k.place.layer is not None})
     rows = []
     for layer in (*numbers, None):
         kernels = [k for k in profile.kernels if k.place and k.place.layer == layer]
-        rows.append(_row(layer, kernels, dict(yes[layer]), tuple(no[layer])))
+        rows.append(_row(layer, kernels, dict(fused[layer])))
     return Explanation(profile, tuple(rows))
 
 
-def _row(
-    layer: int | None, kernels: list[Kernel], fused: dict[str, int], not_fused: tuple[Missed, ...]
-) -> LayerExplanation:
+def _fused(profile: Profile) -> dict[int | None, Counter[str]]:
+    """Fused operators by layer."""
+    counts: dict[int | None, Counter[str]] = defaultdict(Counter)
+    for node in profile.graph.node:
+        place = profile.places.get(node.name)
+        if place is not None and (node.domain == RUNTIME_DOMAIN or "/MatMulAddFusion" in node.name):
+            counts[place.layer][node.op_type] += 1
+    return counts
+
+
+def _row(layer: int | None, kernels: list[Kernel], fused: dict[str, int]) -> LayerExplanation:
     roles: dict[str, float] = {}
     operators: dict[str, Counter[str]] = {}
     bodies: Counter[str] = Counter()
@@ -80,7 +85,6 @@ def _row(
         {provider: dict(counts.most_common()) for provider, counts in sorted(operators.items())},
         dict(bodies.most_common()),
         fused,
-        not_fused,
     )
 
 

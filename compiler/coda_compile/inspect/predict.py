@@ -6,7 +6,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from coda_targets import Bundle
-from coda_targets.modalities.text import Text, TextCodec
+from coda_targets.errors import InputError
+from coda_targets.modalities import open_codec
+from coda_targets.modalities.text import TEXT, Text
 from coda_targets.routing import Decision, RoutingProbe
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def predict(
         batch: texts run at once; results do not depend on it beyond float noise.
         raw: logits instead of scores.
     """
-    codec = TextCodec(bundle, task)
+    if routing and (modality := bundle.manifest.signature.modality) != TEXT:
+        raise InputError(f"{bundle.folder} takes {modality}, and routing is shown in words of text: leave it out")
+    codec = open_codec(bundle, task)
     probe = RoutingProbe.of(bundle) if routing else None
     remaining = iter(texts)
     while chunk := list(islice(remaining, batch)):

@@ -17,16 +17,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import onnx
 
 from coda_compile.errors import CodaError
-from coda_compile.verify import reference_vectors
 from coda_ops.errors import first_line
 from coda_ops.files import private_folder
 from coda_targets import Bundle, BundleError
-from coda_targets.bundle import Arrays, open_session, run_session
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session, run_session
 from coda_targets.weights import find_weights
 
 _BODY = re.compile(r"^(?P<prefix>.*?)coda-body\.(?P<operator>\w+)\.\d+\.")
@@ -113,13 +112,17 @@ def profile_bundle(
         BundleError: a model that is missing or damaged.
         TargetError: the runtime of its target is not installed.
     """
-    longest = bundle.manifest.max_tokens
+    signature = bundle.manifest.signature
+    longest = signature.max_length
     tokens = tokens or longest
     if tokens > longest:
-        raise CodaError(f"{tokens} tokens are more than this model takes: give at most {longest}")
-    if bundle.target.plugin:
-        provider = bundle.target.providers[0][0]
-        raise CodaError(f"{provider} runs a model as one piece and shows no layers: compile for cpu and look there")
+        raise CodaError(f"{tokens} {signature.unit} are more than this model takes: give at most {longest}")
+    runtime = bundle.runtime
+    if not runtime.profiled_by_onnxruntime:
+        raise CodaError(
+            f"{runtime.preferred} runs a model as one piece and shows no layers: "
+            f"compile for {DEFAULT_TARGET} and look there"
+        )
     with private_folder() as temporary, bundle.reading(*bundle.model_files):
         model = _named(bundle.model_path)
         weights = find_weights(model, bundle.folder)
@@ -133,14 +136,14 @@ def profile_bundle(
             "session.optimized_model_external_initializers_file_name": "weights",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
-        target = replace(
-            bundle.target,
-            session_options={**bundle.target.session_options, **options},
-            session_config={**bundle.target.session_config, **weights_apart},
+        watched = replace(
+            runtime,
+            session_options={**runtime.session_options, **options},
+            session_config={**runtime.session_config, **weights_apart},
         )
-        session = open_session(model.SerializeToString(), target, threads=threads, weights=weights)
+        session = open_session(model.SerializeToString(), watched, threads=threads, weights=weights)
         names = [output.name for output in session.get_outputs()]
-        feed = bundle.prepare(_inputs(bundle, batch, tokens))
+        feed = bundle.prepare(signature.random(batch, tokens))
         for _ in range(runs + 1):
             run_session(session, names, feed)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
@@ -148,13 +151,6 @@ def profile_bundle(
     places = trace(model, graph)
     run_seconds, kernels = _kernels(events, places)
     return Profile(batch, tokens, runs, threads, run_seconds, tuple(kernels), graph, places)
-
-
-def _inputs(bundle: Bundle, batch: int, tokens: int) -> Arrays:
-    """Any valid ids: latency does not depend on which. Those of the test data exist for certain."""
-    known, _ = reference_vectors.read(bundle.folder)
-    pool = np.unique(known["input_ids"])
-    return {"input_ids": np.random.default_rng(0).choice(pool, (batch, tokens))}
 
 
 def _named(path: Path) -> onnx.ModelProto:

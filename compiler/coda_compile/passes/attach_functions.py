@@ -1,81 +1,43 @@
 """Give every ``ai.coda`` operator in use its body of standard operators."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from coda_compile.errors import CompileError
-from coda_ops import (
-    DOMAIN,
-    VERSION,
-    adapter,
-    add_adapter,
-    add_gelu,
-    add_norm,
-    embed_norm,
-    int4_linear,
-    int8_add_adapter,
-    int8_linear,
-    pack_tokens,
-    put_tokens,
-    route,
-    self_attention,
-    take_tokens,
-    unpack_tokens,
-)
-
-_SCHEDULE = ("iterations", "epsilon_start", "epsilon_decay", "epsilon_final")
+from coda_ops import DOMAIN, VERSION
+from coda_ops.catalogue import find_operator
 
 
 class AttachFunctions(ir.passes.InPlacePass):
     """Attach function bodies, so that the model runs where no native kernel is loaded.
 
     Args:
-        openvino: those that OpenVINO runs fastest, where there is another one for it.
+        runtime: whose fastest bodies to take, where an operator has several; see ``Operator.bodies``.
     """
 
-    def __init__(self, *, openvino: bool = False) -> None:
+    def __init__(self, *, runtime: str = "") -> None:
         super().__init__()
-        self.openvino = openvino
+        self.runtime = runtime
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Attach what is used and not there yet.
 
         Raises:
-            CompileError: two Route nodes with different schedules, which one body cannot serve.
+            CompileError: an operator that is unknown, or one whose body cannot serve all of its nodes.
         """
-        used = {node.op_type: node for node in model.graph if node.domain == DOMAIN}
-        bodies: dict[str, Callable[[], onnx.FunctionProto]] = {
-            "Route": lambda: route.body(_schedule(model)),
-            "TakeTokens": take_tokens.body,
-            "PutTokens": put_tokens.body,
-            "PutDifference": put_tokens.difference_body,
-            "EmbedNorm": embed_norm.body,
-            "Int8EmbedNorm": embed_norm.int8_body,
-            "Adapter": adapter.body,
-            "AddAdapter": lambda: add_adapter.body("AddAdapter"),
-            "AddSwishAdapter": lambda: add_adapter.body("AddSwishAdapter"),
-            "Int8AddAdapter": int8_add_adapter.body,
-            "Int8RouterAdapter": int8_add_adapter.router_body,
-            "AddNorm": add_norm.body,
-            "AddGelu": add_gelu.body,
-            "SelfAttention": self_attention.body,
-            "Int8Linear": int8_linear.body,
-            "Int8LinearGelu": int8_linear.gelu_body,
-            "Int4Linear": int4_linear.body,
-            "PackTokens": pack_tokens.body,
-            "UnpackTokens": unpack_tokens.body,
-        }
-        if self.openvino:
-            bodies["Route"] = lambda: route.openvino_body(_schedule(model))
-            bodies |= {"TakeTokens": take_tokens.openvino_body, "PutTokens": put_tokens.openvino_body}
+        used = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
         modified = False
-        for name in sorted(used):
+        for name in used:
             identifier = (DOMAIN, name, "")
             if identifier not in model.functions:
-                body = ir.serde.deserialize_function(bodies[name]())
+                operator = find_operator(DOMAIN, name)
+                if operator is None:
+                    raise CompileError(f"operator {DOMAIN}::{name} is unknown: export the model again")
+                attributes = _shared(model, name, operator.body_attributes)
+                body = ir.serde.deserialize_function(operator.function_body(attributes, self.runtime))
                 # onnx's checker wants a function and its model to import one version of the default domain; what the
                 # bodies use means the same in all of them from the one they are written in.
                 body.opset_imports[""] = model.opset_imports[""]
@@ -88,14 +50,18 @@ class AttachFunctions(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def _schedule(model: ir.Model) -> route.Schedule:
-    found = {
-        tuple(node.attributes[name].value for name in _SCHEDULE)
-        for node in model.graph
-        if node.domain == DOMAIN and node.op_type == "Route"
-    }
+def _shared(model: ir.Model, operator: str, names: Sequence[str]) -> dict[str, Any]:
+    """The values that attributes have in all nodes of an operator."""
+    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, operator)]
+    found = {tuple(_exact(node.attributes[name].value) for name in names) for node in nodes}
     if len(found) > 1:
-        raise CompileError(f"this model has {len(found)} soft top-k schedules: all layers must share one")
-    iterations, *epsilons = found.pop()
-    # Read back from a file an attribute is float32: the shortest decimal that rounds to it is what was meant.
-    return route.Schedule(int(iterations), *(float(str(np.float32(e))) for e in epsilons))
+        what = ", ".join(names)
+        raise CompileError(
+            f"the {operator} nodes of this model have {len(found)} settings of {what}: all must share one"
+        )
+    return dict(zip(names, found.pop(), strict=True))
+
+
+def _exact(value: Any) -> Any:
+    """Read back from a file an attribute is float32: the shortest decimal that rounds to it is what was meant."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

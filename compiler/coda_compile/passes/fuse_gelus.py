@@ -1,43 +1,34 @@
-"""GELU in one operator with the bias, or the product in eight bits, before it."""
+"""GELU in one operator with the bias, or the int8 linear layer, before it."""
 
 import onnx_ir as ir
 
-from coda_compile.passes.declining import Declining
-from coda_compile.passes.values import both_ways, made_by
+from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.outcome import Declined, Fused, Outcome
+from coda_compile.passes.values import either_order, is_bias, producer, replace
 from coda_ops import DOMAIN
 
 
-class FuseGelus(Declining):
+class FuseGelus(NodeFusion):
     """Add of a constant → Gelu becomes ``AddGelu``, Int8Linear → Gelu becomes ``Int8LinearGelu``.
 
-    The native kernels fit the error function by one polynomial, and in eight bits apply it to what a product has just
+    The native kernels fit the error function by one polynomial, and in int8 apply it to what the linear layer has just
     left in the cache. The function bodies are what was there before.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fuse what matches."""
-        return self.fuse_each(model, "", "Gelu", _fuse)
+    anchor = ("", "Gelu")
 
-
-def _fuse(graph: ir.Graph, gelu: ir.Node) -> str | None:
-    """Fuse one; returns why not, or ``None``."""
-    if gelu.attributes.get_string("approximate", "none") != "none":
-        return "it is the one by tanh"
-    x = gelu.inputs[0]
-    product = made_by(x, "Int8Linear", domain=DOMAIN)
-    if product is not None:
-        fused, old = ir.node("Int8LinearGelu", product.inputs, domain=DOMAIN), product
-    else:
-        add = made_by(x, "Add")
-        inputs = None if add is None else next((pair for pair in both_ways(add) if _is_bias(*pair)), None)
-        if add is None or inputs is None:
-            return "what it reads is no sum with a constant bias, or others read the sum too"
-        fused, old = ir.node("AddGelu", inputs, domain=DOMAIN), add
-    fused.metadata_props.update(gelu.metadata_props)
-    ir.convenience.replace_nodes_and_values(graph, gelu, [gelu, old], [fused], gelu.outputs, fused.outputs)
-    return None
-
-
-def _is_bias(x: ir.Value | None, bias: ir.Value | None) -> bool:
-    tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
-    return x is not None and x.shape is not None and tensor is not None and tuple(tensor.shape) == (x.shape[-1],)
+    def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
+        """Fuse one GELU."""
+        x = node.inputs[0]
+        if node.attributes.get_string("approximate", "none") != "none":
+            return Declined("it is the tanh approximation", node)
+        linear = producer(x, "Int8Linear", domain=DOMAIN)
+        if linear is not None:
+            replace(graph, node, [node, linear], [ir.node("Int8LinearGelu", linear.inputs, domain=DOMAIN)])
+            return Fused()
+        add = producer(x, "Add")
+        biased = None if add is None else next((pair for pair in either_order(add) if is_bias(pair[1], pair[0])), None)
+        if add is None or biased is None:
+            return Declined("its input is no sum with a constant bias that it alone reads", x)
+        replace(graph, node, [node, add], [ir.node("AddGelu", biased, domain=DOMAIN)])
+        return Fused()

@@ -1,92 +1,99 @@
-"""Query, key and value of self-attention from one matrix product."""
+"""Query, key and value of self-attention from one linear layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from coda_compile.passes.declining import Declining
+from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.linear import linear_layer
+from coda_compile.passes.outcome import Declined, Fused, Outcome
 from coda_compile.passes.token_wise import asks_for_size
-from coda_compile.passes.values import add_constant, array_of, both_ways, made_by
+from coda_compile.passes.values import (
+    ATTENTION_BIAS,
+    add_constant,
+    array_of,
+    attention_bias,
+    constant,
+    producer,
+    replace,
+)
 from coda_ops import DOMAIN, RUNTIME_DOMAIN
 from coda_targets.routing import JOINED
-
-_BIAS = 5  # the input of both operators that is added to the scores
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """A product of x with constants, the nodes that compute it, and others that ask how many texts or tokens it has.
+    """A linear layer over x.
 
     Attributes:
-        constants: weight and bias; weight, scale and bias of one in eight bits. Outputs lie along their last axes.
-        rounding: step and zero of one in eight bits whose activations share them.
+        nodes: that compute it, the last first.
+        sizes: nodes that ask for the batch or the tokens of its result.
+        constants: weight and bias; weight, scale and bias of an int8 one. Outputs lie along their last axes.
+        quantization: scale and zero point of the activations, where they are static.
     """
 
     x: ir.Value
     constants: tuple[ir.Value, ...]
     nodes: tuple[ir.Node, ...]
     sizes: tuple[ir.Node, ...]
-    rounding: tuple[ir.Value, ...] = ()
+    quantization: tuple[ir.Value, ...] = ()
 
     @property
-    def rounded(self) -> bool:
-        """Whether it is in eight bits."""
+    def int8(self) -> bool:
+        """Whether its weights are quantised."""
         return len(self.constants) == 3
 
     @property
-    def levels(self) -> list[float]:
-        """What it is rounded to: nothing where each token has a step of its own."""
-        return [array_of(value).item() for value in self.rounding]
+    def static(self) -> list[float]:
+        """Scale and zero point of its activations; nothing where each token has its own."""
+        return [array_of(value).item() for value in self.quantization]
 
 
-class FuseProjections(Declining):
-    """``MultiHeadAttention`` over three projections of one input → one product with packed weights.
+class FuseProjections(NodeFusion):
+    """``MultiHeadAttention`` over three projections of one input → one linear layer with packed weights.
 
-    One large product keeps the cores busier than three, and in eight bits rounds its input once. ``SelfAttention``
-    reads what it gives where it lies, if all that is added to the scores is one number for each key. Otherwise, as
-    with relative positions, it is ``com.microsoft.Attention`` with a product of its own; in eight bits what it gives
-    is split. Queries and keys of different tokens (k-to-all) stay apart.
+    One large product keeps the cores busier than three, and in int8 quantises its input once. ``SelfAttention`` reads
+    its result where it lies, if all that is added to the scores is one number for each key. Otherwise, as with relative
+    positions, it is ``com.microsoft.Attention`` with a product of its own; in int8 the result is split. Queries and
+    keys of different tokens (k-to-all) stay apart.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Fuse what matches."""
-        return self.fuse_each(model, RUNTIME_DOMAIN, "MultiHeadAttention", _fuse)
+    anchor = (RUNTIME_DOMAIN, "MultiHeadAttention")
+
+    def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
+        """Fuse the projections of one attention."""
+        others = [value for i, value in enumerate(node.inputs[3:], 3) if i != ATTENTION_BIAS and value is not None]
+        if others or len(node.outputs) != 1:
+            return Declined("it has a bias, a padding mask or a cache of its own", node)
+        parts = []
+        for projected in node.inputs[:3]:
+            part = _projection(projected)
+            if part is None:
+                return Declined("a projection is no linear layer that it alone reads", projected)
+            parts.append(part)
+        query, key, value = parts
+        if not query.x is key.x is value.x:
+            return Declined("queries and keys come from different tokens", key.x)
+        if not query.int8 == key.int8 == value.int8:
+            return Declined("some of the projections are quantised and others are not", node)
+        if not query.static == key.static == value.static:
+            return Declined("the projections quantise their input differently", node)
+        constants = zip(query.constants, key.constants, value.constants, strict=True)
+        packed = [_packed(graph, each) for each in constants]
+        for size in (size for part in parts for size in part.sizes):
+            size.replace_input_with(0, query.x)
+        new = _of_keys(node, query, packed) or (_split if query.int8 else _attention)(node, query, packed)
+        replace(graph, node, [node, *(old for part in parts for old in part.nodes)], new)
+        return Fused()
 
 
-def _fuse(graph: ir.Graph, node: ir.Node) -> str | None:
-    """Fuse one; returns why not, or ``None``."""
-    parts = [_projection(value) for value in node.inputs[:3]]
-    others = [value for i, value in enumerate(node.inputs[3:], 3) if i != _BIAS and value is not None]
-    if others or len(node.outputs) != 1:
-        return "it has a bias, a padding mask or a cache of its own"
-    if any(part is None for part in parts):
-        return "a projection is no product with weights and a bias, or others read it too"
-    query, key, value = (part for part in parts if part is not None)
-    if not query.x is key.x is value.x:
-        return "queries and keys come from different tokens"
-    if not query.rounded == key.rounded == value.rounded:
-        return "some of the projections are in eight bits"
-    if not query.levels == key.levels == value.levels:
-        return "the projections round their input each in a way of its own"
-    packed = [_packed(graph, each) for each in zip(query.constants, key.constants, value.constants, strict=True)]
-    for size in (size for part in (query, key, value) for size in part.sizes):
-        size.replace_input_with(0, query.x)
-    new = _of_keys(graph, node, query, packed) or (_rounded if query.rounded else _attention)(node, query, packed)
-    for fused in new:
-        fused.metadata_props.update(node.metadata_props)
-    old = [node, *(old for part in (query, key, value) for old in reversed(part.nodes))]
-    ir.convenience.replace_nodes_and_values(graph, node, old, new, node.outputs, new[-1].outputs)
-    return None
-
-
-def _of_keys(graph: ir.Graph, node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
-    """The product and SelfAttention; nothing where more than one number for each key is added."""
-    expand = made_by(node.inputs[_BIAS], "Expand", readers=None) if len(node.inputs) > _BIAS else None
+def _of_keys(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+    """The linear layer and SelfAttention; nothing where more than one number for each key is added."""
+    expand = producer(attention_bias(node), "Expand", uses=None)
     bias = None if expand is None else expand.inputs[0]
     heads = node.attributes.get_int("num_heads", 1)
-    biases = ir.convenience.get_const_tensor(packed[-1])
+    biases = constant(packed[-1])
     if biases is None or bias is None or bias.shape is None or len(bias.shape) != 4 or list(bias.shape[1:3]) != [1, 1]:
         return []
     product = _product(query, packed)
@@ -96,10 +103,10 @@ def _of_keys(graph: ir.Graph, node: ir.Node, query: _Projection, packed: list[ir
 
 
 def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
-    """All three projections in one, [batch, tokens, 3 * width]."""
-    if query.rounded:
-        operator = "Int8StaticLinear" if query.rounding else "Int8Linear"
-        nodes = [ir.node(operator, [query.x, *packed, *query.rounding], domain=DOMAIN)]
+    """All three projections in one linear layer, [batch, tokens, 3 * width]."""
+    if query.int8:
+        operator = "Int8StaticLinear" if query.quantization else "Int8Linear"
+        nodes = [ir.node(operator, [query.x, *packed, *query.quantization], domain=DOMAIN)]
     else:
         weight, bias = packed
         product = ir.node("MatMul", [query.x, weight])
@@ -111,13 +118,12 @@ def _product(query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
 
 
 def _attention(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
-    added = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
     attributes = {name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes}
-    inputs = [query.x, *packed, None, None, added]
+    inputs = [query.x, *packed, None, None, attention_bias(node)]
     return [ir.node("Attention", inputs, attributes, domain=RUNTIME_DOMAIN)]
 
 
-def _rounded(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
+def _split(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[ir.Node]:
     product = _product(query, packed)
     split = ir.node("Split", product[-1].outputs, {"axis": -1, "num_outputs": 3}, num_outputs=3)
     inputs = [*split.outputs, *node.inputs[3:]]
@@ -125,42 +131,30 @@ def _rounded(node: ir.Node, query: _Projection, packed: list[ir.Value]) -> list[
 
 
 def _projection(value: ir.Value | None) -> _Projection | None:
-    """The product behind a value whose numbers nobody else reads; ``None`` for anything else."""
+    """The linear layer behind a value whose numbers nobody else reads."""
     if value is None:
         return None
     sizes = tuple(user for user, _ in value.uses() if asks_for_size(user))
+    uses = 1 + len(sizes)
     for operator in ("Int8Linear", "Int8StaticLinear"):
-        rounded = made_by(value, operator, domain=DOMAIN, readers=1 + len(sizes))
-        if rounded is not None:
-            x, weight, scale, bias, *rounding = rounded.inputs
-            return _of(x, [weight, scale, bias], (rounded,), sizes, rounding)
-    add = made_by(value, "Add", readers=1 + len(sizes))
-    if add is None:
+        node = producer(value, operator, domain=DOMAIN, uses=uses)
+        if node is not None:
+            return _of_int8(node, sizes)
+    linear = linear_layer(value, uses=uses)
+    if linear is None:
         return None
-    for product, bias in both_ways(add):
-        matmul = made_by(product, "MatMul")
-        if matmul is not None and (found := _of(matmul.inputs[0], [matmul.inputs[1], bias], (matmul, add), sizes)):
-            return found
-    return None
+    return _Projection(linear.x, (linear.weight, linear.bias), (linear.add, linear.matmul), sizes)
 
 
-def _of(
-    x: ir.Value | None,
-    constants: list[ir.Value | None],
-    nodes: tuple[ir.Node, ...],
-    sizes: tuple[ir.Node, ...],
-    rounding: Sequence[ir.Value | None] = (),
-) -> _Projection | None:
-    weight, *vectors = constants
-    known, levels = (tuple(v for v in values if v is not None) for values in (constants, rounding))
-    fits = _constant(weight, 2) and all(_constant(vector, 1) for vector in vectors)
-    fits &= all(_constant(value, 0) for value in rounding)
-    return _Projection(x, known, nodes, sizes, levels) if x is not None and fits else None
-
-
-def _constant(value: ir.Value | None, rank: int) -> bool:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return tensor is not None and len(tensor.shape) == rank
+def _of_int8(node: ir.Node, sizes: tuple[ir.Node, ...]) -> _Projection | None:
+    """A projection, if weight, scale and bias are constant, and so what its activations are quantised by."""
+    x, *others = node.inputs
+    ranks = (2, 1, 1, 0, 0)[: len(others)]
+    pairs = zip(others, ranks, strict=True)
+    known = tuple(value for value, rank in pairs if value is not None and constant(value, rank) is not None)
+    if x is None or len(known) != len(others):
+        return None
+    return _Projection(x, known[:3], (node,), sizes, known[3:])
 
 
 def _packed(graph: ir.Graph, values: tuple[ir.Value, ...]) -> ir.Value:

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from coda_compile.passes.declining import Declining
-from coda_compile.passes.values import add_constant, both_ways
+from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
+from coda_compile.passes.values import add_constant, array_of, constant, either_order
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -22,7 +23,7 @@ class _Branch:
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Linear:
     """x · W, and how its node stores W."""
 
     node: ir.Node
@@ -30,51 +31,47 @@ class _Product:
     transposed: bool  # stored as [outputs, inputs]
 
 
-class MergeLowRank(Declining):
+class MergeLowRank(NodeFusion):
     """``x · W + s · (x · A · B)`` → ``x · (W + s · A · B)``, with or without a bias beside it, from any exporter.
 
     An unmerged LoRA (Hu et al. 2021) costs two thin products, a scale and a sum in every layer, and keeps what it is
     added to from being fused. The sum of the weights is taken in float64 and rounded once.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Merge what matches."""
-        self.declined.clear()
-        modified = False
-        for node in list(model.graph):
-            if node.op_type == "Add" and node.domain == "":
-                reason = _merge(model.graph, node)
-                modified |= reason == ""
-                self.declined.update([reason] if reason else ())
-        return ir.passes.PassResult(model, modified)
+    anchor = ("", "Add")
+
+    def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
+        """Merge the branch that one sum adds."""
+        for update, base in either_order(node):
+            branch = _branch(update)
+            if branch is not None and update is not None and base is not None:
+                return _merge(graph, node, update, branch, base)
+        return NotHere()
 
 
-def _merge(graph: ir.Graph, add: ir.Node) -> str | None:
-    """Merge one sum; returns why not, an empty text when it was done, or ``None`` where there is no branch."""
-    for i, value in enumerate(add.inputs):
-        branch = _branch(value)
-        if branch is None:
-            continue
-        other = add.inputs[1 - i]
-        product = _product(other)
-        if product is None:
-            return "what it is added to is no product with a weight, or others read it too"
-        if branch.shared:
-            return "others read a part of it too"
-        if product.x is not branch.x:
-            return "it reads other values than the product that it is added to"
-        weight = product.node.inputs[1]
-        assert weight is not None
-        if not _add_to_weight(graph, product, weight, branch.weight):
-            return "its shape is not the weight's"
-        assert other is not None
-        ir.convenience.replace_all_uses_with(add.outputs, [other], replace_graph_outputs=True)
-        graph.remove(add, safe=True)
-        while value is not None and (node := value.producer()) is not None and not value.uses():
-            value = next((v for v in node.inputs if v is not None and _constant(v) is None), None)
-            graph.remove(node, safe=True)
-        return ""
-    return None
+def _merge(graph: ir.Graph, add: ir.Node, update: ir.Value, branch: _Branch, base: ir.Value) -> Outcome:
+    linear = _linear(base)
+    if linear is None:
+        return Declined("what it is added to is no linear layer that it alone reads", base)
+    if branch.shared:
+        return Declined("others read a part of the branch too", update)
+    if linear.x is not branch.x:
+        return Declined("the branch reads another value than the linear layer", branch.x)
+    weight = linear.node.inputs[1]
+    delta = branch.weight.T if linear.transposed else branch.weight
+    array = array_of(weight)
+    if weight is None or array.shape != delta.shape:
+        return Declined("the branch has another shape than the weight", weight)
+    # The old weight may have other readers.
+    merged = (array.astype(np.float64) + delta).astype(array.dtype)
+    linear.node.replace_input_with(1, add_constant(graph, f"{weight.name}.merged", merged))
+    ir.convenience.replace_all_uses_with(add.outputs, [base], replace_graph_outputs=True)
+    graph.remove(add, safe=True)
+    unused: ir.Value | None = update
+    while unused is not None and (node := unused.producer()) is not None and not unused.uses():
+        unused = next((v for v in node.inputs if v is not None and constant(v) is None), None)
+        graph.remove(node, safe=True)
+    return Fused()
 
 
 def _branch(value: ir.Value | None) -> _Branch | None:
@@ -100,7 +97,7 @@ def _branch(value: ir.Value | None) -> _Branch | None:
 def _scaled(node: ir.Node) -> tuple[float, ir.Value | None] | None:
     """The number that a node multiplies by and what it multiplies."""
     for i in {"Mul": (0, 1), "Div": (1,)}.get(node.op_type, ()):
-        tensor = _constant(node.inputs[i])
+        tensor = constant(node.inputs[i])
         if tensor is not None and tensor.size == 1 and len(tensor.shape) <= 1:
             number = float(tensor.numpy().item())
             if node.op_type == "Div" and number == 0:
@@ -115,8 +112,8 @@ def _matrix(node: ir.Node) -> NDArray[np.float64] | None:
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return None
-    tensor = _constant(node.inputs[1])
-    if tensor is None or len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
+    tensor = constant(node.inputs[1], 2)
+    if tensor is None or tensor.dtype not in _FLOATS:
         return None
     array: NDArray[np.float64] = tensor.numpy().astype(np.float64)
     return array.T if _transposed(node) else array
@@ -133,40 +130,24 @@ def _transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
 
 
-def _product(value: ir.Value | None) -> _Product | None:
-    """The product behind a value, below biases and other sums with vectors."""
+def _linear(value: ir.Value | None) -> _Linear | None:
+    """The linear layer behind a value, below biases and other sums with vectors."""
     while value is not None and (node := value.producer()) is not None and node.domain == "":
         if len(value.uses()) != 1 or value.is_graph_output():
             return None
         if node.op_type == "Add":
-            value = next((v for v, other in both_ways(node) if _vector(other)), None)
+            value = next((v for v, other in either_order(node) if _is_vector(other)), None)
             continue
         x, weight = (*node.inputs, None)[:2]
-        tensor = _constant(weight)
+        tensor = constant(weight, 2)
         if node.op_type not in ("MatMul", "Gemm") or not _plain(node) or tensor is None or x is None:
             return None
-        if len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
+        if tensor.dtype not in _FLOATS:
             return None
-        return _Product(node, x, _transposed(node))
+        return _Linear(node, x, _transposed(node))
     return None
 
 
-def _vector(value: ir.Value | None) -> bool:
-    tensor = _constant(value)
+def _is_vector(value: ir.Value | None) -> bool:
+    tensor = constant(value)
     return tensor is not None and len(tensor.shape) <= 1
-
-
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    return None if value is None else ir.convenience.get_const_tensor(value)
-
-
-def _add_to_weight(graph: ir.Graph, product: _Product, weight: ir.Value, delta: NDArray[np.float64]) -> bool:
-    """Have a product multiply by the sum of its weight and a delta; the old weight may have other readers."""
-    tensor = ir.convenience.get_const_tensor(weight)
-    assert tensor is not None
-    stored = delta.T if product.transposed else delta
-    if tuple(tensor.shape) != stored.shape:
-        return False
-    merged = (tensor.numpy().astype(np.float64) + stored).astype(tensor.numpy().dtype)
-    product.node.replace_input_with(1, add_constant(graph, f"{weight.name}.merged", merged))
-    return True

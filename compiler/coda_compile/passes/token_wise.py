@@ -2,12 +2,9 @@
 
 import onnx_ir as ir
 
-from coda_ops import DOMAIN
+from coda_ops.catalogue import find_operator
 
 _ALIKE = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Relu", "Tanh", "Sigmoid"}  # element by element
-# Of ours, by how many inputs with tokens they have.
-_ONE = {"Adapter", "AddGelu", "Int8Linear", "Int8LinearGelu", "Int8StaticLinear", "Int4Linear"}
-_TWO = {"AddNorm", "AddAdapter", "AddSwishAdapter", "Int8AddAdapter", "Int8RouterAdapter"}
 
 
 def has_tokens(value: ir.Value | None) -> bool:
@@ -18,10 +15,9 @@ def has_tokens(value: ir.Value | None) -> bool:
 def token_inputs(node: ir.Node) -> tuple[int, ...]:
     """Inputs whose tokens an operator treats one by one, so that fewer of them give fewer results; none for others."""
     kind = (node.domain, node.op_type)
-    if node.domain == DOMAIN and node.op_type in _ONE:
-        return (0,)
-    if node.domain == DOMAIN and node.op_type in _TWO:
-        return (0, 1)
+    operator = find_operator(*kind)
+    if operator is not None:
+        return operator.token_inputs
     if kind == ("", "LayerNormalization"):
         return (0,) if node.attributes.get_int("axis", -1) in (-1, 2) else ()
     if kind == ("", "MatMul"):

@@ -2,41 +2,35 @@
 
 import onnx_ir as ir
 
-from coda_compile.passes.declining import Declining
+from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
 from coda_compile.passes.token_wise import has_tokens, token_inputs
+from coda_compile.passes.values import ATTENTION_BIAS, attention_bias, constant
 from coda_ops import RUNTIME_DOMAIN
 
-_BIAS = 5  # the input of MultiHeadAttention that is added to the scores
 
-
-class TrimToReadout(Declining):
+class TrimToReadout(NodeFusion):
     """Follow a read of the first token up to the attention that its state comes from, and compute that token alone.
 
     Exact: every operator on the way treats each token by itself, and attention each query.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Trim what matches, once."""
-        self.declined.clear()
-        modified = False
-        for node in list(model.graph):
-            if _reads_first_token(node):
-                reason = _trim(model.graph, node)
-                modified |= reason is None
-                self.declined.update([reason] if reason else ())
-        return ir.passes.PassResult(model, modified)
+    anchor = ("", "Gather")
+
+    def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
+        """Trim what one read of the first token needs."""
+        return _trim(graph, node) if _reads_first_token(node) else NotHere()
 
 
 def _reads_first_token(node: ir.Node) -> bool:
     """Whether a node takes token 0 of [batch, tokens, width], of more than one token as far as is known."""
-    if (node.domain, node.op_type) != ("", "Gather") or node.attributes.get_int("axis", 0) != 1:
+    index = constant(node.inputs[1])
+    if node.attributes.get_int("axis", 0) != 1 or index is None or index.size != 1 or int(index.numpy().item()) != 0:
         return False
-    index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    return has_tokens(node.inputs[0]) and index is not None and index.size == 1 and int(index.numpy()) == 0
+    return has_tokens(node.inputs[0])
 
 
-def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
-    """Trim what one read needs; returns why not, or ``None``."""
+def _trim(graph: ir.Graph, read: ir.Node) -> Outcome:
     trimmed: list[ir.Node] = []  # from the read upwards
     edges = {(read, 0)}
     for node in reversed(list(graph)):
@@ -49,20 +43,20 @@ def _trim(graph: ir.Graph, read: ir.Node) -> str | None:
                 trimmed.append(node)
                 edges |= {(node, i) for i in inputs}
     if not any(node.op_type == "MultiHeadAttention" for node in trimmed):
-        return "no attention lies between the first token and what others read too"
+        return Declined("no attention lies between the first token and what others read too", read.inputs[0])
     for node in reversed(trimmed):
         for i in _token_inputs(node):
             value = node.inputs[i]
             if value is not None and value.producer() not in trimmed:
                 node.replace_input_with(i, _first(graph, value, axis=1, before=node))
-        bias = node.inputs[_BIAS] if node.op_type == "MultiHeadAttention" and len(node.inputs) > _BIAS else None
+        bias = attention_bias(node) if node.op_type == "MultiHeadAttention" else None
         if bias is not None and bias.shape is not None and bias.shape[2] != 1 and not _expanded(bias, edges):
-            node.replace_input_with(_BIAS, _first(graph, bias, axis=2, before=node))
+            node.replace_input_with(ATTENTION_BIAS, _first(graph, bias, axis=2, before=node))
     for node in trimmed:
         output = node.outputs[0]
         assert output.shape is not None
         output.shape = ir.Shape([output.shape[0], 1, output.shape[2]])
-    return None
+    return Fused()
 
 
 def _token_inputs(node: ir.Node) -> tuple[int, ...]:
@@ -70,9 +64,7 @@ def _token_inputs(node: ir.Node) -> tuple[int, ...]:
     if (node.domain, node.op_type) == (RUNTIME_DOMAIN, "MultiHeadAttention"):
         return (0,)
     if (node.domain, node.op_type) == ("", "Slice"):
-        axes = (
-            None if len(node.inputs) < 4 or node.inputs[3] is None else ir.convenience.get_const_tensor(node.inputs[3])
-        )
+        axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
         return (0,) if axes is not None and 1 not in axes.numpy() and -2 not in axes.numpy() else ()
     return token_inputs(node)
 
@@ -86,7 +78,7 @@ def _sizes_a_bias(node: ir.Node, edges: set[tuple[ir.Node, int]]) -> bool:
         if len(users) != 1 or users[0].op_type != op_type:
             return False
         node = users[0]
-    return all(i == _BIAS and (user, 0) in edges for user, i in node.outputs[0].uses())
+    return all(i == ATTENTION_BIAS and (user, 0) in edges for user, i in node.outputs[0].uses())
 
 
 def _expanded(bias: ir.Value, edges: set[tuple[ir.Node, int]]) -> bool:

@@ -1,4 +1,4 @@
-"""Texts that the ranges of activations are measured on, where one step serves all of a product's, and gates."""
+"""Texts like those to come: what the ranges of activations, and gates, are measured on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from coda_compile.errors import CompileError
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import Precision
 from coda_compile.text_files import columns, read_texts
-from coda_compile.verify.cases import Inputs
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ Calibration = Path | str | Sequence[Arrays]
 _MOST = 128  # texts, spread over a longer file
 
 
-def check(calibration: Calibration | None, precision: str, *, several: bool, pruned: bool) -> None:
+def check(calibration: Calibration | None, precision: Precision, *, several: bool, pruned: bool) -> None:
     """Refuse what needs texts without them, and texts that nothing needs, before anything else is done.
 
     Raises:
@@ -28,24 +27,24 @@ def check(calibration: Calibration | None, precision: str, *, several: bool, pru
     """
     if pruned and calibration is None:
         raise CompileError("--prune-gates looks at gates in texts like those to come: give them with --calibrate FILE")
-    if not pruned and (calibration is None) == (precision == STATIC):
-        raise CompileError(f"--precision {STATIC} and --calibrate FILE go together: texts like those to come")
+    if not pruned and (calibration is None) == precision.calibrated:
+        if precision.calibrated:
+            raise CompileError(f"--precision {precision.name} needs texts like those to come: give --calibrate FILE")
+        raise CompileError(f"--precision {precision.name} is not calibrated: leave --calibrate out")
     if calibration is not None and several:
-        what = (
-            f"share {STATIC}: use --precision int8" if precision == STATIC else "be pruned together: leave them whole"
-        )
-        raise CompileError(f"several tasks cannot {what}, or compile each by itself")
+        what = "be pruned together" if precision.shared else f"share --precision {precision.name}"
+        raise CompileError(f"several tasks cannot {what}: compile each by itself")
 
 
 def inputs(
-    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", taken: Inputs
+    calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", signature: Signature
 ) -> Iterator[Mapping[str, Tensor]]:
     """What a model takes, text by text, so that no padding is among it.
 
     Args:
-        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name,
-            [batch, tokens] each; ``None`` is no text.
-        taken: by the model.
+        calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name;
+            ``None`` is no text.
+        signature: of the model.
 
     Raises:
         CompileError: a file, and no tokenizer to read it with.
@@ -55,11 +54,11 @@ def inputs(
         return
     if not isinstance(calibration, Path | str):
         for arrays in calibration:
-            yield {name: torch.from_numpy(arrays[name]) for name in taken.names if name in arrays}
+            yield {name: torch.from_numpy(arrays[name]) for name in signature.names if name in arrays}
         return
     if tokenizer is None:
         raise CompileError("this model has no tokenizer to read --calibrate with: give one with --tokenizer PATH")
     texts = read_texts(Path(calibration))
     for text in texts[:: -(-len(texts) // _MOST)]:
-        encoded = tokenizer(**columns([text]), truncation=True, max_length=taken.max_tokens, return_tensors="pt")
-        yield {name: encoded[name] for name in taken.names if name in encoded}
+        encoded = tokenizer(**columns([text]), truncation=True, max_length=signature.max_length, return_tensors="pt")
+        yield {name: encoded[name] for name in signature.names if name in encoded}

@@ -14,11 +14,11 @@ from coda_compile.bundling.writer import label_names, logits_of
 from coda_compile.errors import CompileError
 from coda_compile.logits import check_one_label
 from coda_compile.text_files import columns, length, read_rows
-from coda_compile.verify.cases import Inputs
 from coda_models.model import CodaModel
 from coda_models.ood import FITTED, METHODS, Cosine, FromLogits, Mahalanobis, OodDetector
 from coda_targets.manifest import LogitsInfo
 from coda_targets.modalities.text import Text
+from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +38,14 @@ class Classifier:
         task: a classifier's, or else there is no fitting.
         labels: in order of the logits.
         logits: what they mean.
-        inputs: what it takes.
+        signature: what it takes.
         answer: what stands for each text of a batch, [texts, width], and its logits, [texts, labels].
     """
 
     task: str
     labels: tuple[str, ...]
     logits: LogitsInfo | None
-    inputs: Inputs
+    signature: Signature
     answer: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
     @classmethod
@@ -56,7 +56,7 @@ class Classifier:
             output = model(**inputs)
             return output.features, output.logits
 
-        return cls(model.coda_config.task, label_names(model), logits_of(model), Inputs.of(model), answer)
+        return cls(model.coda_config.task, label_names(model), logits_of(model), model.signature, answer)
 
 
 def check(method: str | None, data: object, task: str, logits: LogitsInfo | None, labels: tuple[str, ...]) -> None:
@@ -144,11 +144,11 @@ def embed(
         encoded = tokenizer(
             **columns([texts[i] for i in some]),
             truncation=True,
-            max_length=known.inputs.max_tokens,
+            max_length=known.signature.max_length,
             padding=True,
             return_tensors="pt",
         )
-        answer = known.answer({name: encoded[name] for name in known.inputs.names if name in encoded})
+        answer = known.answer({name: encoded[name] for name in known.signature.names if name in encoded})
         for i, features, logits in zip(some, *answer, strict=True):
             found[i] = (features.float(), logits.float())
     return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])

@@ -10,7 +10,6 @@ from coda_compile.errors import CompileError
 from coda_compile.export import OOD_OUTPUTS, quiet
 from coda_compile.prepare.fit_ood import Classifier
 from coda_compile.sources.onnx_graph import CLASSES, Graph
-from coda_compile.verify.cases import make_case
 from coda_models.ood import OodDetector
 from coda_targets.bundle import Arrays
 from coda_targets.routing import ROLE_TAG
@@ -40,7 +39,7 @@ def classifier(graph: Graph, run: Run, features: str) -> Classifier:
         found = run({name: tensor.numpy() for name, tensor in inputs.items()})
         return torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES])
 
-    return Classifier(graph.task, graph.labels, graph.logits, graph.inputs, answer)
+    return Classifier(graph.task, graph.labels, graph.logits, graph.signature, answer)
 
 
 def scoring(graph: Graph, run: Run, features: str, detector: OodDetector) -> Run:
@@ -59,7 +58,7 @@ def scoring(graph: Graph, run: Run, features: str, detector: OodDetector) -> Run
 
 def append(graph: Graph, run: Run, features: str, detector: OodDetector) -> None:
     """Have a graph compute what a detector says, in place, as two more outputs."""
-    found = run(make_case(graph.inputs, 2, 1, ragged=False).inputs)
+    found = run(graph.signature.random(2, 1))
     example = (torch.from_numpy(found[features]), torch.from_numpy(found[CLASSES]))
     whole = graph.model.graph
     batch = torch.export.Dim.DYNAMIC

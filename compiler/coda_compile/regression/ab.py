@@ -42,7 +42,8 @@ from coda_compile.bench.turns import Contender, MeasuringError, Worker, started,
 from coda_compile.regression.verdict import Verdict
 from coda_compile.statistics import Interval
 from coda_targets import Bundle
-from coda_targets.bundle import Arrays
+from coda_targets.manifest import read_manifest
+from coda_targets.signature import Arrays
 
 FIRST_LOOK = 4  # launches; Student's t of fewer is too wide to decide anything
 MOST_LAUNCHES = 32
@@ -224,7 +225,8 @@ def compare_latency(
         on_launch(len(launches), decision)
         if decision.verdict is not Verdict.CANNOT_TELL:
             break
-    batch, tokens = inputs["input_ids"].shape
+    folder = candidate.folder if isinstance(candidate, Bundle) else candidate
+    batch, tokens = read_manifest(folder).signature.shape(inputs)
     took = time.monotonic() - began
     return Timing(decision, by, tuple(launches), most, budget, took, batch, tokens, threads, load)
 

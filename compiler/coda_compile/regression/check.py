@@ -6,7 +6,6 @@ from math import ceil, inf
 from pathlib import Path
 
 from coda_compile.bench.machine import Machine, this_machine, thread_count, usable_cores
-from coda_compile.bench.turns import token_inputs
 from coda_compile.errors import CodaError, as_sentences
 from coda_compile.regression.ab import (
     BUDGET_SECONDS,
@@ -19,9 +18,8 @@ from coda_compile.regression.ab import (
 from coda_compile.regression.facts import Difference, Facts, compare, read_facts, require_comparable
 from coda_compile.regression.verdict import Verdict
 from coda_compile.statistics import Interval
-from coda_compile.verify import reference_vectors
 from coda_targets import Bundle
-from coda_targets.bundle import Arrays
+from coda_targets.signature import Signature
 
 BY = 0.05
 _BUSY = 0.5  # load average of a core at which the machine has other work to do
@@ -90,8 +88,9 @@ def check(
     """
     candidate, old = (item if isinstance(item, Bundle) else Bundle(item) for item in (bundle, baseline))
     require_comparable(old, candidate)
-    longest = candidate.manifest.max_tokens
-    _require_options(by, batch, longest if tokens is None else tokens, longest, launches, budget)
+    signature = candidate.manifest.signature
+    longest = signature.max_length
+    _require_options(by, batch, longest if tokens is None else tokens, signature, launches, budget)
     thread_count(threads)
     for side in (old, candidate):
         side.check()
@@ -121,7 +120,7 @@ def check(
     timing = compare_latency(
         old,
         candidate,
-        shared_inputs(old, candidate, batch, tokens or longest),
+        signature.common(old.manifest.signature).random(batch, tokens or longest),
         by=by,
         threads=threads,
         most=launches,
@@ -137,30 +136,18 @@ def check(
     )
 
 
-def _require_options(by: float, batch: int, tokens: int, longest: int, launches: int, budget: float) -> None:
+def _require_options(by: float, batch: int, tokens: int, signature: Signature, launches: int, budget: float) -> None:
+    longest = signature.max_length
     if not 0 < by < 1:
         raise CodaError(f"the threshold is {by:g}, which is no fraction between 0 and 1: give 0.05 for 5 %")
     if batch < 1:
         raise CodaError(f"a batch of {batch} cannot be timed: give 1 or more")
     if not 1 <= tokens <= longest:
-        raise CodaError(f"{tokens} tokens do not fit these bundles: they take 1 to {longest}")
+        raise CodaError(f"{tokens} {signature.unit} do not fit these bundles: they take 1 to {longest}")
     if launches < FIRST_LOOK:
         raise CodaError(f"{launches} launches are too few to tell anything: allow at least {FIRST_LOOK}")
     if not 0 < budget < inf:
         raise CodaError(f"a budget of {budget:g} seconds is none: give some seconds, as {BUDGET_SECONDS:g}")
-
-
-def shared_inputs(baseline: Bundle, candidate: Bundle, batch: int, tokens: int) -> Arrays:
-    """Random ids that both models can look up: not beyond those of their own test data.
-
-    Args:
-        batch, tokens: shape of the input, all tokens valid.
-    """
-    known = min(
-        int(reference_vectors.read(bundle.folder)[0]["input_ids"].max()) + 1 for bundle in (baseline, candidate)
-    )
-    names = {tensor.name for tensor in candidate.manifest.inputs}
-    return {name: array for name, array in token_inputs(batch, tokens, known).items() if name in names}
 
 
 def explain(timing: Timing) -> str:

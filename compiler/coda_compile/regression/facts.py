@@ -19,12 +19,12 @@ from typing import Any
 
 import onnx
 
-from coda_compile.bench.turns import token_inputs
 from coda_compile.errors import CodaError
 from coda_compile.inspect.cost import multiply_adds
 from coda_ops.files import private_folder
 from coda_targets import Bundle
-from coda_targets.bundle import MODEL, open_session
+from coda_targets.bundle import MODEL
+from coda_targets.runtimes.session import open_session
 
 # Operators of the default domain that onnxruntime puts in the place of several; its other fusions have its own domains.
 _FUSED_IN_DEFAULT_DOMAIN = frozenset(
@@ -35,7 +35,7 @@ _NO_COPY_OF_WEIGHTS = {  # the optimised graph is only counted, and one file cou
     "session.optimized_model_external_initializers_file_name": "weights",
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
 }
-_PROFILED_TOKENS = 8  # placement does not depend on how many
+_PROFILED_LENGTH = 8  # placement does not depend on how many
 _MOST_NAMED = 6
 
 
@@ -48,7 +48,7 @@ class Facts:
     """What is known of a bundle on this machine's runtime without timing it.
 
     Attributes:
-        multiply_adds: of the layers, for one input of ``max_tokens`` tokens.
+        multiply_adds: of the layers, for one input of the longest length.
         bytes: of the variant's model.
         operators: how often each stands in the graph after the runtime's own fusions, ``domain::name`` outside the
             default domain.
@@ -91,9 +91,9 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
     sides = {
         "tasks": (a.task, b.task),
         "targets": (baseline.variant.target, candidate.variant.target),
-        "inputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.inputs) for m in (a, b)),
-        "outputs": tuple(_signature((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
-        "longest inputs": (f"{a.max_tokens} tokens", f"{b.max_tokens} tokens"),
+        "inputs": tuple(_listed((t.name, t.dtype, t.axes) for t in m.signature.inputs) for m in (a, b)),
+        "outputs": tuple(_listed((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
+        "longest inputs": tuple(f"{m.signature.max_length} {m.signature.unit}" for m in (a, b)),
     }
     for what, (before, after) in sides.items():
         if before != after:
@@ -103,7 +103,7 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
             )
 
 
-def _signature(tensors: Iterator[tuple[str, str, tuple[int | str, ...]]]) -> str:
+def _listed(tensors: Iterator[tuple[str, str, tuple[int | str, ...]]]) -> str:
     return ", ".join(f"{name} {dtype}[{', '.join(map(str, shape))}]" for name, dtype, shape in sorted(tensors))
 
 
@@ -116,30 +116,33 @@ def read_facts(bundle: Bundle) -> Facts:
         BundleError: onnxruntime cannot load the model.
         TargetError: the runtime for the bundle's target is not installed.
     """
+    runtime = bundle.runtime
     with private_folder() as folder, bundle.reading(*bundle.model_files):
         optimised = folder / MODEL
         options: dict[str, Any] = {"enable_profiling": True}
-        if not bundle.target.plugin:
+        if runtime.profiled_by_onnxruntime:
             options["optimized_model_filepath"] = str(optimised)
         watched = replace(
-            bundle.target,
+            runtime,
             native=False,
-            session_options={**bundle.target.session_options, **options, "profile_file_prefix": str(folder / "run")},
-            session_config={**bundle.target.session_config, **_NO_COPY_OF_WEIGHTS},
+            session_options={**runtime.session_options, **options, "profile_file_prefix": str(folder / "run")},
+            session_config={**runtime.session_config, **_NO_COPY_OF_WEIGHTS},
         )
         session = open_session(bundle.model_path, watched, threads=1)
-        session.run(None, bundle.prepare(token_inputs(1, min(_PROFILED_TOKENS, bundle.manifest.max_tokens), 1)))
+        signature = bundle.manifest.signature
+        session.run(None, bundle.prepare(signature.random(1, min(_PROFILED_LENGTH, signature.max_length))))
         profile = Path(session.end_profiling())
         del session  # some systems cannot remove files of an open one
-        # What a plugin makes of a model it keeps to itself; the file's own operators are left to compare.
-        graph = onnx.load(bundle.model_path if bundle.target.plugin else optimised, load_external_data=False).graph
+        # What others make of a model they keep to themselves; the file's own operators are left to compare.
+        compared = optimised if runtime.profiled_by_onnxruntime else bundle.model_path
+        graph = onnx.load(compared, load_external_data=False).graph
         placement = _placement(profile)
     return Facts(
-        multiply_adds=multiply_adds(bundle.manifest, bundle.manifest.max_tokens),
+        multiply_adds=multiply_adds(bundle.manifest, signature.max_length),
         bytes=bundle.model_bytes,
         operators=dict(Counter(sorted(_operators(graph)))),
         placement=placement,
-        preferred=bundle.target.providers[0][0],
+        preferred=runtime.preferred,
     )
 
 

@@ -183,25 +183,21 @@ def _passes(passes: Sequence[PassReport]) -> Table:
     rows = []
     for item in passes:
         changes = ", ".join(f"{name} {count:+d}".replace("-", "−") for name, count in item.operators.items())
-        done = (changes or "changed no operator count") if item.modified else "declined: found nothing to change"
-        done += "".join(f"; left {count}: {reason}" for reason, count in item.declined.items())
+        done = (changes or "changed no operator count") if item.modified else "found nothing to change"
+        done += "".join(f"; declined {count}: {reason}" for reason, count in item.declined.items())
         rows.append((item.name, done, str(item.nodes)))
     caption = "In order; changes in the count of each operator, and the nodes that were left."
     return Table(caption, ("pass", "what it did", "nodes after"), rows, names=2)
 
 
 def _fusions(explanation: Explanation) -> Table:
-    lines: dict[tuple[str, str, int], list[int | None]] = {}
+    lines: dict[tuple[str, int], list[int | None]] = {}
     for row in explanation.layers:
-        for name, count in row.fired.items():
-            lines.setdefault((name, "fused", count), []).append(row.layer)
-        for miss in row.missed:
-            lines.setdefault((miss.fusion, f"not fused: {miss.reason}", miss.count), []).append(row.layer)
-    rows = [(name, layer_ranges(layers), what, str(count)) for (name, what, count), layers in lines.items()]
-    caption = (
-        "What onnxruntime fused when it loaded the model here, and which of its conditions failed where it did not."
-    )
-    return Table(caption, ("operator", "where", "fused, or why not", "in each"), rows, names=3)
+        for name, count in row.fused.items():
+            lines.setdefault((name, count), []).append(row.layer)
+    rows = [(name, layer_ranges(layers), str(count)) for (name, count), layers in lines.items()]
+    caption = "What onnxruntime fused when it loaded the model here."
+    return Table(caption, ("operator", "where", "in each"), rows, names=2)
 
 
 def _confusion(accuracy: Accuracy) -> Table:

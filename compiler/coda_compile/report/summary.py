@@ -85,13 +85,13 @@ def headline(result: BenchResult, bundle: Bundle) -> Headline | None:
 def verdict(found: Headline | None, result: BenchResult | None, manifest: Manifest) -> tuple[str, list[str]]:
     """One line, and what qualifies it."""
     if found is None or result is None:
-        n = manifest.max_tokens
+        n, unit = manifest.signature.max_length, manifest.signature.unit
         ratio = fewer(manifest)
         how = "its latency against the dense adapter has not been measured"
         if ratio == 1:
             line = "The dense adapter: no layer routes" if manifest.layers else "A graph of another exporter"
             return line, [f"{how[:1].upper()}{how[1:]}."]
-        return f"{times(ratio)} fewer multiply-adds than the dense adapter at {n} tokens", [
+        return f"{times(ratio)} fewer multiply-adds than the dense adapter at {n} {unit}", [
             f"That is a bound and no measurement: {how}."
         ]
     value = found.speed_up
@@ -127,7 +127,7 @@ def cards(
     accuracy: Accuracy | None,
 ) -> list[Card]:
     """The key figures."""
-    n = manifest.max_tokens
+    n, unit = manifest.signature.max_length, manifest.signature.unit
     routed = [layer for layer in manifest.layers if layer.reduction != "1"]
     shown = []
     if found is not None:
@@ -140,11 +140,11 @@ def cards(
         note = f"{profile.batch} × {profile.tokens} tokens, with the profiler on"
         shown.append(Card("one run", milliseconds(profile.run_seconds), note))
     if manifest.layers:
-        shown.append(Card("multiply-adds bound", times(fewer(manifest)), f"dense over compiled, at {n} tokens"))
+        shown.append(Card("multiply-adds bound", times(fewer(manifest)), f"dense over compiled, at {n} {unit}"))
     if routed:
         fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
         slots = f"{most}" if fewest == most else f"{fewest} to {most}"
-        shown.append(Card("tokens routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
+        shown.append(Card(f"{unit} routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
     if accuracy is not None:
         right = accuracy.share
         note = f"{100 * right.low:.1f} to {100 * right.high:.1f}\u00a0%, {accuracy.texts:,} texts"

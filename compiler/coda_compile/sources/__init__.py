@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_models.plain_json import json_object
+from coda_ops.foreign_json import json_value, read_json
 from coda_targets.manifest import MANIFEST, MODEL, PACKAGE
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> Source:
     from coda_compile.sources.truncation import longest
 
     source = _read(path, backbone)
-    source.model.max_tokens = longest(source.model.max_tokens, source.tokenizer)
+    source.model.signature = longest(source.model.signature, source.tokenizer)
     return source
 
 
@@ -88,15 +88,13 @@ def find_onnx(path: Path) -> Path | None:
 def _is_package(folder: Path) -> bool:
     """Whether a folder is a model package of ONNX Runtime, and not some program with a manifest.json of its own."""
     path = folder / PACKAGE
-    return path.is_file() and "components" in (json_object(path) or {})
+    return path.is_file() and "components" in (json_value(path, dict) or {})
 
 
 def _read_adapter(folder: Path, backbone: str | None) -> Source:
     """Load a folder of adapters, by the library that saved it."""
     path = folder / ADAPTER_CONFIG
-    plain = json_object(path) if path.is_file() else {}
-    if plain is None:
-        raise CompileError(f"{path} is no adapter configuration: it is damaged or cut off")
+    plain = read_json(path, dict, "it should be an adapter configuration", CompileError) if path.is_file() else {}
     if "peft_type" in plain:
         from coda_compile.sources import peft
 

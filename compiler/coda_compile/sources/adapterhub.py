@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG, Source
 from coda_compile.sources import ADAPTER_SETUP as SETUP
-from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_json
+from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_settings
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
+from coda_models.architectures import signature_of
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer, quiet
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -48,8 +49,8 @@ def read(folder: Path, backbone: str | None) -> Source:
     """
     names, parts = _parts(folder)
     for part in parts:
-        _check(part, read_json(part / ADAPTER_CONFIG))
-    about = read_json(parts[-1] / ADAPTER_CONFIG)
+        _check(part, read_settings(part / ADAPTER_CONFIG))
+    about = read_settings(parts[-1] / ADAPTER_CONFIG)
     base = backbone or about.get("model_name")
     if not isinstance(base, str) or not base:
         raise CompileError(f"{folder} names no base model: pass its folder with --backbone PATH")
@@ -68,7 +69,7 @@ def read(folder: Path, backbone: str | None) -> Source:
         library.float().eval()  # an adapter may have been trained in another precision than its base
         head = dict(library.heads.items()).get(library.active_head)
         _check_ready(library, names, head)
-        inputs = few_tokens(plain.config)
+        inputs = few_tokens(signature_of(plain.config))
         wanted = wanted_answers(library, inputs, "the adapters library")
         sentence = sentence_of_adapter(folder, folder_of(base)) if head is None else None
         model = _converted(library, plain, names, head, place, sentence)
@@ -100,7 +101,7 @@ def _parts(folder: Path) -> tuple[list[str], list[Path]]:
     """Names and folders of the adapters that run behind each other."""
     if not (folder / SETUP).is_file():
         return ["adapter"], [folder]
-    setup = read_json(folder / SETUP).get("adapter_setup")
+    setup = read_settings(folder / SETUP).get("adapter_setup")
     children = setup.get("children") if isinstance(setup, dict) else None
     if not isinstance(setup, dict) or not isinstance(children, list) or not all(isinstance(c, dict) for c in children):
         raise CheckpointError(f"{folder / SETUP} is damaged: it should say how adapters are composed")
@@ -138,7 +139,7 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _check_base(folder: Path, config: Any, base: str) -> None:
-    about = read_json(folder / ADAPTER_CONFIG)
+    about = read_settings(folder / ADAPTER_CONFIG)
     for key in ("model_type", "hidden_size"):
         if about.get(key) not in (None, getattr(config, key, None)):
             raise CheckpointError(

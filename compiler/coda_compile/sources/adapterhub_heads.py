@@ -11,8 +11,8 @@ from coda_compile.sources.classes import forget_cross_encoder, name_classes, tak
 from coda_models.architectures import FirstToken
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.model import CodaModel
-from coda_models.plain_json import json_object
 from coda_ops.errors import first_line
+from coda_ops.foreign_json import read_json
 
 HEADS = {
     "classification": "sequence-classification",
@@ -23,16 +23,13 @@ _HEAD_CONFIG = "head_config.json"
 _OWN_HEAD = "head"  # for one that came without a name
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A configuration of the library's.
 
     Raises:
         CheckpointError: it is missing, or no JSON object.
     """
-    plain = json_object(path)
-    if plain is None:
-        raise CheckpointError(f"{path} is damaged or missing: save the adapter again")
-    return plain
+    return read_json(path, dict, "save the adapter again", CheckpointError)
 
 
 def activate_head(library: Any, folder: Path, last: Path) -> Path:
@@ -42,7 +39,7 @@ def activate_head(library: Any, folder: Path, last: Path) -> Path:
         UnsupportedModelError: it asks for several.
         CheckpointError: there is none, or it is damaged.
     """
-    setup = read_json(folder / SETUP).get("head_setup") if (folder / SETUP).is_file() else None
+    setup = read_settings(folder / SETUP).get("head_setup") if (folder / SETUP).is_file() else None
     if not setup:
         return last
     (name,) = setup if isinstance(setup, list) and len(setup) == 1 else [setup]
@@ -78,7 +75,7 @@ def add_head(model: CodaModel, plain: Any, head: Any, place: Path) -> None:
     model.head = nn.Sequential(*first, *head.children())
     model.coda_config = replace(model.coda_config, task=HEADS[kind])
     config, number = model.hf_config, int(head.config["num_labels"])
-    if (place / _HEAD_CONFIG).is_file() and read_json(place / _HEAD_CONFIG).get("config") is not None:
+    if (place / _HEAD_CONFIG).is_file() and read_settings(place / _HEAD_CONFIG).get("config") is not None:
         config.problem_type = _problem_type(kind, number)
         forget_cross_encoder(config)
     elif config.num_labels != number:  # the configuration of another head

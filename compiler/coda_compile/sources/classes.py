@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_models.plain_json import json_object
+from coda_ops.foreign_json import read_json
 from coda_targets.manifest import PROBLEM_TYPES
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def take_beside(config: Any, folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
         return
-    plain = json_object(path)
-    if plain is None:
-        raise CompileError(f"{path} is not a Hugging Face configuration")
+    plain = read_json(path, dict, "it should be a Hugging Face configuration", CompileError)
     if (problem_type := check_problem_type(plain.get("problem_type"), str(path))) is not None:
         config.problem_type = problem_type
     if (named := plain.get("id2label")) is not None:

@@ -1,6 +1,5 @@
 """Folders of transformers and sentence-transformers: fully fine-tuned encoders, without routers or adapters."""
 
-import json
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM
@@ -18,12 +17,13 @@ from coda_compile.sources.sentence import (
     transformer_of,
 )
 from coda_compile.sources.truncation import read_truncation
-from coda_models.architectures import FAMILIES
+from coda_models.architectures import FAMILIES, signature_of
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import UnsupportedModelError
+from coda_ops.foreign_json import read_json
 
 TASK_OF_HEAD = {
     "ForSequenceClassification": "sequence-classification",
@@ -47,7 +47,7 @@ def read(folder: Path) -> Source:
     sentence = read_sentence(folder) if task == "feature-extraction" else None
     settings = {"task": task} if sentence is None else sentence.settings
     pretrained = load_backbone(transformer, task, trained=True)
-    inputs = few_tokens(pretrained.config, padded=True)
+    inputs = few_tokens(signature_of(pretrained.config), padded=True)
     wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
     model = convert(pretrained, CodaConfig(reduction=1, bottleneck=0, **settings))
     tokenizer = load_tokenizer(transformer)
@@ -64,12 +64,12 @@ def read(folder: Path) -> Source:
 
 def _task(folder: Path, *, embeds: bool) -> str:
     """What a transformer is for, by its head, unless modules make embeddings of what lies below it."""
-    try:
-        plain = json.loads((folder / "config.json").read_text("utf-8"))
-        architecture = str((plain.get("architectures") or [""])[0])
-        family = str(plain.get("model_type"))
-    except (OSError, ValueError, AttributeError, TypeError, LookupError):
-        raise CompileError(f"{folder / 'config.json'} is not a Hugging Face configuration") from None
+    path = folder / "config.json"
+    plain = read_json(path, dict, "it should be a Hugging Face configuration", CompileError)
+    named = plain.get("architectures") or [""]
+    if not isinstance(named, list):
+        raise CompileError(f"{path} is damaged: its architectures should be a list")
+    architecture, family = str(named[0]), str(plain.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
     if embeds:
@@ -80,7 +80,7 @@ def _task(folder: Path, *, embeds: bool) -> str:
         raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
     if architecture not in (standard := _standard_classes(family, head)):
         raise UnsupportedModelError(
-            f"{architecture} in {folder / 'config.json'} is no class of transformers' own, so what it computes is not "
+            f"{architecture} in {path} is no class of transformers' own, so what it computes is not "
             f"known: {', '.join(standard)} would be"
         )
     return TASK_OF_HEAD[head]

@@ -10,24 +10,24 @@ import onnx
 import onnx_ir as ir
 
 from coda_compile.errors import CompileError
-from coda_compile.export import AXES
 from coda_compile.logits import cross_encoder_keys, logits_info
 from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
-from coda_compile.verify.cases import Inputs, make_case
 from coda_models.backbone import load_tokenizer
-from coda_models.plain_json import json_object
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line
-from coda_targets import get_target
-from coda_targets.bundle import Arrays, open_session, run_session
+from coda_ops.foreign_json import read_json
+from coda_targets import get_runtime
 from coda_targets.manifest import LogitsInfo
+from coda_targets.modalities.text import text_signature
+from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.signature import Arrays, Signature
 from coda_targets.weights import find_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _CONFIG = "config.json"
 CLASSES, _EMBEDDING = "logits", "sentence_embedding"  # an output's name says what a model is for
 _CLASSIFIERS = tuple(head for head, task in TASK_OF_HEAD.items() if task.endswith("classification"))
@@ -44,7 +44,7 @@ class Graph:
         path: of the file.
         model: what stands in it.
         task: as in ``CodaConfig``.
-        inputs: what it takes.
+        signature: what it takes.
         labels: in order of the logits; empty where it classifies nothing.
         logits: what they mean, as the config.json beside it says.
         config: of the config.json beside it, empty where there is none.
@@ -55,7 +55,7 @@ class Graph:
     path: Path
     model: ir.Model
     task: str
-    inputs: Inputs
+    signature: Signature
     labels: tuple[str, ...]
     logits: LogitsInfo | None
     config: dict[str, Any]
@@ -71,18 +71,23 @@ def read(path: Path) -> Graph:
         CodaError: a tokenizer or configuration beside it that cannot be read.
     """
     model = _load(path)
-    names = _check_inputs(model, path)
+    signature = _check_inputs(model, path)
     _check_weights(model, path)
     config, tokenizer = _config(path), load_tokenizer(path.parent)
     padding = config.get("pad_token_id", None if tokenizer is None else tokenizer.pad_token_id)
-    inputs = Inputs(names, _vocabulary(model, config, path), int(padding or 0), _LONGEST)
+    vocabulary = _vocabulary(model, signature, config, path)
     _name_classes(model, config)
     run = original(path, model)
-    inputs = replace(inputs, max_tokens=_longest(run, inputs, _allowed(config, tokenizer), path))
-    inputs = replace(inputs, types=_types(run, inputs))
-    task, labels = _task(model, run(make_case(inputs, 2, min(3, inputs.max_tokens), ragged=True).inputs), config, path)
+
+    def declared(longest: int, types: int) -> Signature:
+        whole = text_signature(vocabulary, longest, padding=int(padding or 0), types=types)
+        return whole.select(signature.names)
+
+    longest = _longest(run, declared(_ANY_LENGTH, 1), _allowed(config, tokenizer), path)
+    signature = declared(longest, _types(run, declared(longest, 1)))
+    task, labels = _task(model, run(signature.random(2, min(3, longest), ragged=True)), config, path)
     logits = logits_info(task, config, len(labels), path.parent / _CONFIG)
-    return Graph(path, model, task, inputs, labels, logits, config, tokenizer, run)
+    return Graph(path, model, task, signature, labels, logits, config, tokenizer, run)
 
 
 def original(path: Path, model: ir.Model, *, features: str | None = None) -> Callable[[Arrays], Arrays]:
@@ -95,7 +100,7 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
     Raises:
         CompileError: onnxruntime cannot load the file. The function raises ``InputError`` where it cannot run.
     """
-    target = replace(get_target("cpu"), native=False, graph_level="disable", session_options=_QUIET)
+    runtime = replace(get_runtime(DEFAULT_TARGET), native=False, graph_level="disable", session_options=_QUIET)
     names = [str(value.name) for value in model.graph.outputs]
     proto = onnx.load(str(path), load_external_data=False)
     weights = find_weights(proto, path.parent)
@@ -104,7 +109,7 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
         proto.graph.output.append(onnx.helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None))
         content, names = b"", [*names, features]
     try:
-        session = open_session(content or proto.SerializeToString(), target, threads=1, weights=weights)
+        session = open_session(content or proto.SerializeToString(), runtime, threads=1, weights=weights)
     except CodaError as error:
         raise CompileError(f"{path} is no model that onnxruntime can run: {error}") from None
     stored = [output.name for output in session.get_outputs()]
@@ -139,29 +144,37 @@ def _check_links(weights: Path, path: Path) -> None:
         raise CompileError(f"{path} has weights that are links out of its folder: copy them there instead")
 
 
-def _check_inputs(model: ir.Model, path: Path) -> tuple[str, ...]:
-    """Names of the inputs, in the graph's order; gives the axes of inputs and outputs the names that people read."""
+def _check_inputs(model: ir.Model, path: Path) -> Signature:
+    """The inputs in the graph's order, sizes and lengths yet unknown; gives axes the names that people read."""
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     names = tuple(str(value.name) for value in inputs)
-    strange = [name for name in names if name not in _INPUTS]
-    absent = [name for name in _INPUTS[:2] if name not in names]
+    required, whole = text_signature(1, 1), text_signature(1, 1, types=1)
+    strange = [name for name in names if name not in whole.names]
+    absent = [name for name in required.names if name not in names]
     if strange or absent:
         what = f"takes {strange[0]!r}" if strange else f"takes no {absent[0]!r}"
-        raise CompileError(f"{path} {what}: a text encoder takes {', '.join(_INPUTS[:2])} and may take {_INPUTS[2]}")
-    for value in inputs:
-        if value.dtype != ir.DataType.INT64:
+        optional = ", ".join(whole.names[len(required.names) :])
+        raise CompileError(f"{path} {what}: a text encoder takes {', '.join(required.names)} and may take {optional}")
+    signature = whole.select(names)
+    for value, one in zip(inputs, signature.inputs, strict=True):
+        if value.dtype is None or value.dtype.numpy() != one.dtype:
             kind = "unknown" if value.dtype is None else value.dtype.name.lower()
-            raise CompileError(f"{path} takes {value.name} as {kind}: export it with inputs of int64")
-        if value.shape is None or len(value.shape) != 2 or any(isinstance(size, int) for size in value.shape):
-            raise CompileError(f"{path} fixes the shape of {value.name}: export it with dynamic batch and sequence")
-        value.shape = ir.Shape(AXES)
+            raise CompileError(f"{path} takes {value.name} as {kind}: export it with inputs of {one.dtype}")
+        dynamic = value.shape is not None and not any(isinstance(size, int) for size in value.shape)
+        if not dynamic or len(value.shape or ()) != len(one.axes):
+            raise CompileError(
+                f"{path} fixes the shape of {value.name}: export it with dynamic {' and '.join(map(str, one.axes))}"
+            )
+        value.shape = ir.Shape(one.axes)
+    axes = signature.lead.axes
     for value in model.graph.outputs:
         if value.shape is not None:
             named = [
-                AXES[i] if isinstance(size, ir.SymbolicDim) and i < 2 else size for i, size in enumerate(value.shape)
+                axes[i] if isinstance(size, ir.SymbolicDim) and i < len(axes) else size
+                for i, size in enumerate(value.shape)
             ]
             value.shape = ir.Shape(named)
-    return names
+    return signature
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
@@ -180,15 +193,13 @@ def _config(path: Path) -> dict[str, Any]:
     beside = path.parent / _CONFIG
     if not beside.is_file():
         return {}
-    plain = json_object(beside)
-    if plain is None:
-        raise CompileError(f"{beside} is not a Hugging Face configuration")
+    plain = read_json(beside, dict, "it should be a Hugging Face configuration", CompileError)
     return plain | cross_encoder_keys(path.parent, plain)
 
 
-def _vocabulary(model: ir.Model, config: dict[str, Any], path: Path) -> int:
+def _vocabulary(model: ir.Model, signature: Signature, config: dict[str, Any], path: Path) -> int:
     """How many rows the table has that token ids are looked up in."""
-    ids = next(value for value in model.graph.inputs if value.name == _INPUTS[0])
+    ids = next(value for value in model.graph.inputs if value.name == signature.lead.name)
     for node, index in ids.uses():
         table = node.inputs[0]
         if (node.op_type, index) == ("Gather", 1) and table is not None and table.shape is not None:
@@ -214,12 +225,12 @@ def _allowed(config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | None"
     return min((one for one in said if isinstance(one, int) and 0 < one < _ANY_LENGTH), default=_LONGEST)
 
 
-def _longest(run: Callable[[Arrays], Arrays], inputs: Inputs, allowed: int, path: Path) -> int:
+def _longest(run: Callable[[Arrays], Arrays], signature: Signature, allowed: int, path: Path) -> int:
     """The most tokens, up to so many, that the graph runs on: some positions belong to no token."""
 
     def runs(tokens: int) -> bool:
         try:
-            run(make_case(inputs, 1, tokens, ragged=False).inputs)
+            run(signature.random(1, tokens))
         except CodaError:
             return False
         return True
@@ -235,13 +246,14 @@ def _longest(run: Callable[[Arrays], Arrays], inputs: Inputs, allowed: int, path
     return low
 
 
-def _types(run: Callable[[Arrays], Arrays], inputs: Inputs) -> int:
+def _types(run: Callable[[Arrays], Arrays], signature: Signature) -> int:
     """How many token types the graph runs on, of the two that tokenizers write."""
-    if _INPUTS[2] not in inputs.names:
+    types = signature.role("types")
+    if types is None:
         return 1
-    case = make_case(inputs, 1, 1, ragged=False).inputs
+    arrays = signature.random(1, 1)
     try:
-        run({**case, _INPUTS[2]: np.ones_like(case[_INPUTS[2]])})
+        run({**arrays, types.name: np.ones_like(arrays[types.name])})
     except CodaError:
         return 1
     return 2

@@ -14,6 +14,7 @@ from coda_compile.sources.classes import take_beside
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import sentence_of_adapter
 from coda_compile.sources.tensors import read_tensors
+from coda_models.architectures import signature_of
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -140,7 +141,8 @@ def _converted(
     """The adapted model as one of ours, compared with PEFT's own on a few tokens."""
     method = plain["peft_type"]
     untyped = method not in MERGED and config.task == "feature-extraction"  # PEFT drops token types here
-    inputs = few_tokens(pretrained.config, types=not untyped)
+    signature = signature_of(pretrained.config)
+    inputs = few_tokens(signature.without("types") if untyped else signature)
     what = f"{method} on this {pretrained.config.model_type}"
     wanted = wanted_answers(adapted, inputs, "PEFT", what)  # before it is merged in place
     prompt = tensors.get(_PROMPT)
@@ -156,7 +158,7 @@ def _converted(
             by_layer = prompt.view(len(prompt), len(model.layers), 2, heads, -1)
             add_prefix(model, by_layer.permute(1, 2, 3, 0, 4).contiguous())
     if untyped:
-        model.input_names = tuple(name for name in model.input_names if name != "token_type_ids")
+        model.signature = model.signature.without("types")
     check_same(model, inputs, wanted, "PEFT")
     return model
 

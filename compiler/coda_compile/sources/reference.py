@@ -9,30 +9,20 @@ from coda_compile.errors import CompileError
 from coda_models.errors import UnsupportedModelError
 from coda_models.model import CodaModel
 from coda_ops.errors import first_line
+from coda_targets.signature import Signature
 
 _CLOSE = 1e-4  # weights are merged in float32
 _TOKENS = 11
 
 
-def few_tokens(config: Any, *, padded: bool = False, types: bool = True) -> dict[str, Tensor]:
-    """Two short texts, of two kinds of tokens where the model tells those apart.
+def few_tokens(signature: Signature, *, padded: bool = False) -> dict[str, Tensor]:
+    """A few short sequences.
 
     Args:
-        padded: the second one is shorter; the libraries of adapters do not agree with themselves on padding everywhere.
-        types: give token types.
+        padded: some are shorter; the libraries of adapters do not agree with themselves on padding everywhere.
     """
-    positions = int(config.max_position_embeddings) - max(int(config.pad_token_id or 0), 1) - 1
-    tokens = max(1, min(_TOKENS, positions))
-    ids = torch.arange(2 * tokens).reshape(2, tokens) % config.vocab_size
-    mask = torch.ones_like(ids)
-    if padded and tokens > 1:
-        mask[1, tokens - tokens // 3 - 1 :] = 0
-        ids = ids.where(mask.bool(), int(config.pad_token_id or 0))
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    rows = getattr(config, "type_vocab_size", 1)  # DistilBERT and MPNet have none
-    if types and rows > 1:
-        inputs["token_type_ids"] = torch.arange(tokens).expand(2, -1) * 2 // tokens * mask
-    return inputs
+    arrays = signature.random(3, min(_TOKENS, signature.max_length), ragged=padded)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -73,7 +63,7 @@ def check_same(model: CodaModel, inputs: dict[str, Tensor], wanted: Tensor, whos
         off = "of another shape"
     else:
         if seen.dim() == 3:
-            valid = inputs["attention_mask"].bool()
+            valid = model.mask(inputs)
             seen, wanted = seen[valid], wanted[valid]
         # Large models have a few states far larger than the others, whose rounding reaches all of them.
         if torch.allclose(seen, wanted, atol=_CLOSE * max(1.0, float(wanted.abs().max())), rtol=_CLOSE):

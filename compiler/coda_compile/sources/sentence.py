@@ -8,12 +8,13 @@ from torch import Tensor
 
 from coda_compile.errors import CompileError
 from coda_compile.sources import ADAPTER_CONFIG
-from coda_compile.sources.plain import only, read_json
+from coda_compile.sources.plain import only
 from coda_compile.sources.prompts import ABOUT, check_prompts
 from coda_compile.sources.sentence_modules import MAKERS, make, settled
 from coda_compile.sources.truncation import Truncation, read_truncation
 from coda_models.errors import UnsupportedModelError
 from coda_models.sentence import SentenceModule
+from coda_ops.foreign_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -188,7 +189,7 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
     path = folder / MODULES
     expected = "it should list modules, each with its type and path"
     found = []
-    for one in read_json(path, list, expected):
+    for one in read_json(path, list, expected, CompileError):
         name, place = (one.get("type"), one.get("path")) if isinstance(one, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(place, str):
             raise CompileError(f"{path} is damaged: {expected}")
@@ -212,13 +213,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
-    return dict(read_json(path, dict, "it should describe the model")) if path.is_file() else {}
+    return dict(read_json(path, dict, "it should describe the model", CompileError)) if path.is_file() else {}
 
 
 def _pooling(path: Path) -> tuple[tuple[str, ...], bool]:
     """Poolings, one behind the other, and whether prompts are pooled as well."""
     expected = "it should say how sentences are pooled"
-    plain = read_json(path, dict, expected)
+    plain = read_json(path, dict, expected, CompileError)
     old = {key: ours for ours, (key, _) in POOLING_KEYS.items()}
     new = {word: ours for ours, (_, word) in POOLING_KEYS.items()}
     only(path, plain, "word_embedding_dimension", "embedding_dimension", "include_prompt", "pooling_mode", *old)

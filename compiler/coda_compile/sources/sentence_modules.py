@@ -7,10 +7,11 @@ from typing import TypeVar
 from torch import Tensor
 
 from coda_compile.errors import CompileError
-from coda_compile.sources.plain import only, read_json
+from coda_compile.sources.plain import only
 from coda_compile.sources.tensors import read_tensors
 from coda_models.errors import CheckpointError, ConfigError, UnsupportedModelError
 from coda_models.sentence import ACTIVATIONS, SentenceModule
+from coda_ops.foreign_json import read_json
 
 _EMBEDDING = "sentence_embedding"
 _T = TypeVar("_T")
@@ -38,7 +39,7 @@ def settled(where: Path, make: Callable[[], _T]) -> _T:
 
 def _dense(folder: Path) -> Made:
     path = folder / "config.json"
-    plain = read_json(path, dict, "it should describe a Dense module")
+    plain = read_json(path, dict, "it should describe a Dense module", CompileError)
     names = ("module_input_name", "module_output_name")
     only(path, plain, "in_features", "out_features", "bias", "activation_function", *names)
     if strange := [plain[key] for key in names if plain.get(key) not in (None, _EMBEDDING)]:
@@ -58,7 +59,7 @@ def _dense(folder: Path) -> Made:
 
 def _layer_norm(folder: Path) -> Made:
     path = folder / "config.json"
-    plain = read_json(path, dict, "it should describe a LayerNorm module")
+    plain = read_json(path, dict, "it should describe a LayerNorm module", CompileError)
     only(path, plain, "dimension")
     width = plain.get("dimension", 0)
     module = SentenceModule("LayerNorm", width, width)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError
-from coda_compile.sources.plain import only, read_json
+from coda_compile.sources.plain import only
 from coda_models.errors import UnsupportedModelError
+from coda_ops.foreign_json import read_json
+from coda_targets.signature import Signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,22 +57,24 @@ class Truncation:
             _lower(tokenizer)
         if self.max_tokens is None:
             return
-        model.max_tokens = min(model.max_tokens, self.max_tokens)
+        model.signature = model.signature.shortened(self.max_tokens)
         if tokenizer is not None:
             own = self.max_tokens if self.stands else tokenizer.model_max_length
             tokenizer.model_max_length = min(self.max_tokens, own)
 
 
-def longest(max_tokens: int, tokenizer: "PreTrainedTokenizerBase | None") -> int:
-    """How many of a model's tokens its tokenizer uses.
+def longest(signature: Signature, tokenizer: "PreTrainedTokenizerBase | None") -> Signature:
+    """What a model takes, as long as its tokenizer gives it.
 
     Raises:
         CompileError: the tokenizer's own limit is no number.
     """
-    allowed = max_tokens if tokenizer is None else tokenizer.model_max_length
+    if tokenizer is None:
+        return signature
+    allowed = tokenizer.model_max_length
     if isinstance(allowed, bool) or not isinstance(allowed, int | float) or not allowed >= 1:
         raise CompileError(f"the tokenizer's model_max_length is {allowed!r}, which is no number of tokens: set it")
-    return int(min(max_tokens, allowed))
+    return signature.shortened(int(min(signature.max_length, allowed)))
 
 
 def read_truncation(folder: Path, task: str, *, stands: bool = False) -> Truncation:
@@ -83,7 +87,7 @@ def read_truncation(folder: Path, task: str, *, stands: bool = False) -> Truncat
     path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if path is None or task not in _EXPECTED:
         return Truncation()
-    plain = read_json(path, dict, "it should say how texts are cut")
+    plain = read_json(path, dict, "it should say how texts are cut", CompileError)
     expected = _EXPECTED[task]
     said = {key: value for key, value in plain.items() if value not in (None, {})}
     only(path, said, "max_seq_length", "do_lower_case", "unpad_inputs", *expected, *_ARGUMENTS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from coda_compile.backends import Backend
 from coda_compile.bench.run import reduction_of
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundling.writer import check_output, label_names, logits_of
@@ -19,7 +20,7 @@ from coda_compile.inspect.cost import multiply_adds
 from coda_compile.inspect.predict import predict
 from coda_compile.logits import check_one_label
 from coda_compile.pipeline import compile
-from coda_compile.precision.quantize import STATIC
+from coda_compile.precision import get_precision
 from coda_compile.prepare.calibration import Calibration
 from coda_compile.prepare.fit_ood import check as check_ood
 from coda_compile.statistics import ratio_interval
@@ -28,13 +29,11 @@ from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_ops import native
 from coda_ops.files import private_folder
-from coda_targets import Bundle, Target
+from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
 
 Reductions = Reduction | Sequence[Reduction]
-# int4 weights are unpacked when they are loaded: a smaller file, as fast as float32.
-_NOT_FASTER = ("int4",)
 Stage = Callable[[str], AbstractContextManager[object]]
 _FACTORS = tuple(map(Fraction, ("1", "1/2", "3/2", "2", "3")))  # of the r that a model was trained at
 
@@ -102,7 +101,7 @@ class _Compiled:
 @as_sentences()
 def choose(
     model: CodaModel,
-    target: Target,
+    backend: Backend,
     *,
     data: Path,
     budget: float,
@@ -126,7 +125,7 @@ def choose(
         budget: points of accuracy, of a hundred, that may be lost against the reference.
         output: folder of the chosen bundle.
         reduction: the only r to try, and then the reference's too.
-        calibration: as for ``compile``; without it int8-static is not tried.
+        calibration: as for ``compile``; without it no calibrated precision is tried.
         pack, ood, ood_data: as for ``compile``; the score of the chosen bundle alone is fitted.
         rounds: of timing, in turns, a process each.
         threads: of every process, 0 for all cores.
@@ -145,20 +144,20 @@ def choose(
     if tokenizer is None:
         raise CompileError("choosing by accuracy runs the model on texts, and it has no tokenizer: give --tokenizer")
     reductions = _around(model) if reduction is None else [reduction]
-    left_out = _NOT_FASTER if calibration is not None else (*_NOT_FASTER, STATIC)
-    precisions = [precision for precision in target.precisions if precision not in left_out]
+    recipes = [recipe for recipe in map(get_precision, backend.precisions) if recipe.chosen]
+    recipes = [recipe for recipe in recipes if calibration is not None or not recipe.calibrated]
     with private_folder() as temporary:
         compiled = []
-        for i, (r, precision) in enumerate(product(reductions, precisions)):
-            with stage(f"candidate {i + 1} of {len(reductions) * len(precisions)}"):
+        for i, (r, recipe) in enumerate(product(reductions, recipes)):
+            with stage(f"candidate {i + 1} of {len(reductions) * len(recipes)}"):
                 bundle = compile(
                     model,
-                    target,
+                    backend,
                     output=temporary / str(i),
                     tokenizer=tokenizer,
                     reduction=r,
-                    precision=precision,
-                    calibration=calibration if precision == STATIC else None,
+                    precision=recipe.name,
+                    calibration=calibration if recipe.calibrated else None,
                     pack=pack,
                 )
                 answers = [record["label"] for _, record, _ in predict(bundle, texts)]
@@ -168,7 +167,7 @@ def choose(
             numbers = [str(i) for i in range(len(compiled))]
             contenders = [Contender.of_bundle(n, c.bundle) for n, c in zip(numbers, compiled, strict=True)]
             timings = in_turns(contenders, [timed], rounds=rounds, threads=threads)
-        tokens = timed["input_ids"].shape[1]
+        _, tokens = compiled[0].bundle.manifest.signature.shape(timed)
         candidates = [
             Candidate(
                 reduction=reduction_of(c.bundle.manifest),
@@ -183,18 +182,18 @@ def choose(
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
         kernels = None
-        if target.native and native.library() is not None:
+        if backend.runtime.native and native.library() is not None:
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):
         bundle = compile(
             model,
-            replace(target, native=kernels is None or kernels >= 1),
+            replace(backend, runtime=replace(backend.runtime, native=kernels is None or kernels >= 1)),
             output=output,
             tokenizer=tokenizer,
             reduction=compiled[best].reduction,
             precision=candidates[best].precision,
-            calibration=calibration if candidates[best].precision == STATIC else None,
+            calibration=calibration if get_precision(candidates[best].precision).calibrated else None,
             pack=pack,
             ood=ood,
             ood_data=ood_data,
@@ -215,8 +214,8 @@ def _around(model: CodaModel) -> list[list[Fraction]]:
 
 def _median_text(bundle: Bundle, texts: Sequence[Text]) -> Arrays:
     """A text of median length as the model takes it, alone."""
-    codec = TextCodec(bundle)
-    encoded = sorted((codec.encode([text]).inputs for text in texts), key=lambda inputs: inputs["input_ids"].shape[1])
+    codec, signature = TextCodec(bundle), bundle.manifest.signature
+    encoded = sorted((codec.encode([text]).inputs for text in texts), key=signature.shape)
     return encoded[len(encoded) // 2]
 
 

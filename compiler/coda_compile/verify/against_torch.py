@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coda_compile.backends.openvino_rounding import as_run, as_written, multiplying
+from coda_compile.backends import Backend
 from coda_compile.errors import VerificationError
-from coda_compile.lowering import verified_on
-from coda_compile.verify.cases import Case, Inputs, cases, kept_case
+from coda_compile.verify.cases import Case, cases, kept_case
 from coda_compile.verify.first_token import through_first
+from coda_compile.verify.linears import computed_as
 from coda_compile.verify.parity import CaseParity, Comparison, Tolerances
 from coda_compile.verify.replay import (
     TIMES,
@@ -28,17 +28,17 @@ from coda_compile.verify.replay import (
 )
 from coda_models.model import CodaModel
 from coda_ops.route import route, soft_top_k
-from coda_targets import Target
-from coda_targets.bundle import Arrays, open_session, run_session
 from coda_targets.errors import InputError
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.signature import Arrays
 from coda_targets.task_adapters import Adapter
 
 
 def verify(
     model: CodaModel,
     path: Path,
-    target: Target,
+    backend: Backend,
     *,
     tolerances: Tolerances | None = None,
     adapter: Adapter | None = None,
@@ -52,23 +52,24 @@ def verify(
 
     Args:
         path: the ONNX file.
+        backend: that made it, and whose runtime runs it.
         adapter: what the model trained, where the file holds another task.
         on_failure: called with the case and both sides' outputs before the error is raised.
 
     Raises:
         VerificationError: which output, layer and input.
     """
-    given = Inputs.of(model)
-    probe = RoutingProbe(path, target, threads=1, products=True)
-    compared = _Compared(model, target, tolerances or Tolerances(), adapter, on_failure)
-    with multiplying(model, as_run(target, model)):
-        results = [compared.case(probe, case) for case in cases(given)]
-        case = kept_case(given)
+    signature = model.signature
+    probe = RoutingProbe(path, backend.runtime, threads=1, products=True)
+    compared = _Compared(model, backend, tolerances or Tolerances(), adapter, on_failure)
+    with computed_as(model, backend.linears_as_run(model)):
+        results = [compared.case(probe, case) for case in cases(signature)]
+        case = kept_case(signature)
         if routed := reference(model, case)[1]:
             del probe
-            decided = RoutingProbe(path, target, threads=1, products=True, decided=True)
+            decided = RoutingProbe(path, backend.runtime, threads=1, products=True, decided=True)
             first = Case(f"{case.name}, the first token routed in every layer", case.inputs)
-            results.append(compared.case(decided, first, through_first(routed, first.inputs["attention_mask"] != 0)))
+            results.append(compared.case(decided, first, through_first(routed, signature.mask(first.inputs))))
     return results
 
 
@@ -77,7 +78,7 @@ class _Compared:
     """What compares one case after the other."""
 
     model: CodaModel
-    target: Target
+    backend: Backend
     tolerances: Tolerances
     adapter: Adapter | None
     on_failure: Callable[[Case, Arrays, Arrays], None]
@@ -89,11 +90,12 @@ class _Compared:
     @cached_property
     def _broad(self) -> dict[str, float]:
         """How far torch's float32 is from float64 over many tokens."""
-        case = max(cases(Inputs.of(self.model)), key=lambda one: one.inputs["attention_mask"].sum())
+        signature = self.model.signature
+        case = max(cases(signature), key=lambda one: signature.mask(one.inputs).sum())
         _, decisions = reference(self.model, case)
         assert self._wide is not None
         narrow, wide = (Replayed(*replay(one, case, decisions)) for one in (self.model, self._wide))
-        return narrow.distance(wide, case.inputs["attention_mask"] != 0)
+        return narrow.distance(wide, signature.mask(case.inputs))
 
     def case(self, probe: RoutingProbe, case: Case, decided: Sequence[Decision] = ()) -> CaseParity:
         """Run one input on both sides, and compare.
@@ -103,7 +105,7 @@ class _Compared:
         """
         expected: Arrays = {}
         outputs: Arrays = {}
-        mask = case.inputs["attention_mask"] != 0
+        mask = self.model.signature.mask(case.inputs)
         try:
             outputs, decisions = probe.run(case.inputs, self.adapter, decided)
             comparison = Comparison(case.name, mask, self.tolerances, replayed=True)
@@ -158,43 +160,44 @@ class _Compared:
             comparison.layer(scores, selected, actual, more=more)
             gates = soft_top_k(tensor_of(actual.scores), valid, layer.reduction, layer.schedule)
             gates = gates.gather(1, tensor_of(actual.indices)) * tensor_of(actual.used)
-            final = layer.schedule.final
-            more = 0.0 if self.target.wide_floats else _float32_gates(actual.scores[mask], final)
+            more = self.backend.gate_tolerance(actual.scores[mask], layer.schedule.final)
             comparison.gates(gates.numpy(), actual, more=more)
         return comparison.outputs(replayed.outputs, outputs, more=replayed.more)
 
 
 def expected(
-    model: CodaModel, path: Path, case: Case, target: Target, adapter: Adapter | None = None
+    model: CodaModel, path: Path, case: Case, backend: Backend, adapter: Adapter | None = None
 ) -> tuple[Arrays, list[Decision], Arrays]:
     """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own.
 
     Args:
-        path, adapter: see ``verify``.
+        path, backend, adapter: see ``verify``.
 
     Returns:
         Outputs, decisions, and the outputs where the first token is routed in every layer; none where no layer routes.
     """
-    with multiplying(model, as_written(target)):
+    with computed_as(model, backend.linears_as_written()):
         outputs, decisions = reference(model, case)
-        first = through_first(decisions, case.inputs["attention_mask"] != 0)
+        first = through_first(decisions, model.signature.mask(case.inputs))
         routed = replay(model, case, first)[0] if decisions else {}
-    return _with_own_padding(outputs, path, case, target, adapter), decisions, routed
+    mask = model.signature.mask(case.inputs)
+    return _with_own_padding(outputs, path, case, mask, backend, adapter), decisions, routed
 
 
-def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precision: str) -> Tolerances:
+def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], usual: Tolerances) -> Tolerances:
     """How far another machine's answers to one input may be from torch's, where nobody replays decisions.
 
     Args:
         parity: of the same model; where float64 had to decide, what float32 loses on this input is allowed.
+        usual: of the model's precision.
     """
-    usual = Tolerances.elsewhere(precision)
     if not any(one.float64 for one in parity):
         return usual
     wide = in_float64(model)
     assert wide is not None
     (outputs, decisions), (exact, others) = reference(model, case), reference(wide, case)
-    mask, alike = case.inputs["attention_mask"] != 0, np.ones(len(case.inputs["attention_mask"]), bool)
+    mask = model.signature.mask(case.inputs)
+    alike = np.ones(len(mask), bool)
     scores = 0.0
     for one, other in zip(decisions, others, strict=True):
         scores = max(scores, float(np.abs(one.scores - other.scores)[mask & alike[:, None]].max(initial=0.0)))
@@ -204,17 +207,18 @@ def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], precis
     return replace(usual, scores=max(usual.scores, TIMES * scores), outputs=max(usual.outputs, TIMES * off))
 
 
-def _with_own_padding(outputs: Arrays, path: Path, case: Case, target: Target, adapter: Adapter | None) -> Arrays:
+def _with_own_padding(
+    outputs: Arrays, path: Path, case: Case, mask: NDArray[np.bool_], backend: Backend, adapter: Adapter | None
+) -> Arrays:
     """Outputs that have one a token, with what the compiled model itself gives for padding.
 
     Nothing that counts depends on it, and packed models hold other numbers there than torch; but ONNX's own runner
     compares it.
     """
-    mask = case.inputs["attention_mask"] != 0
     names = [name for name, array in outputs.items() if array.ndim == 3]
     if not names or mask.all():
         return outputs
-    own = run_session(open_session(path, verified_on(target), threads=1), names, case.inputs, adapter)
+    own = run_session(open_session(path, backend.verified_on().runtime, threads=1), names, case.inputs, adapter)
     filled = {name: np.where(mask[..., None], outputs[name], at) for name, at in zip(names, own, strict=True)}
     return outputs | filled
 
@@ -231,11 +235,3 @@ def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
         if routing is not None
     ]
     return outputs_of(model, output), decisions
-
-
-def _float32_gates(scores: NDArray[np.float32], epsilon: float) -> float:
-    """How far gates may be off where their iteration runs in float32: four roundings of the widest score, over ε.
-
-    Measured: 3.9e-6 in OpenVINO, over 512 tokens whose scores span 2 at ε = 0.03, where this allows 1.6e-5.
-    """
-    return 4 * 2.0**-24 * float(np.ptp(scores)) / epsilon

@@ -1,6 +1,5 @@
 """Whether the files of a bundle agree with its coda.json in what they say, beside having its SHA-256."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import onnx
 
 from coda_compile.logits import logits_info
 from coda_ops.errors import first_line
+from coda_ops.foreign_json import read_json
 from coda_targets import Bundle, BundleError
 from coda_targets.manifest import CONFIG, MANIFEST, PACKAGE, LogitsInfo, Manifest
 from coda_targets.weights import locations
@@ -17,13 +17,13 @@ _TASKS = {"ForSequenceClassification": "sequence-classification", "ForTokenClass
 
 def check_agreement(bundle: Bundle) -> None:
     """Compare labels, task, positions and what logits mean with config.json, where other libraries read them, variants
-    with manifest.json, where onnxruntime does, and weights with the list of files.
+    with manifest.json, where onnxruntime does, and inputs and weights with each ONNX file.
 
     Raises:
         BundleError: what disagrees.
     """
     manifest, folder = bundle.manifest, bundle.folder
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, dict, "compile the model again", BundleError)
     named = config.get("id2label")
     if manifest.labels and isinstance(named, dict):
         labels = tuple(str(named.get(str(i))) for i in range(len(named)))
@@ -45,22 +45,40 @@ def check_agreement(bundle: Bundle) -> None:
             f"{_meaning(logits)}; compile the model again"
         )
     positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and manifest.max_tokens > positions:
+    longest = manifest.signature.max_length
+    if isinstance(positions, int) and longest > positions:
         raise BundleError(
-            f"{folder} is damaged: its manifest allows {manifest.max_tokens} tokens, and its config.json says that the "
-            f"model has {positions} positions; compile the model again"
+            f"{folder} is damaged: its manifest allows {longest} {manifest.signature.unit}, and its config.json says "
+            f"that the model has {positions} positions; compile the model again"
         )
     _check_package(folder, manifest)
+    for variant in manifest.variants:
+        for name in variant.models.values():
+            _check_model(folder, name, manifest)
+
+
+def _check_model(folder: Path, name: str, manifest: Manifest) -> None:
+    """Compare an ONNX file's inputs with the signature, and where its weights lie with the list of files."""
+    try:
+        proto = onnx.load(str(folder / name), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
+        raise BundleError(
+            f"{folder / name} is missing or damaged: {first_line(error)}; compile the model again"
+        ) from None
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    taken = tuple(value.name for value in proto.graph.input if value.name not in constants)
+    if taken != manifest.signature.names:
+        a, b = ", ".join(manifest.signature.names), ", ".join(taken)
+        raise BundleError(f"{folder} is damaged: its manifest has the inputs {a}, {name} has {b}; compile again")
     listed = {file.path for file in manifest.files}
-    for name in (name for variant in manifest.variants for name in variant.models.values()):
-        foreign = next((weights for weights in _weights_of(folder / name) if weights not in listed), None)
-        if foreign is not None:
-            raise BundleError(f"{folder} is damaged: {name} has weights in {foreign}, which its manifest does not list")
+    foreign = next((weights for weights in locations(proto) if weights not in listed), None)
+    if foreign is not None:
+        raise BundleError(f"{folder} is damaged: {name} has weights in {foreign}, which its manifest does not list")
 
 
 def _check_package(folder: Path, manifest: Manifest) -> None:
     """Compare name, provider and files of every variant, and their order, with what onnxruntime reads."""
-    components: Any = _read_json(folder / PACKAGE).get("components")
+    components: Any = read_json(folder / PACKAGE, dict, "compile the model again", BundleError).get("components")
     ours = {
         part: [(one.name, next(iter(one.session.providers), None), one.models[part]) for one in manifest.variants]
         for part in manifest.variants[0].models
@@ -77,23 +95,5 @@ def _listed(name: str, variant: dict[str, Any]) -> tuple[str, str | None, str]:
     return name, variant.get("ep"), variant["executor_info"]["ort"]["model_file"]
 
 
-def _weights_of(path: Path) -> list[str]:
-    """Names of the files that an ONNX file has weights in."""
-    try:
-        return locations(onnx.load(str(path), load_external_data=False))
-    except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        raise BundleError(f"{path} is missing or damaged: {first_line(error)}; compile the model again") from None
-
-
 def _meaning(logits: LogitsInfo | None) -> str:
     return "nothing" if logits is None else f"{logits.problem_type} by {logits.activation}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        plain = None
-    if not isinstance(plain, dict):
-        raise BundleError(f"{path} is missing or damaged: compile the model again")
-    return plain

@@ -33,14 +33,6 @@ class Tolerances:
     gates: float = 1e-6
     outputs: float = 5e-5
 
-    @classmethod
-    def elsewhere(cls, precision: str) -> "Tolerances":
-        """What a bundle's own test data allow on another machine, where nobody replays what is rounded.
-
-        In eight bits the last bit of an activation may decide between two levels, which later layers amplify.
-        """
-        return cls(scores=1e-1, outputs=1e-1) if precision.startswith("int8") else cls()
-
 
 @dataclass(frozen=True)
 class Tie:
@@ -175,8 +167,8 @@ class Comparison:
         self._within(difference, compared, self._tolerances.gates + more, f"gates of layer {actual.layer}")
         self.result.gates = max(self.result.gates, float(difference[compared].max(initial=0.0)))
 
-    def product(self, name: str, expected: NDArray[Any], actual: NDArray[Any]) -> None:
-        """Compare what a product in eight bits is given, in every slot of the examples that still compare."""
+    def quantised_input(self, name: str, expected: NDArray[Any], actual: NDArray[Any]) -> None:
+        """Compare what a linear layer quantises, in every slot of the examples that still compare."""
         if actual.shape != expected.shape:
             self._fail(f"input of {name} has shape {list(actual.shape)}, expected {list(expected.shape)}")
         scale = max(1.0, float(np.abs(expected[self._live]).max(initial=0.0)))

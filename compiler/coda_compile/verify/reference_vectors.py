@@ -23,6 +23,7 @@ from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.manifest import MODEL, PART, VariantInfo
 from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.signature import Signature
 
 DATA_SET = "test_data_set_0"
 EXPECTED = "expected.json"
@@ -60,12 +61,14 @@ class ReferenceVectors:
 
     Attributes:
         inputs, outputs: by name.
+        mask: [batch, length], where the input is valid.
         decisions: of every routed layer.
         routed: outputs where decisions are those of ``through_first``.
         tolerances: what counts as arithmetic error.
     """
 
     inputs: Arrays
+    mask: NDArray[np.bool_]
     outputs: Arrays
     decisions: list[Decision]
     routed: Arrays
@@ -98,7 +101,7 @@ def write(place: Path, vectors: ReferenceVectors, *, task: str = "") -> None:
             folder.mkdir(parents=True, exist_ok=True)
             tensor = numpy_helper.from_array(array, name)
             (folder / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
-    mask = vectors.inputs["attention_mask"].astype(bool)
+    mask = vectors.mask
     examples = range(mask.shape[0])
     routing = tuple(
         _LayerRouting(
@@ -129,11 +132,12 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(place: Path, task: str = "") -> tuple[Arrays, Expected]:
+def read(place: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
 
     Args:
         place: see ``place_of``.
+        signature: of the bundle.
 
     Raises:
         BundleError: absent or damaged.
@@ -147,7 +151,7 @@ def read(place: Path, task: str = "") -> tuple[Arrays, Expected]:
         tolerances = known.tolerances
         if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
             raise ValueError("their tolerances would prove nothing")
-        mask = inputs["attention_mask"].astype(bool)
+        mask = signature.mask(inputs)
         routing = {one.layer: _routing(one, mask) for one in known.routing}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {place} are damaged: {first_line(error)}; compile it again") from None
@@ -202,14 +206,15 @@ def check_bundle(bundle: Bundle) -> None:
 
 def verify_outputs(bundle: Bundle, task: str | None = None) -> CaseParity:
     """Run the test data of a bundle's variant here; its files are known to be right. See ``verify_bundle``."""
+    signature = bundle.manifest.signature
     first = not bundle.tasks or task in (None, bundle.tasks[0])
     place = place_of(bundle.folder, bundle.variant)
     with bundle.reading():
-        inputs, expected = read(place, "" if first or task is None else task)
+        inputs, expected = read(place, signature, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
-    mask = inputs["attention_mask"].astype(bool)
+    mask = signature.mask(inputs)
     batch, tokens = mask.shape
-    name = f"test data, {batch} x {tokens} tokens"
+    name = f"test data, {batch} x {tokens} {signature.unit}"
     comparison = Comparison(name, mask, expected.tolerances, replayed=False)
     if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")

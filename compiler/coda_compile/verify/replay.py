@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coda_compile.export import output_names
-from coda_compile.precision.quantize import Int4Linear, Int8Linear, Int8StaticLinear
+from coda_compile.precision.layers.linear import QuantisedLinear
 from coda_compile.verify.cases import Case
 from coda_compile.verify.parity import Comparison
 from coda_models.model import CodaModel, CodaOutput
@@ -69,8 +69,8 @@ class Replayed:
 
 
 def in_float64(model: CodaModel) -> CodaModel | None:
-    """A copy; ``None`` of models in eight bits or fewer, whose products are replayed as they are."""
-    if any(isinstance(module, Int8Linear | Int8StaticLinear | Int4Linear) for module in model.modules()):
+    """A copy; ``None`` of models that quantise activations, which are replayed as they are."""
+    if any(_quantises(module) for module in model.modules()):
         return None
     return deepcopy(model).double()
 
@@ -85,7 +85,7 @@ def referee(
         broad: see ``Replayed.distance``; of many tokens, as a few may be right by luck.
     """
     exact = Replayed(*replay(wide, case, decisions))
-    own = Replayed(*replay(model, case, decisions)).distance(exact, case.inputs["attention_mask"] != 0)
+    own = Replayed(*replay(model, case, decisions)).distance(exact, model.signature.mask(case.inputs))
     return replace(exact, more={name: TIMES * max(value, broad[name]) for name, value in own.items()})
 
 
@@ -114,12 +114,12 @@ def replayed_products(
     valid: NDArray[np.bool_],
     used: Mapping[int, NDArray[np.bool_]],
 ) -> Iterator[None]:
-    """Have torch multiply in eight bits what the compiled model multiplied, after comparing it with its own.
+    """Have torch quantise what the compiled model quantised, after comparing it with its own.
 
-    The last bit of an activation may decide between two levels; left alone, such a difference would grow from layer to
-    layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed, the
-    other tokens stay torch's own. Padding is replayed and not compared: nothing that counts depends on it, and packed
-    models hold other numbers there.
+    The last bit of an activation may decide between two integers; left alone, such a difference would grow from layer
+    to layer until it hides what is really wrong. Where the compiled model was trimmed to the first token, or packed,
+    the other tokens stay torch's own. Padding is replayed and not compared: nothing that counts depends on it, and
+    packed models hold other numbers there.
 
     Args:
         products: what was multiplied, [batch, tokens, inputs], or [rows, inputs] where it was packed.
@@ -139,9 +139,9 @@ def replayed_products(
             whole = actual.ndim == 3 and actual.shape[:2] == own.shape[:2]
             rows, replayed = actual[kept] if whole else actual.flatten(0, -2), own.clone()
             if own[kept].shape != rows.shape:
-                comparison.product(name, own.numpy(), actual.numpy())  # fails, and says how
+                comparison.quantised_input(name, own.numpy(), actual.numpy())  # fails, and says how
             replayed[kept] = rows
-            comparison.product(name, own.numpy(), torch.where(counts.unsqueeze(-1), replayed, own).numpy())
+            comparison.quantised_input(name, own.numpy(), torch.where(counts.unsqueeze(-1), replayed, own).numpy())
             return (replayed,)
 
         return hook
@@ -153,13 +153,17 @@ def replayed_products(
         module.register_forward_pre_hook(hooked(i, name))
         for i, layer in enumerate(model.coda_layers())
         for name, module in layer.named_modules()
-        if isinstance(module, Int8Linear | Int8StaticLinear)
+        if _quantises(module)
     ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _quantises(module: nn.Module) -> bool:
+    return isinstance(module, QuantisedLinear) and module.quantises_input
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:

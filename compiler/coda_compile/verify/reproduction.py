@@ -1,6 +1,5 @@
 """What a failed verification leaves behind: enough to reproduce it without the original model."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from coda_compile.bundling.replace_folder import replacing
-from coda_targets import Target
 from coda_targets.bundle import MODEL, Arrays
+from coda_targets.runtimes import Runtime
+from coda_targets.runtimes.script import session_lines
 
 REPRODUCE = "reproduce.py"
 _ADAPTER = "task.onnx_adapter"
@@ -36,19 +36,6 @@ for output, value in zip(session.get_outputs(), outputs):
     else:
         print(f"{output.name}: {value}")
 '''
-_SESSION = 'session = ort.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])'
-_NATIVE_SESSION = """from coda_ops import native
-
-settings = ort.SessionOptions()
-settings.register_custom_ops_library(str(native.LIBRARY))
-session = ort.InferenceSession(here / "model.onnx", settings, providers=["CPUExecutionProvider"])"""
-_PLUGIN_SESSION = """ort.register_execution_provider_library({provider!r}, __import__({plugin!r}).get_library_path())
-devices = [one for one in ort.get_ep_devices() if one.ep_name == {provider!r}]
-settings = ort.SessionOptions()
-settings.add_provider_for_devices(
-    [one for one in devices if one.device.type == ort.OrtHardwareDeviceType.CPU], {{"load_config": {config!r}}}
-)
-session = ort.InferenceSession(here / "model.onnx", settings)"""
 
 
 def failure_folder(output: Path) -> Path:
@@ -79,14 +66,14 @@ def keep_failure(
     actual: Arrays,
     *,
     adapter: Path | None = None,
-    target: Target | None = None,
+    runtime: Runtime | None = None,
 ) -> None:
     """Write the model, the input, both sides' outputs and a script.
 
     Args:
         folder: replaced when it is there from an earlier failure.
         adapter: of the task that failed, where the model file holds another.
-        target: where it failed: a provider that is none of onnxruntime's own, or its own with native kernels.
+        runtime: where it failed, with native kernels or without; by default on function bodies, on a CPU.
         expected: torch's outputs; empty when routing failed before there were any.
     """
     with replacing(folder) as new:
@@ -96,12 +83,4 @@ def keep_failure(
             shutil.copy(adapter, new / _ADAPTER)
         for name, arrays in (("inputs", inputs), ("expected", expected), ("actual", actual)):
             np.savez(new / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub confuses names and flags
-        (new / REPRODUCE).write_text(_SCRIPT.replace("{session}", _session(target)), "utf-8")
-
-
-def _session(target: Target | None) -> str:
-    if target is None or not target.plugin:
-        return _NATIVE_SESSION if target is not None and target.native else _SESSION
-    provider, options = target.providers[0]
-    config = json.dumps({"CPU": {**options, "INFERENCE_NUM_THREADS": "1"}})  # as it was verified
-    return _PLUGIN_SESSION.format(provider=provider, plugin=target.plugin, config=config)
+        (new / REPRODUCE).write_text(_SCRIPT.replace("{session}", session_lines(runtime)), "utf-8")

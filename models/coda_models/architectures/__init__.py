@@ -1,6 +1,7 @@
 """Where the parts of a Hugging Face encoder are: one small module a family, found by ``config.model_type``.
 
-A family module is named after its model type and has one function, ``parts(model, task) -> Parts``.
+A family module has two functions: ``signature(config) -> Signature``, what the encoder takes, and
+``parts(model, task) -> Parts``.
 """
 
 from collections.abc import Callable
@@ -9,20 +10,32 @@ from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from coda_models.errors import UnsupportedModelError
 from coda_models.layers.attention import RelativeBias
 from coda_models.layers.layer import Block
+from coda_targets.modalities.text import text_signature
+from coda_targets.signature import Signature
 
-FAMILIES = {
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "distilbert": "distilbert",
-    "mpnet": "mpnet",
-    "roberta-prelayernorm": "roberta_prelayernorm",
+FAMILIES = {  # the module of each model type
+    "bert": f"{__name__}.bert",
+    "roberta": f"{__name__}.roberta",
+    "xlm-roberta": f"{__name__}.roberta",
+    "distilbert": f"{__name__}.distilbert",
+    "mpnet": f"{__name__}.mpnet",
+    "roberta-prelayernorm": f"{__name__}.roberta_prelayernorm",
 }
+
+
+def register(model_type: str, module: str) -> None:
+    """Have models of another type be taken apart by a module of any package.
+
+    Args:
+        model_type: as their configuration says, which transformers' AutoConfig knows.
+        module: imported when such a model is converted, and by every process that measures one.
+    """
+    FAMILIES[model_type] = module
 
 
 @dataclass(frozen=True)
@@ -30,18 +43,16 @@ class Parts:
     """A pretrained encoder taken apart.
 
     Attributes:
-        embeddings: module from ``input_names`` (without the mask) to [batch, tokens, width].
+        embeddings: module from the signature's inputs, by their names and without the mask, to [batch, tokens, width].
         blocks: the heavy layers, bottom first.
         head: module from hidden states to logits; ``None`` for feature extraction.
-        input_names: what the tokenizer must give, in order.
-        max_tokens: longest input that the position table allows.
+        signature: what the encoder takes, as far as its positions allow.
     """
 
     embeddings: nn.Module
     blocks: list[Block]
     head: nn.Module | None
-    input_names: tuple[str, ...]
-    max_tokens: int
+    signature: Signature
     relative_bias: RelativeBias | None = None
     final_norm: nn.Module | None = None
 
@@ -66,10 +77,13 @@ def choose_head(model: Any, task: str, sequence: Callable[[], nn.Module]) -> nn.
     return nn.Sequential(model.dropout, model.classifier) if task == "token-classification" else None
 
 
-def input_names(config: Any) -> tuple[str, ...]:
-    """What a family with token types takes; a table of one row tells none apart."""
-    types = ("token_type_ids",) if config.type_vocab_size > 1 else ()
-    return ("input_ids", "attention_mask", *types)
+def text_inputs(config: Any, max_length: int) -> Signature:
+    """What a family of text encoders takes; a table of token types with one row tells none apart."""
+    types = getattr(config, "type_vocab_size", 1)  # DistilBERT and MPNet have none
+    padding = int(config.pad_token_id or 0)
+    return text_signature(
+        int(config.vocab_size), int(max_length), padding=padding, types=int(types) if types > 1 else None
+    )
 
 
 def after_padding(config: Any) -> int:
@@ -91,10 +105,21 @@ def take_apart(model: PreTrainedModel, task: str) -> Parts:
     Raises:
         UnsupportedModelError: a family without a routed form; the message names those that have one.
     """
-    family = FAMILIES.get(model.config.model_type)
-    if family is None:
-        raise UnsupportedModelError(
-            f"model type {model.config.model_type!r} is not supported: use one of {', '.join(FAMILIES)}"
-        )
-    parts: Parts = import_module(f"coda_models.architectures.{family}").parts(model, task)
+    parts: Parts = _module(model.config.model_type).parts(model, task)
     return parts
+
+
+def signature_of(config: PretrainedConfig) -> Signature:
+    """What an encoder of a configuration takes.
+
+    Raises:
+        UnsupportedModelError: as for ``take_apart``.
+    """
+    signature: Signature = _module(config.model_type).signature(config)
+    return signature
+
+
+def _module(model_type: str) -> Any:
+    if model_type not in FAMILIES:
+        raise UnsupportedModelError(f"model type {model_type!r} is not supported: use one of {', '.join(FAMILIES)}")
+    return import_module(FAMILIES[model_type])

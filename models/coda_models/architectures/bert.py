@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from coda_models.architectures import Parts, choose_head, input_names
+from coda_models.architectures import Parts, choose_head, text_inputs
 from coda_models.errors import UnsupportedModelError
 from coda_models.layers.attention import Attention
 from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_targets.signature import Signature
 
 
 def block(layer: Any, config: Any) -> PostNormBlock:
@@ -46,6 +47,11 @@ def refuse_variants(config: Any) -> None:
         )
 
 
+def signature(config: Any) -> Signature:
+    """Ids, mask and token types, as many as there are positions."""
+    return text_inputs(config, config.max_position_embeddings)
+
+
 def parts(model: Any, task: str) -> Parts:
     """Take a BERT model apart."""
     refuse_variants(model.config)
@@ -54,6 +60,5 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
         head=choose_head(model, task, lambda: nn.Sequential(model.bert.pooler, model.dropout, model.classifier)),
-        input_names=input_names(model.config),
-        max_tokens=model.config.max_position_embeddings,
+        signature=signature(model.config),
     )

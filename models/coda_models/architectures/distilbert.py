@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from coda_models.architectures import FirstToken, Parts, choose_head
+from coda_models.architectures import FirstToken, Parts, choose_head, text_inputs
 from coda_models.layers.attention import Attention
 from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_targets.signature import Signature
 
 
 def _block(layer: Any, config: Any) -> PostNormBlock:
@@ -27,6 +28,11 @@ def _block(layer: Any, config: Any) -> PostNormBlock:
     )
 
 
+def signature(config: Any) -> Signature:
+    """Ids and mask, as many as there are positions."""
+    return text_inputs(config, config.max_position_embeddings)
+
+
 def parts(model: Any, task: str) -> Parts:
     """Take a DistilBERT model apart."""
     base = model.base_model
@@ -38,6 +44,5 @@ def parts(model: Any, task: str) -> Parts:
             task,
             lambda: nn.Sequential(FirstToken(), model.pre_classifier, nn.ReLU(), model.dropout, model.classifier),
         ),
-        input_names=("input_ids", "attention_mask"),
-        max_tokens=model.config.max_position_embeddings,
+        signature=signature(model.config),
     )

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, choose_head
+from coda_models.architectures import Parts, choose_head, text_inputs
 from coda_models.layers.attention import Attention, RelativeBias
 from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_targets.signature import Signature
+
+_PADDING = 1  # MPNetEmbeddings.padding_idx
 
 
 def _block(layer: Any, config: Any) -> PostNormBlock:
@@ -25,6 +28,11 @@ def _block(layer: Any, config: Any) -> PostNormBlock:
     )
 
 
+def signature(config: Any) -> Signature:
+    """Ids and mask; positions begin behind MPNet's own padding id, whatever the configuration calls padding."""
+    return text_inputs(config, config.max_position_embeddings - _PADDING - 1)
+
+
 def parts(model: Any, task: str) -> Parts:
     """Take an MPNet model apart."""
     base = model.base_model
@@ -33,12 +41,10 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[_block(layer, model.config) for layer in encoder.layer],
         head=choose_head(model, task, lambda: model.classifier),
-        input_names=("input_ids", "attention_mask"),
-        # MPNet counts positions from its own padding id, 1, whatever the configuration calls padding.
-        max_tokens=int(model.config.max_position_embeddings - base.embeddings.padding_idx - 1),
         relative_bias=RelativeBias(
             encoder.relative_attention_bias,
             # 32 of them whatever relative_attention_num_buckets says, which sizes the table alone.
             type(encoder).relative_position_bucket,
         ),
+        signature=signature(model.config),
     )

@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, after_padding, choose_head, input_names
+from coda_models.architectures import Parts, after_padding, choose_head, text_inputs
 from coda_models.architectures.bert import block, refuse_variants
+from coda_targets.signature import Signature
+
+
+def signature(config: Any) -> Signature:
+    """Ids, mask and, of a few, token types; positions begin behind that of padding."""
+    return text_inputs(config, after_padding(config))
 
 
 def parts(model: Any, task: str) -> Parts:
@@ -14,6 +20,5 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[block(layer, model.config) for layer in base.encoder.layer],
         head=choose_head(model, task, lambda: model.classifier),
-        input_names=input_names(model.config),
-        max_tokens=after_padding(model.config),
+        signature=signature(model.config),
     )

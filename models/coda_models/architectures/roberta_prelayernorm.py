@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from coda_models.architectures import Parts, after_padding, choose_head, input_names
+from coda_models.architectures import Parts, after_padding, choose_head, text_inputs
 from coda_models.architectures.bert import refuse_variants
 from coda_models.layers.attention import Attention
 from coda_models.layers.layer import FeedForward, PreNormBlock
+from coda_targets.signature import Signature
 
 
 def _block(layer: Any, config: Any) -> PreNormBlock:
@@ -26,6 +27,11 @@ def _block(layer: Any, config: Any) -> PreNormBlock:
     )
 
 
+def signature(config: Any) -> Signature:
+    """Ids, mask and, of a few, token types; positions begin behind that of padding."""
+    return text_inputs(config, after_padding(config))
+
+
 def parts(model: Any, task: str) -> Parts:
     """Take a RoBERTa-PreLayerNorm model apart."""
     refuse_variants(model.config)
@@ -34,7 +40,6 @@ def parts(model: Any, task: str) -> Parts:
         embeddings=base.embeddings,
         blocks=[_block(layer, model.config) for layer in base.encoder.layer],
         head=choose_head(model, task, lambda: model.classifier),
-        input_names=input_names(model.config),
-        max_tokens=after_padding(model.config),
         final_norm=base.LayerNorm,
+        signature=signature(model.config),
     )

@@ -2,6 +2,7 @@
 embeddings (Lester et al. 2021; P-tuning, Liu et al. 2021)."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from coda_models.errors import UnsupportedModelError
 from coda_models.model import CodaModel
+from coda_targets.signature import Signature
 
 _OFFSET = "past_key_values_length"  # what transformers calls the number of tokens before the first
 
@@ -28,25 +30,25 @@ class _Shifted(nn.Module):
 
 
 class _Prompted(nn.Module):
-    """Embeddings of a prompt and, behind it, of the text."""
+    """Embeddings of a prompt and, behind it, of a sequence of ids."""
 
-    def __init__(self, embeddings: nn.Module, prompt: Tensor) -> None:
+    def __init__(self, embeddings: nn.Module, prompt: Tensor, signature: Signature) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.prompt: Tensor
         self.register_buffer("prompt", prompt)
         accepted = inspect.signature(embeddings.forward).parameters
         self._name = "inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"
+        self._ids = signature.lead.name
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """[batch, tokens] -> [batch, prompt + tokens, width]."""
-        words = self.embeddings.word_embeddings(input_ids)  # type: ignore[operator]  # every family has this module
-        inputs: dict[str, Any] = {self._name: torch.cat((self.prompt.expand(len(words), -1, -1), words), 1)}
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """[batch, tokens] each -> [batch, prompt + tokens, width]."""
+        words = self.embeddings.word_embeddings(inputs.pop(self._ids))  # type: ignore[operator]  # every family has it
+        beside = {name: nn.functional.pad(tensor, (len(self.prompt), 0)) for name, tensor in inputs.items()}
+        given: dict[str, Any] = {self._name: torch.cat((self.prompt.expand(len(words), -1, -1), words), 1), **beside}
         if self._name == "input_embeds":
-            inputs["input_ids"] = None  # DistilBERT gives it no default
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = nn.functional.pad(token_type_ids, (len(self.prompt), 0))
-        embedded: Tensor = self.embeddings(**inputs)
+            given[self._ids] = None  # DistilBERT gives it no default
+        embedded: Tensor = self.embeddings(**given)
         return embedded
 
 
@@ -70,7 +72,7 @@ def add_prefix(model: CodaModel, prefix: Tensor) -> None:
     for layer, (key, value) in zip(model.coda_layers(), prefix, strict=True):
         layer.block.attention.set_prefix(key, value)
     model.embeddings = _Shifted(model.embeddings, tokens)
-    model.max_tokens = _room(model, tokens)
+    model.signature = _behind(model.signature, tokens)
 
 
 def add_prompt(model: CodaModel, prompt: Tensor) -> None:
@@ -92,12 +94,13 @@ def add_prompt(model: CodaModel, prompt: Tensor) -> None:
     width = int(model.hf_config.hidden_size)
     if prompt.dim() != 2 or prompt.shape[1] != width:
         raise UnsupportedModelError(f"a prompt of shape {tuple(prompt.shape)} does not fit a model of width {width}")
-    model.embeddings = _Prompted(model.embeddings, prompt)
+    model.embeddings = _Prompted(model.embeddings, prompt, model.signature)
     model.prompt_tokens = len(prompt)
-    model.max_tokens = _room(model, len(prompt))
+    model.signature = _behind(model.signature, len(prompt))
 
 
-def _room(model: CodaModel, taken: int) -> int:
-    if model.max_tokens <= taken:
-        raise UnsupportedModelError(f"{taken} learned tokens leave no room for a text in {model.max_tokens} positions")
-    return model.max_tokens - taken
+def _behind(signature: Signature, taken: int) -> Signature:
+    longest = signature.max_length
+    if longest <= taken:
+        raise UnsupportedModelError(f"{taken} learned tokens leave no room for a text in {longest} positions")
+    return replace(signature, max_length=longest - taken)

@@ -96,7 +96,7 @@ def fit(
 
     Args:
         model: as ``convert`` made it, or a dense adapter model to go on from.
-        data: rows of ``input_ids`` and ``labels``.
+        data: rows of token ids, by the name of the model's input, and ``labels``.
         collator: its length and drop become the recipe's.
         reduction: r at the end, one or one for each layer.
         folder: new or empty; holds the last whole epoch while it lasts, and goes with it. A run that was interrupted

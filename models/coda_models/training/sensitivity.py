@@ -32,7 +32,7 @@ def choose_reductions(
 
     Args:
         dense: a trained model at r = 1, which it is left at.
-        rows: of ``input_ids`` and ``labels``; one or two hundred training texts.
+        rows: of token ids, by the name of the model's input, and ``labels``; one or two hundred training texts.
         collator: at the length that the model will run at.
         share: of the multiply-adds of all layers at r = 1, for a text of the collator's length.
         choices: what each layer chooses from.

@@ -24,6 +24,7 @@ from transformers import (
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
+from coda_targets.modalities.text import IDS, MASK
 
 SOFT = "teacher_logits"  # of rows that a teacher has labelled
 
@@ -99,7 +100,8 @@ class SplicedTexts(Dataset[dict[str, Any]]):
     ``distillation=1``.
 
     Args:
-        rows: of ``input_ids``, whole texts between one leading and one closing special token, and ``labels``.
+        rows: of token ids, by the name of the model's input, whole texts between one leading and one closing special
+            token, and ``labels``.
         tokens: of a spliced row, with both special tokens; one of short texts may be shorter.
     """
 
@@ -119,10 +121,10 @@ class SplicedTexts(Dataset[dict[str, Any]]):
         sources = [first, *(self._rows[_below(len(self._rows))] for _ in range(pieces - 1))]
         body: list[int] = []
         for source in sources:
-            words = source["input_ids"][1:-1]
-            start = _below(max(1, len(words) - length + 1))
-            body += words[start : start + length]
-        return {"input_ids": [first["input_ids"][0], *body, first["input_ids"][-1]], "labels": first["labels"]}
+            inner = source[IDS][1:-1]
+            start = _below(max(1, len(inner) - length + 1))
+            body += inner[start : start + length]
+        return {IDS: [first[IDS][0], *body, first[IDS][-1]], "labels": first["labels"]}
 
 
 def _below(bound: int) -> int:
@@ -148,16 +150,16 @@ class TailCollator:
         self.splice = splice
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows -> input_ids and attention_mask [batch, tokens], labels [batch], and of softly labelled ones [batch,
+        """Rows -> ids and mask by their names [batch, tokens], labels [batch], and of softly labelled ones [batch,
         classes] too."""
-        cut = [self._cut(row["input_ids"]) for row in rows]
+        cut = [self._cut(row[IDS]) for row in rows]
         labels = [row["labels"] for row in rows]
         partners = self._partners(labels)
         cut = [ids if i == j else _spliced(ids, cut[j]) for i, (ids, j) in enumerate(zip(cut, partners, strict=True))]
         longest = max(map(len, cut))
         ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
+        batch = {IDS: ids, MASK: mask, "labels": torch.tensor(labels)}
         if SOFT in rows[0]:
             soft = torch.tensor([row[SOFT] for row in rows])
             batch[SOFT] = (soft + soft[partners]) / 2
@@ -207,7 +209,7 @@ def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCo
     parts = []
     for start in range(0, len(rows), batch):
         inputs = collator(rows[start : start + batch])
-        output = model(inputs["input_ids"].to(device), inputs["attention_mask"].to(device))
+        output = model(**{name: inputs[name].to(device) for name in (IDS, MASK)})
         parts.append(output.logits.float().cpu())
     return torch.cat(parts)
 
@@ -324,7 +326,7 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         if soft is not None and model.training:
             loss = (1 - self._distillation) * loss + self._distillation * self._divergence(output.logits, soft)
         if taught and self._hidden > 0:
-            valid = inputs["attention_mask"].bool()
+            valid = model.mask(inputs)
             pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
             loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss

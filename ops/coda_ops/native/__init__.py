@@ -11,36 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from coda_ops import catalogue
 from coda_ops.errors import CodaError
 from coda_ops.files import replacing_file
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
-OPERATORS = (
-    "Route",
-    "TakeTokens",
-    "PutTokens",
-    "PutDifference",
-    "PackTokens",
-    "UnpackTokens",
-    "EmbedNorm",
-    "Int8EmbedNorm",
-    "AddNorm",
-    "AddGelu",
-    "SelfAttention",
-    "AddAdapter",
-    "AddSwishAdapter",
-    "Int8Linear",
-    "Int8LinearGelu",
-    "Int8AddAdapter",
-    "Int8RouterAdapter",
-)
+OPERATORS = tuple(operator.name for operator in catalogue.OPERATORS if operator.native)
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
-LESSER = "CODA_ISA"  # environment: the most that this process makes do with, one of ISAS
-ISAS = ("baseline", "avx2", "avx-vnni", "avx512", "avx512-vnni", "amx-int8")  # as in src/simd.h
 _HEADER = "onnxruntime_cxx_api.h"
-_USUAL = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
-_WITHIN = (".", "onnxruntime", "onnxruntime/core/session", "include", "include/onnxruntime")
+_VENDORED = HERE / "include" / "onnxruntime"  # of the oldest release that the kernels are loaded by
 
 
 class KernelError(CodaError):
@@ -59,28 +39,15 @@ def switched_off() -> bool:
     return value == "portable"
 
 
-def allowed(isa: str) -> bool:
-    """Whether the environment lets this process use one of ``ISAS``; whether the processor has it is another question.
-
-    Raises:
-        KernelError: it names something unknown.
-    """
-    most = os.environ.get(LESSER, ISAS[-1])
-    if most not in ISAS:
-        raise KernelError(f"{LESSER}={most} is unknown: use {' '.join(ISAS)}")
-    return ISAS.index(isa) <= ISAS.index(most)
-
-
 def library() -> Path | None:
     """What onnxruntime's ``register_custom_ops_library`` takes; ``None`` where it is not built, or switched off."""
     return None if switched_off() or not LIBRARY.is_file() else LIBRARY
 
 
-def include_dir(given: Path | None = None) -> Path | None:
-    """The folder of onnxruntime's C++ headers: given, named by ``ORT_INCLUDE_DIR``, or where systems keep them."""
+def include_dir(given: Path | None = None) -> Path:
+    """The folder of onnxruntime's C++ headers: given, named by ``ORT_INCLUDE_DIR``, or our copy of them."""
     named = given or os.environ.get("ORT_INCLUDE_DIR")
-    roots = [Path(named)] if named else [Path(root) for root in _USUAL]
-    return next((root / sub for root in roots for sub in _WITHIN if (root / sub / _HEADER).is_file()), None)
+    return Path(named) if named else _VENDORED
 
 
 def compiler() -> str | None:
@@ -100,10 +67,8 @@ def missing(given: Path | None = None) -> str | None:
     """What building lacks here, with what to do about it; ``None`` where nothing is."""
     if compiler() is None:
         return "a C++ compiler is missing: apt-get install g++"
-    if include_dir(given) is None:
-        where = given or os.environ.get("ORT_INCLUDE_DIR")
-        looked = f"{where} has no {_HEADER}" if where else "onnxruntime's C++ headers are missing"
-        return f"{looked}: apt-get install libonnxruntime-dev, or name the include folder of an onnxruntime release"
+    if not (include_dir(given) / _HEADER).is_file():
+        return f"{include_dir(given)} has no {_HEADER}: name the include folder of an onnxruntime release, or none"
     if shutil.which("cmake") is None:
         return "CMake is missing: apt-get install cmake, or pip install cmake"
     return None

@@ -1,4 +1,4 @@
-"""From text to arrays and from logits to labels, with the tokenizer that a bundle carries."""
+"""Text: what encoders take of it, and from text to arrays and from logits to labels by the tokenizer in a bundle."""
 
 import json
 from collections.abc import Sequence
@@ -9,17 +9,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coda_targets.bundle import Arrays, Bundle
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import MULTI_LABEL, REGRESSION
+from coda_targets.signature import BATCH, Arrays, Input, Signature
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+    from coda_targets.bundle import Bundle
+
 TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
-_TYPES = "token_type_ids"
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"  # as transformers calls them
+TEXT = "text"
 Text = str | tuple[str, str]  # a pair for models that compare two, such as cross-encoders
+
+
+def text_signature(vocabulary: int, max_length: int, *, padding: int = 0, types: int | None = None) -> Signature:
+    """The inputs of a text encoder: token ids, a mask and, where it has them, token types. [batch, sequence] each
+
+    Args:
+        vocabulary: how many token ids there are.
+        padding: the token id that stands behind the end of a sequence.
+        types: how many token types there are; ``None`` where the model takes none.
+    """
+    axes = (BATCH, "sequence")
+    inputs = [Input(IDS, "int64", axes, "ids", vocabulary, padding), Input(MASK, "int64", axes, "mask")]
+    if types is not None:
+        inputs.append(Input(TYPES, "int64", axes, "types", types))
+    return Signature(TEXT, tuple(inputs), max_length)
 
 
 @dataclass(frozen=True)
@@ -40,12 +58,14 @@ class TextCodec:
 
     Raises:
         BundleError: the bundle has no tokenizer.
-        InputError: no such task.
+        InputError: no such task, or a model that does not take text.
         TargetError: the tokenizers library is not installed.
     """
 
-    def __init__(self, bundle: Bundle, task: str | None = None) -> None:
+    def __init__(self, bundle: "Bundle", task: str | None = None) -> None:
         self._manifest = bundle.manifest
+        if (modality := self._manifest.signature.modality) != TEXT:
+            raise InputError(f"{bundle.folder} takes {modality}, not text: feed arrays through Bundle.run")
         self._labels = bundle.labels(task)
         self._logits = bundle.logits(task)
         with bundle.reading(TOKENIZER, _CONFIG):
@@ -61,12 +81,12 @@ class TextCodec:
         """
         encodings = self._tokenizer.encode_batch(list(texts))
         columns = {
-            "input_ids": [e.ids for e in encodings],
-            "attention_mask": [e.attention_mask for e in encodings],
-            _TYPES: [e.type_ids if self._types else [0] * len(e.ids) for e in encodings],
+            IDS: [e.ids for e in encodings],
+            MASK: [e.attention_mask for e in encodings],
+            TYPES: [e.type_ids if self._types else [0] * len(e.ids) for e in encodings],
         }
-        wanted = [tensor.name for tensor in self._manifest.inputs]
-        return Encoded({name: np.asarray(columns[name], dtype=np.int64) for name in wanted}, encodings)
+        inputs = self._manifest.signature.inputs
+        return Encoded({one.name: np.asarray(columns[one.name], dtype=one.dtype) for one in inputs}, encodings)
 
     def decode(self, outputs: Arrays, encoded: Encoded, *, raw: bool = False) -> list[dict[str, Any]]:
         """One plain record a text, as transformers' pipelines score them.
@@ -156,7 +176,7 @@ def _tells_types(folder: Path) -> bool:
         return True
     try:
         names = json.loads(path.read_text("utf-8")).get("model_input_names")
-        return names is None or _TYPES in names
+        return names is None or TYPES in names
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BundleError(f"{path} is damaged: it is no tokenizer's; compile the model again") from None
 

@@ -11,11 +11,11 @@ import onnxruntime as ort
 
 from coda_ops.errors import first_line
 from coda_targets.errors import TargetError
-from coda_targets.runtimes.target import Target
+from coda_targets.runtimes import Runtime
 
 
-def add(options: ort.SessionOptions, target: Target, threads: int) -> None:
-    """Have a session run on this machine's CPU by a target's plugin.
+def add(options: ort.SessionOptions, runtime: Runtime, threads: int) -> None:
+    """Have a session run on this machine's CPU by a runtime's plugin.
 
     Args:
         threads: 0 for the plugin's own choice.
@@ -23,23 +23,23 @@ def add(options: ort.SessionOptions, target: Target, threads: int) -> None:
     Raises:
         TargetError: it is not installed, or this onnxruntime cannot use it.
     """
-    settings = target.providers[0][1]
+    settings = runtime.options
     chosen = {**settings, "INFERENCE_NUM_THREADS": str(threads)} if threads else settings
-    options.add_provider_for_devices([device(target)], {"load_config": json.dumps({"CPU": chosen})})
+    options.add_provider_for_devices([device(runtime)], {"load_config": json.dumps({"CPU": chosen})})
 
 
-def device(target: Target) -> Any:
-    """The CPU as a target's plugin knows it, which is registered where it is not yet.
+def device(runtime: Runtime) -> Any:
+    """The CPU as a runtime's plugin knows it, which is registered where it is not yet.
 
     Raises:
         TargetError: it is not installed, or this onnxruntime cannot use it.
     """
-    provider = target.providers[0][0]
-    cannot = f"target {target.name!r} cannot run here"
+    provider = runtime.preferred
+    cannot = f"target {runtime.name!r} cannot run here"
     try:
-        package = import_module(target.plugin)
+        package = import_module(runtime.plugin)
     except ModuleNotFoundError:
-        raise TargetError(f"{cannot}: {provider} is not installed: {target.install}") from None
+        raise TargetError(f"{cannot}: {provider} is not installed: {runtime.install}") from None
     try:
         mine = not _devices(provider)  # an app may have registered it
         if mine:
@@ -53,10 +53,10 @@ def device(target: Target) -> Any:
         ) from None
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise TargetError(
-            f"{cannot}: {target.plugin} cannot be loaded: {first_line(error)}; {target.install}"
+            f"{cannot}: {runtime.plugin} cannot be loaded: {first_line(error)}; {runtime.install}"
         ) from None
     if not found:
-        raise TargetError(f"{cannot}: {target.plugin} finds no CPU that it can use: use another target")
+        raise TargetError(f"{cannot}: {runtime.plugin} finds no CPU that it can use: use another target")
     return found[0]
 
 

@@ -1,12 +1,7 @@
 """Whether this processor multiplies bytes exactly."""
 
-import platform
-from functools import cache
-from pathlib import Path
+from coda_ops import cpu
 
-from coda_ops import native
-
-_CPUS = Path("/proc/cpuinfo")
 _EXACT = {"avx512_vnni", "avx_vnni"}
 
 
@@ -17,13 +12,6 @@ def saturates() -> bool:
     says what the processor has, on other systems than Linux, that is what is asked for.
 
     Raises:
-        KernelError: ``CODA_ISA`` names no instruction set.
+        CpuError: ``CODA_ISA`` names no instruction set.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    return not (native.allowed("avx-vnni") and _has_vnni())
-
-
-@cache
-def _has_vnni() -> bool:
-    return _CPUS.is_file() and not _EXACT.isdisjoint(_CPUS.read_text("utf-8").split())
+    return cpu.is_x86() and not (cpu.allowed("avx-vnni") and not _EXACT.isdisjoint(cpu.features()))

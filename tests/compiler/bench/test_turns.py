@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coda_compile.bench.turns import Contender, MeasuringError, Timings, in_turns, started, token_inputs
+from coda_compile.bench.turns import Contender, MeasuringError, Timings, in_turns, started
 from coda_targets import Bundle
 
 INPUTS = {"input_ids": np.arange(4, 20).reshape(2, 8)}
@@ -19,7 +19,7 @@ def test_every_round_visits_every_contender_and_input(compiled: Bundle):
     rounds: list[int] = []
     timings = in_turns(
         [Contender.of_bundle(name, compiled.folder) for name in "ab"],
-        [INPUTS, token_inputs(1, 4, 100)],
+        [INPUTS, compiled.manifest.signature.random(1, 4)],
         rounds=4,
         threads=1,
         on_round=lambda: rounds.append(1),

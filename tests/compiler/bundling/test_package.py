@@ -76,7 +76,7 @@ def test_the_first_that_runs_is_taken(several: Bundle):
     assert several.variant.name == "cpu"
     assert repr(several) == f"Bundle('{several.folder}', variant='cpu')"
     assert several.run({"input_ids": IDS})["logits"].shape == (1, 3)
-    assert several.target.name == "cpu"
+    assert several.runtime.name == "cpu"
 
 
 def test_order_is_preference(mine: Path):

@@ -85,7 +85,7 @@ def test_a_task_is_a_small_file(several: Bundle):
     trained = sum(MODELS["topics"].get_parameter(name).numel() for name in MODELS["topics"].trainable_names())
     assert trained * 4 < sizes["adapters/topics.onnx_adapter"] < trained * 4 + 10_000
     assert several.variant.minimum_onnxruntime == "1.21.1"
-    assert [tensor.name for tensor in several.manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert list(several.manifest.signature.names) == ["input_ids", "attention_mask", "token_type_ids"]
 
 
 def test_every_task_verifies(several: Bundle):

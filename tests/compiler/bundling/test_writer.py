@@ -18,10 +18,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 import coda_compile.bundling.package
 import coda_compile.pipeline
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.bundling.writer import check_output, replacing, write_tokenizer
 from coda_compile.errors import CompileError, CompileWarning, OutputError
+from coda_compile.passes import pass_name
 from coda_models import CodaConfig, convert, save
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
+from coda_targets.modalities.text import text_signature
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_report(compiled: Bundle):
     assert report["schema_version"] == 1
     (made,) = report["variants"].values()
     assert list(report["variants"]) == ["cpu"]
-    assert [step["name"] for step in made["passes"]] == list(compiled.target.lowering)
+    assert [step["name"] for step in made["passes"]] == [pass_name(one) for one in get_backend("cpu").passes()]
     assert all({"name", "modified", "nodes", "operators", "declined"} == set(step) for step in made["passes"])
     assert made["passes"][-1]["nodes"] == sum(compiled.variant.operators.values())
     cases = made["parity"]["cases"]
@@ -113,9 +116,9 @@ def test_config_is_what_transformers_reads(compiled: Bundle):
 
 def test_tokenizer_alone_truncates_and_pads(compiled: Bundle):
     core = Tokenizer.from_file(str(compiled.folder / "tokenizer.json"))
-    assert core.truncation["max_length"] == compiled.manifest.max_tokens
+    assert core.truncation["max_length"] == compiled.manifest.signature.max_length
     short, long = core.encode_batch(["good", "w1 " * 100])
-    assert len(short.ids) == len(long.ids) == compiled.manifest.max_tokens
+    assert len(short.ids) == len(long.ids) == compiled.manifest.signature.max_length
     assert sum(short.attention_mask) == 3
     assert set(short.ids[3:]) == {0}
 
@@ -130,7 +133,7 @@ class Slow(PreTrainedTokenizer):
 def test_slow_tokenizer_is_left_out_with_a_word(tmp_path: Path):
     """BERTweet's, for one, has no fast form at all."""
     with pytest.warns(CompileWarning, match=r"goes without a tokenizer, since Slow has no tokenizer\.json form: feed"):
-        write_tokenizer(tmp_path, Slow(), 8, 100)
+        write_tokenizer(tmp_path, Slow(), text_signature(100, 8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,7 +141,7 @@ def test_tokens_that_the_model_does_not_know_are_told(tmp_path: Path, tokenizer:
     more = deepcopy(tokenizer)
     more.add_tokens(["<user>", "<url>"], special_tokens=True)
     with pytest.warns(CompileWarning, match="has 2 more tokens than the 100 that the model knows, '<url>' among them"):
-        write_tokenizer(tmp_path, more, 8, 100)
+        write_tokenizer(tmp_path, more, text_signature(100, 8))
     assert (tmp_path / "tokenizer.json").is_file()
 
 
@@ -163,7 +166,7 @@ def test_tokenizer_without_padding_is_refused(tmp_path: Path, tokenizer: PreTrai
     core.no_padding()  # which an earlier batch may have left
     bare = PreTrainedTokenizerFast(tokenizer_object=core)
     with pytest.raises(CompileError, match=r"has no padding token: set tokenizer\.pad_token and save it again"):
-        write_tokenizer(tmp_path, bare, 8, 100)
+        write_tokenizer(tmp_path, bare, text_signature(100, 8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -313,7 +316,7 @@ STAGES = ["save_variants", "verify", "write_config", "write_tokenizer", "write_p
 def once(model):
     """The model exported once, for the tests that fail afterwards."""
     exported = coda_compile.pipeline.export(model, 20)
-    coda_compile.pipeline.run_passes(exported, get_target("cpu").lowering)
+    coda_compile.pipeline.run_passes(exported, get_backend("cpu").passes())
     return exported
 
 

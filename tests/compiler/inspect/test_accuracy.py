@@ -9,6 +9,7 @@ from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.errors import CodaError
 from coda_compile.inspect.accuracy import Accuracy, measure, wilson
 from coda_compile.inspect.evaluate import evaluate
@@ -17,7 +18,7 @@ from coda_compile.sources import read_source
 from coda_compile.text_files import read_rows
 from coda_compile.tune.choice import choose
 from coda_models import CodaConfig
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 
 LABELS = ("neg", "pos")
 
@@ -120,7 +121,7 @@ def test_only_one_label_of_several_is_right_or_wrong(
     with pytest.raises(CodaError, match=message):
         choose(
             read_source(folder).model,
-            get_target("cpu"),
+            get_backend("cpu"),
             data=path,
             budget=1,
             output=tmp_path / "chosen",

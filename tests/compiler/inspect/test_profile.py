@@ -14,7 +14,7 @@ from coda_compile.errors import CodaError
 from coda_compile.inspect.profile import Kernel, Place, Profile, profile_bundle, trace
 from coda_models import CodaConfig
 from coda_targets import Bundle, BundleError
-from coda_targets.bundle import open_session
+from coda_targets.runtimes.session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_times_are_of_counted_runs(profile: Profile):
 
 def test_names_change_no_optimisation(profile: Profile, compiled: Bundle, tmp_path: Path):
     path = tmp_path / "as-shipped.onnx"
-    target = replace(compiled.target, session_options={"optimized_model_filepath": str(path)})
-    open_session(compiled.model_path, target)
+    runtime = replace(compiled.runtime, session_options={"optimized_model_filepath": str(path)})
+    open_session(compiled.model_path, runtime)
     shipped = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
     assert Counter(node.op_type for node in profile.graph.node) == shipped
 

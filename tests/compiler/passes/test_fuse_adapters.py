@@ -3,18 +3,19 @@
 from typing import Any
 
 import numpy as np
-import onnx.parser
 import onnx_ir as ir
 import pytest
 import torch
-from tests.compiler.passes.test_fuse_attention import BEFORE, outputs
+from tests.compiler.passes.graphs import assert_not_here, compare, outputs, parsed, why_declined
 from tests.conftest import tiny_coda
 from torch import nn
 
-from coda_compile.export import export
 from coda_compile.passes import run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_adapters import FuseAdapters
-from coda_compile.precision.quantize import quantize_model
+from coda_compile.passes.fuse_norms import FuseNorms
+from coda_compile.passes.upstream import RemoveUnused
+from coda_compile.precision import get_precision
 from coda_models import CodaConfig, CodaModel
 from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
@@ -24,7 +25,7 @@ def beside(reduction: int, precision: str = "fp32") -> CodaModel:
     """Adapters beside layers."""
     model = tiny_coda("bert", CodaConfig(reduction=reduction))
     if precision != "fp32":
-        quantize_model(model, precision)
+        get_precision(precision).quantise(model, (), True)
     return model
 
 
@@ -52,17 +53,7 @@ def serial(activation: Any) -> CodaModel:
     ],
 )
 def test_every_adapter_is_one_operator_and_computes_the_same(model: Any, operator: str, count: int):
-    made = model()
-    exported = ir.to_proto(export(made, opset=20))
-    ids = np.random.default_rng(0).integers(4, 90, (3, 9))
-    every = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    results = []
-    for names in ((), ("fuse_adapters",)):
-        compiled = ir.from_proto(exported)
-        run_passes(compiled, (*BEFORE, *names, "fuse_norms", "remove_unused", "attach_functions"))
-        results.append(outputs(compiled, {name: every[name] for name in made.input_names}))
-    for plain, fused in zip(*results, strict=True):
-        np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-6)
+    compiled, _ = compare(model(), FuseAdapters(), after=(FuseNorms(), RemoveUnused(), AttachFunctions()))
     nodes = [node for node in compiled.graph if node.op_type == operator]
     assert len(nodes) == count
     assert {(node.metadata_props[LAYER_TAG], node.metadata_props[ROLE_TAG]) for node in nodes} == {
@@ -70,19 +61,15 @@ def test_every_adapter_is_one_operator_and_computes_the_same(model: Any, operato
         ("1", "adapter"),
     }
     assert "Adapter" not in {node.op_type for node in compiled.graph}
-    again = FuseAdapters()
-    assert not again(compiled).modified
+    assert not FuseAdapters()(compiled).modified
 
 
 def graph(body: str, x: str = "B, S, 4", residual: str = "B, S, 4", middle: int = 2) -> ir.Model:
     thin, wide = (", ".join(["0.5"] * n) for n in (middle, 4 * middle))
-    text = f"""<ir_version: 10, opset_import: ["" : 20, "ai.coda" : 1]>
-        g (float[{x}] x, float[{residual}] r, float[{middle}] v) => (float[B, S, 4] out)
+    text = f"""g (float[{x}] x, float[{residual}] r, float[{middle}] v) => (float[B, S, 4] out)
         <float[4, {middle}] d = {{{wide}}}, float[{middle}] e = {{{thin}}}, float[{middle}, 4] u = {{{wide}}},
          float[4] f = {{0.1, 0.2, 0.3, 0.4}}> {{ {body} }}"""
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
-    model.graph.name = "g"
-    return model
+    return parsed(text, shapes=True)
 
 
 RELU = "a = MatMul(x, d) b = Add(a, e) h = Relu(b) c = MatMul(h, u) g = Add(f, c) out = Add(g, r)"
@@ -96,26 +83,36 @@ def test_sums_are_taken_in_either_order(body: str, operator: str):
     feed["v"] = np.zeros(2, np.float32)
     (wanted,) = outputs(graph(body), feed)
     model = graph(body)
-    run_passes(model, ("fuse_adapters", "attach_functions"))
+    run_passes(model, (FuseAdapters(), AttachFunctions()))
     assert [node.op_type for node in model.graph] == [operator]
     np.testing.assert_allclose(outputs(model, feed)[0], wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("model", "reason", "value"),
     [
-        (graph(RELU, residual="4"), "another shape"),
-        (graph(RELU, middle=4), "as wide as what it reads, or wider"),
-        (graph(RELU.replace("Add(a, e)", "Add(a, v)")), None),  # v may change
-        (graph(RELU.replace("Relu(b)", "Tanh(b)")), None),
-        (graph(RELU.replace("Add(g, r)", "Add(g, h2) h3 = Relu(g)").replace("out", "h2 = Add(r, r) out")), None),
-        (graph(SWISH.replace("Sigmoid(b)", "Sigmoid(a)")), None),  # of something else
-        (graph(SWISH.replace("out = Add(r, g)", "q = Add(r, g) out = Add(q, q) t = Neg(s)")), None),
+        (graph(RELU, residual="4"), "its residual has another shape than what the adapter reads", "r"),
+        (
+            graph(RELU, middle=4),
+            "its bottleneck is as wide as what it reads, or wider, as in a feed-forward",
+            "d",
+        ),
     ],
 )
-def test_what_is_no_adapter_is_left_alone(model: ir.Model, reason: str | None):
-    before = [node.op_type for node in model.graph]
-    step = FuseAdapters()
-    assert not step(model).modified
-    assert [node.op_type for node in model.graph] == before
-    assert [reason in told for told in step.declined] == ([True] if reason else [])
+def test_what_does_not_fit_is_left_alone_and_says_why(model: ir.Model, reason: str, value: str):
+    declined = why_declined(FuseAdapters(), model)
+    assert (declined.reason, declined.value.name) == (reason, value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        RELU.replace("Add(a, e)", "Add(a, v)"),  # v may change
+        RELU.replace("Relu(b)", "Tanh(b)"),
+        RELU.replace("Add(g, r)", "Add(g, h2) h3 = Relu(g)").replace("out", "h2 = Add(r, r) out"),
+        SWISH.replace("Sigmoid(b)", "Sigmoid(a)"),  # of something else
+        SWISH.replace("out = Add(r, g)", "q = Add(r, g) out = Add(q, q) t = Neg(s)"),
+    ],
+)
+def test_what_is_no_adapter_is_left_alone(body: str):
+    assert_not_here(FuseAdapters(), graph(body))

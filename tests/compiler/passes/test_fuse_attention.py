@@ -5,34 +5,28 @@ from collections import Counter
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.compiler.passes.graphs import BEFORE, outputs, why_declined
 from tests.conftest import TINY, tiny_coda
 
 from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
+from coda_compile.passes.fusion import Fusion
+from coda_compile.passes.outcome import Fused
+from coda_compile.passes.upstream import RemoveUnused
 from coda_models import CodaConfig, CodaModel
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
-BEFORE = ("fold_constants", "eliminate_identities")
-AFTER = ("remove_unused", "attach_functions")
-FUSIONS = ("fuse_attention", "fuse_projections")
+AFTER = (RemoveUnused(), AttachFunctions())
+FUSIONS = (FuseAttention(), FuseProjections())
 
 
-def outputs(model: ir.Model, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    content = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, feed))
-
-
-def compare(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, int]:
+def compare_fused(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, int]:
     """Run a model with and without the fusions on ragged texts; returns the fused one's operators."""
     exported = ir.to_proto(export(model, opset=20))
     rng = np.random.default_rng(seed)
@@ -42,7 +36,7 @@ def compare(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, i
         "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int64),
         "token_type_ids": np.zeros((batch, tokens), np.int64),
     }
-    feed = {name: every[name] for name in model.input_names}
+    feed = {name: every[name] for name in model.signature.names}
     results = []
     for fusions in ((), FUSIONS):
         compiled = ir.from_proto(exported)
@@ -59,7 +53,7 @@ def compare(model: CodaModel, batch: int, tokens: int, seed: int) -> dict[str, i
 )
 def test_all_kinds_are_fused_and_compute_the_same(family: str, attention: str):
     config = CodaConfig(reduction=1) if attention == "dense" else CodaConfig(reduction=2, attention=attention)
-    counts = compare(tiny_coda(family, config), 3, 21, 0)
+    counts = compare_fused(tiny_coda(family, config), 3, 21, 0)
     assert counts["com.microsoft::MultiHeadAttention" if attention == "k_to_all" else "ai.coda::SelfAttention"] == 2
     assert "Softmax" not in counts
     if family != "mpnet":  # its relative bias has a transpose of its own
@@ -78,7 +72,9 @@ def test_all_kinds_are_fused_and_compute_the_same(family: str, attention: str):
 def test_random_models_compute_the_same(
     family: str, attention: str, reduction: str, batch: int, tokens: int, seed: int
 ):
-    compare(tiny_coda(family, CodaConfig(reduction=reduction, attention=attention), seed % 100), batch, tokens, seed)
+    compare_fused(
+        tiny_coda(family, CodaConfig(reduction=reduction, attention=attention), seed % 100), batch, tokens, seed
+    )
 
 
 def test_fused_operators_keep_layer_and_role(raw: ir.Model):
@@ -95,16 +91,16 @@ def test_the_checker_accepts_the_result(raw: ir.Model):
     run_passes(raw, (*BEFORE, *FUSIONS, *AFTER))
     onnx.checker.check_model(ir.to_proto(raw), full_check=True)
     assert raw.opset_imports["com.microsoft"] == 1
-    assert not {domain for domain in raw.opset_imports if "fusion" in domain}
+    assert not {domain for domain in raw.opset_imports if Fusion() in domain}
 
 
-def test_a_softmax_of_another_kind_is_left_and_told():
+def test_a_softmax_of_another_kind_is_left_alone_and_says_why():
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 20]> g (float[N, 4] x) => (float[N, 4] y) { y = Softmax(x) }'
     )
-    step = FuseAttention()
-    assert not step(model).modified
-    assert step.declined == {"a Softmax that is not between two products, as attention's is": 1}
+    declined = why_declined(FuseAttention(), model)
+    assert declined.reason == "a softmax is not between two matrix products, as attention's is"
+    assert declined.value.op_type == "Softmax"
     assert "com.microsoft" not in model.opset_imports
 
 
@@ -129,9 +125,7 @@ def projections(keys: str = "x", rest: str = "", more: str = "", tail: str = "")
 
 def test_three_products_of_one_input_become_one():
     model, plain = projections(), projections()
-    step = FuseProjections()
-    assert step(model).modified
-    assert not step.declined
+    assert FuseProjections()(model).outcomes == (Fused(),)
     assert operator_counts(model) == {"com.microsoft::Attention": 1}
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32) * 0.1
     feed = {"x": x, "other": x}
@@ -160,25 +154,35 @@ def test_who_asks_for_a_size_asks_the_input_instead():
     assert outputs(model, {"x": x, "other": x})[1].tolist() == [5]
 
 
+NO_LINEAR = "a projection is no linear layer that it alone reads"
+
+
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("model", "reason", "value"),
     [
-        ({"keys": "other"}, "queries and keys come from different tokens"),
-        ({"rest": ", b3"}, "it has a bias, a padding mask or a cache of its own"),
-        (
-            {"more": ", float[B, N, 8] z", "tail": "z = Neg(k)"},
-            "a projection is no product with weights and a bias, or others read it too",
-        ),
-        (
-            {"more": ", int64[3] n", "tail": "n = Shape(q)"},
-            "a projection is no product with weights and a bias, or others read it too",
-        ),
+        (projections(keys="other"), "queries and keys come from different tokens", "other"),
+        (projections(rest=", b3"), "it has a bias, a padding mask or a cache of its own", ""),
+        (projections(more=", float[B, N, 8] z", tail="z = Neg(k)"), NO_LINEAR, "k"),
+        (projections(more=", int64[3] n", tail="n = Shape(q)"), NO_LINEAR, "q"),
     ],
 )
-def test_what_does_not_fit_is_left_and_told(model: dict[str, str], reason: str):
-    graph = projections(**model)
-    before = ir.to_proto(graph).SerializeToString(deterministic=True)
-    step = FuseProjections()
-    assert not step(graph).modified
-    assert step.declined == {reason: 1}
-    assert ir.to_proto(graph).SerializeToString(deterministic=True) == before
+def test_what_does_not_fit_is_left_alone_and_says_why(model: ir.Model, reason: str, value: str):
+    declined = why_declined(FuseProjections(), model)
+    assert (declined.reason, declined.value.name or "") == (reason, value)
+
+
+def test_a_quantised_projection_beside_others_is_left_alone():
+    model = projections()
+    x, weight = model.graph[0].inputs
+    quantized = ir.Value(
+        name="wq",
+        type=ir.TensorType(ir.DataType.UINT8),
+        shape=weight.shape,
+        const_value=ir.tensor(np.full((8, 8), 128, np.uint8)),
+    )
+    model.graph.register_initializer(quantized)
+    bias = model.graph.initializers["b"]
+    linear = ir.node("Int8Linear", [x, quantized, bias, bias], domain="ai.coda")
+    old = [model.graph[1], model.graph[0]]
+    ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [linear], old[0].outputs, linear.outputs)
+    assert why_declined(FuseProjections(), model).reason == "some of the projections are quantised and others are not"

@@ -12,19 +12,25 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.compiler.passes.graphs import assert_not_here, parsed, serialized, why_declined
 from tests.conftest import tiny_backbone, tiny_coda
 
 from coda_compile import compile
-from coda_compile.passes import operator_counts, run_passes
+from coda_compile.backends.cpu import BACKEND
+from coda_compile.passes import operator_counts, pass_name, run_passes
+from coda_compile.passes.outcome import Fused
 from coda_compile.passes.pack_rows import PackRows
 from coda_models import CodaConfig, convert
 from coda_ops import native
-from coda_targets import Bundle, get_target
-from coda_targets.bundle import MODEL, open_session
+from coda_targets import Bundle
+from coda_targets.bundle import MODEL
+from coda_targets.routing import LAYER_TAG
+from coda_targets.runtimes.session import open_session
 
-LOWERING = get_target("cpu").lowering
-BEFORE = LOWERING[: LOWERING.index("fuse_projections") + 1]
-AFTER = LOWERING[LOWERING.index("fuse_projections") + 1 :]
+PASSES = BACKEND.passes()
+NAMES = [pass_name(one) for one in PASSES]
+BEFORE = PASSES[: NAMES.index("fuse_projections") + 1]
+AFTER = PASSES[NAMES.index("fuse_projections") + 1 :]
 CONFIGS: dict[str, dict[str, Any]] = {
     "k-to-k": {"reduction": 2},
     "k-to-all": {"reduction": 2, "attention": "k_to_all"},
@@ -72,17 +78,15 @@ def test_kernels_and_bodies_agree(tmp_path: Path):
     mask = np.arange(20) < np.array([20, 3, 1, 11])[:, None]
     feed = bundle.prepare({"input_ids": np.where(mask, 7, 0), "attention_mask": mask})
     with_kernels, without = (
-        open_session(bundle.folder / MODEL, replace(bundle.target, native=flag)).run(None, feed)[0]
+        open_session(bundle.folder / MODEL, replace(bundle.runtime, native=flag)).run(None, feed)[0]
         for flag in (True, False)
     )
     np.testing.assert_allclose(with_kernels, without, rtol=0, atol=1e-5)
 
 
-def test_every_product_of_a_layer_runs_on_rows(raw: ir.Model):
+def test_every_linear_layer_runs_on_rows(raw: ir.Model):
     run_passes(raw, BEFORE)
-    step = PackRows()
-    assert step(raw).modified
-    assert not step.declined
+    assert PackRows()(raw).outcomes == (Fused(), Fused())
     run_passes(raw, AFTER)
     for node in raw.graph:
         if node.op_type == "MatMul" and node.metadata_props["coda.role"] in ("attention", "feed_forward"):
@@ -95,17 +99,12 @@ def test_every_product_of_a_layer_runs_on_rows(raw: ir.Model):
 
 
 def test_second_run_changes_nothing(raw: ir.Model):
-    run_passes(raw, (*BEFORE, "pack_rows"))
-    before = ir.to_proto(raw).SerializeToString(deterministic=True)
-    assert not PackRows()(raw).modified
-    assert ir.to_proto(raw).SerializeToString(deterministic=True) == before
+    run_passes(raw, (*BEFORE, PackRows()))
+    assert_not_here(PackRows(), raw)
 
 
 def test_nothing_to_pack(plain: Callable[[], ir.Model]):
-    model = plain()
-    step = PackRows()
-    assert not step(model).modified
-    assert not step.declined
+    assert_not_here(PackRows(), plain())
 
 
 def test_layer_without_a_mask_is_declined(raw: ir.Model):
@@ -115,9 +114,27 @@ def test_layer_without_a_mask_is_declined(raw: ir.Model):
             node.domain = "other"
         if node.op_type == "Cast":
             node.domain = "other"
-    step = PackRows()
-    assert not step(raw).modified
-    assert dict(step.declined) == {"nothing says which tokens are valid": 2}
+    before = serialized(raw)
+    result = PackRows()(raw)
+    assert not result.modified
+    assert result.declined == {"nothing says which tokens are valid": 2}
+    assert serialized(raw) == before
+
+
+def test_a_layer_without_linear_layers_is_declined_and_gains_no_mask():
+    model = parsed("""g (int64[B, N] mask, float[B, N, 4] x) => (float[B, N, 4] y, bool[B, N] valid)
+        { valid = Cast <to = 9> (mask) y = Gelu(x) }""")
+    model.graph[1].metadata_props[LAYER_TAG] = "0"
+    model.graph[1].outputs[0].shape = ir.Shape(["B", "N", 4])
+    assert why_declined(PackRows(), model).reason == "no linear layer treats its tokens one by one"
+
+
+def test_which_of_two_masks_is_meant_nothing_says():
+    model = parsed("""g (int64[B, N] mask, int64[B, N] other, float[B, N, 4] x)
+        => (float[B, N, 4] y, bool[B, N] valid, bool[B, N] more)
+        { valid = Cast <to = 9> (mask) more = Cast <to = 9> (other) y = Gelu(x) }""")
+    model.graph[2].metadata_props[LAYER_TAG] = "0"
+    assert why_declined(PackRows(), model).reason == "nothing says which tokens are valid"
 
 
 @pytest.mark.parametrize("name", ["embeddings", "tokens"])

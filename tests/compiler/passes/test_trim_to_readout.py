@@ -3,21 +3,24 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.compiler.passes.test_fuse_attention import outputs
+from tests.compiler.passes.graphs import assert_not_here, inputs_of, outputs, serialized, why_declined
 from tests.conftest import tiny_coda
 
+from coda_compile.backends.cpu import BACKEND
 from coda_compile.export import export
-from coda_compile.passes import run_passes
+from coda_compile.passes import pass_name, run_passes
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_models import CodaConfig
-from coda_targets import get_target
 
-LOWERING = get_target("cpu").lowering
-BEFORE = LOWERING[: LOWERING.index("trim_to_readout")]
+PASSES = BACKEND.passes()
+NAMES = [pass_name(one) for one in PASSES]
+BEFORE = PASSES[: NAMES.index("trim_to_readout")]
+
+NO_ATTENTION = "no attention lies between the first token and what others read too"
 
 
 def single_token(model: ir.Model) -> list[str]:
-    """Operators that compute one token of each text."""
+    """Operators that compute one token of each sequence."""
     return sorted(
         node.op_type
         for node in model.graph
@@ -37,17 +40,10 @@ def single_token(model: ir.Model) -> list[str]:
 def test_the_last_layer_computes_one_token_and_the_answer_is_the_same(family: str, config: CodaConfig):
     model = tiny_coda(family, config)
     exported = ir.to_proto(export(model, opset=20))
-    rng = np.random.default_rng(0)
-    mask = np.arange(17) < np.array([[17], [5], [1]])
-    every = {
-        "input_ids": rng.integers(4, 100, mask.shape),
-        "attention_mask": mask.astype(np.int64),
-        "token_type_ids": np.zeros(mask.shape, np.int64),
-    }
-    feed = {name: every[name] for name in model.input_names}
+    feed = inputs_of(model)
     whole, trimmed = (ir.from_proto(exported) for _ in "ab")
-    run_passes(whole, [name for name in LOWERING if name != "trim_to_readout"])
-    reports = run_passes(trimmed, LOWERING)
+    run_passes(whole, [one for one in PASSES if not isinstance(one, TrimToReadout)])
+    reports = run_passes(trimmed, PASSES)
     assert next(report for report in reports if report.name == "trim_to_readout").modified
     alone = single_token(trimmed)
     assert alone.count("MultiHeadAttention") == 1
@@ -60,27 +56,22 @@ def test_the_last_layer_computes_one_token_and_the_answer_is_the_same(family: st
 def test_a_second_run_changes_nothing():
     model = export(tiny_coda("bert", CodaConfig(reduction=1)), opset=20)
     run_passes(model, BEFORE)
-    step = TrimToReadout()
-    assert step(model).modified
-    before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert not step(model).modified
-    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert TrimToReadout()(model).fused == 1
+    before = serialized(model)
+    assert not TrimToReadout()(model).modified
+    assert serialized(model) == before
 
 
-def test_a_last_layer_that_routes_is_left_and_told(raw: ir.Model):
+def test_a_last_layer_that_routes_is_left_alone_and_says_why(raw: ir.Model):
     run_passes(raw, BEFORE)
-    step = TrimToReadout()
-    assert not step(raw).modified
-    assert step.declined == {"no attention lies between the first token and what others read too": 1}
+    assert why_declined(TrimToReadout(), raw).reason == NO_ATTENTION
 
 
 @pytest.mark.parametrize("config", [CodaConfig(reduction=1, pooling="mean"), CodaConfig(task="token-classification")])
 def test_what_reads_every_token_is_left(config: CodaConfig):
     model = export(tiny_coda("bert", config), opset=20)
     run_passes(model, BEFORE)
-    step = TrimToReadout()
-    assert not step(model).modified
-    assert not step.declined
+    assert_not_here(TrimToReadout(), model)
 
 
 ATTENTION = """
@@ -125,14 +116,10 @@ def test_the_query_is_cut_and_keys_and_values_are_not():
         {"last": "z0 = Gather <axis = 1> (y, zero) s = ReduceSum <keepdims = 0> (y) z = Add(z0, s)"},
     ],
 )
-def test_a_state_that_others_read_is_left_and_told(model: dict[str, str]):
-    graph = attention(**model)
-    step = TrimToReadout()
-    assert not step(graph).modified
-    assert step.declined == {"no attention lies between the first token and what others read too": 1}
+def test_a_state_that_others_read_is_left_alone_and_says_why(model: dict[str, str]):
+    declined = why_declined(TrimToReadout(), attention(**model))
+    assert (declined.reason, declined.value.name) == (NO_ATTENTION, "y")
 
 
 def test_another_token_than_the_first_is_left():
-    step = TrimToReadout()
-    assert not step(attention(index=1)).modified
-    assert not step.declined
+    assert_not_here(TrimToReadout(), attention(index=1))

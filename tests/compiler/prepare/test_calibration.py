@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import compile
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare import calibration
-from coda_compile.verify.cases import Inputs
 from coda_models import CodaConfig
+from coda_targets.modalities.text import text_signature
 
-TAKEN = Inputs(("input_ids", "attention_mask"), 100, 0, 6)
+TAKEN = text_signature(100, 6)
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def test_arrays_are_taken_as_they_are():
     assert list(calibration.inputs(None, None, TAKEN)) == []
 
 
-TOGETHER = "^--precision int8-static and --calibrate FILE go together: texts like those to come$"
+NEEDED = "^--precision int8-static needs texts like those to come: give --calibrate FILE$"
 
 
 @pytest.mark.parametrize(
     ("precision", "name", "sentence"),
     [
-        ("int8-static", None, TOGETHER),
-        ("int8", "texts.csv", TOGETHER),
-        ("fp32", "texts.csv", TOGETHER),
+        ("int8-static", None, NEEDED),
+        ("int8", "texts.csv", "^--precision int8 is not calibrated: leave --calibrate out$"),
+        ("fp32", "texts.csv", "^--precision fp32 is not calibrated: leave --calibrate out$"),
         ("int8-static", "texts.csv", "^this model has no tokenizer to read --calibrate with"),
     ],
 )
@@ -85,13 +85,15 @@ def test_a_file_that_is_not_as_described_is_refused(
 
 def test_several_tasks_are_refused(tmp_path: Path, file: Path):
     models = {name: tiny_coda("bert", CodaConfig(reduction=2)) for name in ("one", "two")}
-    with pytest.raises(CompileError, match=r"^several tasks cannot share int8-static: use --precision int8, or"):
+    with pytest.raises(
+        CompileError, match=r"^several tasks cannot share --precision int8-static: compile each by itself$"
+    ):
         compile(models, output=tmp_path / "bundle", precision="int8-static", calibration=file)
 
 
 def test_pairs_are_read_as_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     (tmp_path / "pairs.csv").write_text("text,text_pair\ngood,bad w1\n")
-    taken = Inputs(("input_ids", "attention_mask", "token_type_ids"), 100, 0, 66)
+    taken = text_signature(100, 66, types=2)
     (found,) = calibration.inputs(tmp_path / "pairs.csv", tokenizer, taken)
     wanted = tokenizer("good", "bad w1", return_tensors="pt")
     assert wanted["token_type_ids"].sum() == 3

@@ -19,7 +19,7 @@ from coda_compile.cli.main import cli
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.prepare.prune_slots import _compare, prune_slots
 from coda_compile.prepare.pruning import PrunedLayer, Pruning
-from coda_compile.verify.cases import Inputs, make_case
+from coda_compile.verify.cases import make_case
 from coda_models import CodaConfig, CodaModel, save
 from coda_models.model import CodaOutput
 from coda_ops.capacity import slot_count
@@ -37,7 +37,7 @@ def spread(config: CodaConfig, apart: float = 3.0) -> CodaModel:
 
 
 def arrays(model: CodaModel, *lengths: int) -> list[Arrays]:
-    return [make_case(Inputs.of(model), 1, n, ragged=False, seed=n).inputs for n in lengths]
+    return [make_case(model.signature, 1, n, ragged=False, seed=n).inputs for n in lengths]
 
 
 def tensors(texts: list[Arrays]) -> list[dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.compiler.regression.results import launches
 
-from coda_compile.bench.turns import MeasuringError, Turn, token_inputs
+from coda_compile.bench.turns import MeasuringError, Turn
 from coda_compile.errors import CodaError
 from coda_compile.regression import ab
 from coda_compile.regression.ab import (
@@ -24,9 +24,10 @@ from coda_compile.regression.ab import (
 )
 from coda_compile.regression.verdict import Verdict
 from coda_targets import Bundle
+from coda_targets.modalities.text import text_signature
 
 BY = 0.05
-INPUTS = token_inputs(1, 8, 100)
+INPUTS = text_signature(100, 66, types=2).random(1, 8)
 
 
 def stopped(given: Sequence[Launch], by: float = BY) -> Decision:

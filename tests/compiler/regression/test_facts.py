@@ -12,6 +12,7 @@ from coda_compile.inspect.cost import multiply_adds
 from coda_compile.regression.facts import IncomparableError, compare, is_fused, read_facts, require_comparable
 from coda_targets import Bundle, BundleError
 from coda_targets.manifest import TensorInfo
+from coda_targets.modalities.text import text_signature
 
 
 def test_operators_are_counted_after_the_runtime_fused_them(compiled: Bundle):
@@ -22,7 +23,7 @@ def test_operators_are_counted_after_the_runtime_fused_them(compiled: Bundle):
     assert facts.placement == {"CPUExecutionProvider": facts.nodes}
     assert facts.preferred == "CPUExecutionProvider"
     assert facts.bytes == compiled.model_path.stat().st_size
-    assert facts.multiply_adds == multiply_adds(compiled.manifest, compiled.manifest.max_tokens)
+    assert facts.multiply_adds == multiply_adds(compiled.manifest, compiled.manifest.signature.max_length)
 
 
 def test_a_bundle_does_not_differ_from_itself(compiled: Bundle):
@@ -100,12 +101,18 @@ def test_what_counts_as_fused(name: str):
             {"task": "token-classification"},
             r"different tasks, token-classification and sequence-classification: compare",
         ),
-        ({"max_tokens": 32}, r"different longest inputs, 32 tokens and \d+ tokens: compare"),
+        (
+            {"signature": text_signature(100, 32, types=2)},
+            r"different longest inputs, 32 tokens and \d+ tokens: compare",
+        ),
         (
             {"outputs": (TensorInfo("logits", "float32", ("batch", 7)),)},
             r"different outputs, logits float32\[batch, 7\] and",
         ),
-        ({"inputs": (TensorInfo("input_ids", "int64", (1, 8)),)}, r"different inputs, input_ids int64\[1, 8\] and"),
+        (
+            {"signature": text_signature(100, 66)},
+            r"different inputs, attention_mask int64\[batch, sequence\], input_ids",
+        ),
     ],
 )
 def test_bundles_of_different_jobs_are_refused(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from sentence_transformers.sentence_transformer import modules
-from tests.conftest import tiny_backbone
+from tests.conftest import example_inputs, tiny_backbone
 from tests.sentences import TEXTS, edit, embedded, encoded, opened, save_sentence
 from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -75,7 +75,7 @@ def test_revision_of_a_base(tmp_path: Path, hub: Hub, tokenizer: PreTrainedToken
     named = {} if revision is None else {"revision": revision}
     folder = lora(tmp_path / "lora", "me/base", **named)
     model = read_source(folder).model
-    inputs = model.example_inputs(2, 9)
+    inputs = example_inputs(model, 2, 9)
     wanted = states(peft.AutoPeftModelForFeatureExtraction.from_pretrained(str(folder)).eval(), inputs)
     torch.testing.assert_close(states(model, inputs), wanted, atol=1e-5, rtol=1e-5)
     with warnings.catch_warnings():
@@ -93,7 +93,7 @@ def test_a_base_that_is_passed_has_no_revision(tmp_path: Path, hub: Hub, tokeniz
     tokenizer.save_pretrained(tmp_path / "other")
     hub("me/other", main=tmp_path / "other")
     model = read_source(folder, backbone="me/other").model
-    inputs = model.example_inputs(2, 9)
+    inputs = example_inputs(model, 2, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = states(peft.PeftModel.from_pretrained(other, folder).eval(), inputs)
@@ -120,7 +120,7 @@ def test_modules_of_a_base_by_its_hub_name(tmp_path: Path, hub: Hub, tokenizer: 
     reference[0].model = peft.AutoPeftModelForFeatureExtraction.from_pretrained(str(folder)).eval()
     bundle = compile(folder, output=tmp_path / "b")
     np.testing.assert_allclose(embedded(bundle), encoded(reference), atol=3e-5)
-    assert bundle.manifest.max_tokens == 20
+    assert bundle.manifest.signature.max_length == 20
 
 
 @pytest.mark.parametrize("base_pools", [None, "max"])
@@ -148,17 +148,17 @@ def test_modules_beside_an_adapter(tmp_path: Path, tokenizer: PreTrainedTokenize
     bundle = compile(tmp_path / "lora", output=tmp_path / "b")
     np.testing.assert_allclose(embedded(bundle), wanted, atol=3e-5)
     np.testing.assert_allclose(encoded(opened(bundle.folder, backend="onnx")), wanted, atol=3e-5)
-    assert bundle.manifest.max_tokens == 18
+    assert bundle.manifest.signature.max_length == 18
 
 
 def test_a_tokenizer_beside_an_adapter_has_a_say(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     base = save_sentence(tmp_path / "base", tokenizer)
     edit(base / "sentence_bert_config.json", max_seq_length=30)
     folder = lora(tmp_path / "lora", str(base))
-    assert read_source(folder).model.max_tokens == 30
+    assert read_source(folder).model.signature.max_length == 30
     tokenizer.save_pretrained(folder)
     edit(folder / "tokenizer_config.json", model_max_length=14)
-    assert read_source(folder).model.max_tokens == 14
+    assert read_source(folder).model.signature.max_length == 14
 
 
 def test_nothing_says_how_to_pool(tmp_path: Path):
@@ -195,7 +195,7 @@ def test_adapters_of_adapterhub(tmp_path: Path, hub: Hub, tokenizer: PreTrainedT
     with torch.inference_mode():
         features = {"token_embeddings": states(library, inputs), "attention_mask": inputs["attention_mask"]}
         wanted = reference[2](reference[1](features))["sentence_embedding"]
-        got = source.model(**{name: inputs[name] for name in source.model.input_names}).sentence_embedding
+        got = source.model(**{name: inputs[name] for name in source.model.signature.names}).sentence_embedding
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     assert source.kind == "AdapterHub adapter"
 

@@ -75,7 +75,7 @@ def test_a_base_with_another_head_says_nothing_of_the_adapters(tmp_path: Path):
         ({"id2label": {"zero": "no"}}, "is damaged: its id2label should name classes by their numbers"),
         ({"id2label": 3}, "is damaged: its id2label should name classes by their numbers"),
         ({"problem_type": "several"}, "problem_type 'several' of .* is unknown: use one of single_label_class"),
-        ([], "is not a Hugging Face configuration"),
+        ([], "is damaged: it should be a Hugging Face configuration"),
     ],
 )
 def test_a_configuration_that_does_not_fit(lora: Path, content: Any, message: str):

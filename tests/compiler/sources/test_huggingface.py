@@ -51,7 +51,7 @@ def same(folder: Path, eager: PreTrainedModel) -> None:
     mask = torch.ones_like(ids)
     mask[1, 9:], mask[2, 4:] = 0, 0
     inputs = {"input_ids": ids * mask, "attention_mask": mask}
-    if "token_type_ids" in read.input_names:
+    if "token_type_ids" in read.signature.names:
         inputs["token_type_ids"] = (torch.arange(17) > 2).long() * mask
     with torch.inference_mode():
         wanted, seen = eager(**inputs), read(**inputs)
@@ -93,7 +93,7 @@ def test_settings(tmp_path: Path, setting: str):
 def test_token_types_are_an_input_where_there_are_several(tmp_path: Path, family: str, rows: int):
     eager = saved(tmp_path / "model", family, type_vocab_size=rows)
     bundle = compile(tmp_path / "model", output=tmp_path / "bundle")
-    names = [one.name for one in bundle.manifest.inputs]
+    names = list(bundle.manifest.signature.names)
     assert names == ["input_ids", "attention_mask", "token_type_ids"][: 1 + rows]
     inputs = {"input_ids": 4 + np.arange(20).reshape(2, 10), "attention_mask": np.ones((2, 10), np.int64)}
     if rows > 1:

@@ -51,8 +51,8 @@ def test_files_and_folders_are_found(exported: Path, folder: Path, compiled: Bun
 def test_a_graph_tells_what_it_is(exported: Path):
     graph = read(exported / "model.onnx")
     assert (graph.task, graph.labels) == ("sequence-classification", ("LABEL_0", "LABEL_1", "LABEL_2"))
-    assert graph.inputs.names == ("input_ids", "attention_mask", "token_type_ids")
-    assert (graph.inputs.vocabulary, graph.inputs.padding, graph.inputs.max_tokens) == (len(WORDS), 0, 66)
+    assert graph.signature.names == ("input_ids", "attention_mask", "token_type_ids")
+    assert (graph.signature.lead.size, graph.signature.lead.padding, graph.signature.max_length) == (len(WORDS), 0, 66)
     assert graph.tokenizer is not None
     assert [str(value.shape) for value in graph.model.graph.outputs] == ["[batch,3]"]
 
@@ -62,16 +62,16 @@ def test_nothing_need_lie_beside_it(folder: Path):
         if file.name != "model.onnx":
             file.unlink()
     graph = read(folder / "model.onnx")
-    assert (graph.config, graph.tokenizer, graph.inputs.padding) == ({}, None, 0)
-    assert graph.inputs.max_tokens == 66  # found by running it: it has 66 positions
+    assert (graph.config, graph.tokenizer, graph.signature.lead.padding) == ({}, None, 0)
+    assert graph.signature.max_length == 66  # found by running it: it has 66 positions
     assert graph.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 def test_positions_that_belong_to_no_token_are_not_counted(tmp_path: Path):
     graph = read(write(lora_classifier("roberta"), tmp_path, inputs=2))
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 66
-    assert graph.inputs.max_tokens == 65  # RoBERTa's padding, id 0 here, has a position of its own
-    assert graph.inputs.names == ("input_ids", "attention_mask")
+    assert graph.signature.max_length == 65  # RoBERTa's padding, id 0 here, has a position of its own
+    assert graph.signature.names == ("input_ids", "attention_mask")
 
 
 def test_labels_are_the_configuration_s(folder: Path):
@@ -87,7 +87,7 @@ def test_a_classifier_s_numbered_output_is_called_logits(folder: Path):
     graph = read(path)
     assert [value.name for value in graph.model.graph.outputs] == ["logits"]
     ids = np.ones((1, 3), np.int64)
-    assert list(original(path, graph.model)(dict.fromkeys(graph.inputs.names, ids))) == ["logits"]
+    assert list(original(path, graph.model)(dict.fromkeys(graph.signature.names, ids))) == ["logits"]
 
 
 def change_config(folder: Path, **fields: object) -> None:
@@ -235,7 +235,7 @@ def test_a_configuration_of_another_model_is_refused(folder: Path):
     with pytest.raises(CompileError, match=r"config.json names classes 0, 1 where the logits have 0 to 2"):
         read(folder / "model.onnx")
     (folder / "config.json").write_text("[")
-    with pytest.raises(CompileError, match=r"config.json is not a Hugging Face configuration"):
+    with pytest.raises(CompileError, match=r"config.json is damaged: it should be a Hugging Face configuration"):
         read(folder / "model.onnx")
 
 

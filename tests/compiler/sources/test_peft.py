@@ -16,7 +16,8 @@ from tests.conftest import tiny_backbone
 
 from coda_compile import compile
 from coda_compile.errors import CompileError
-from coda_compile.precision.quantize import Int8Embedding, quantize_model
+from coda_compile.precision import get_precision
+from coda_compile.precision.layers.embedding import Int8Embedding
 from coda_compile.sources import read_source
 from coda_models import backbone
 from coda_models.backbone import load_backbone
@@ -165,7 +166,7 @@ def test_two_kinds_of_tokens(tmp_path: Path, family: str, method: str, task: str
 def test_kinds_of_tokens_that_peft_leaves_out(tmp_path: Path):
     """With a prefix for states it ignores them, with a warning, so a bundle does not ask for them."""
     eager = adapted(tmp_path / "peft", METHODS["prefix"]("FEATURE_EXTRACTION"), task="feature-extraction")
-    assert "token_type_ids" not in read_source(tmp_path / "peft").model.input_names
+    assert "token_type_ids" not in read_source(tmp_path / "peft").model.signature.names
     ids, mask = texts(2, 17)
     with pytest.warns(UserWarning, match="Ignoring token type ids"), torch.inference_mode():
         typed = eager(input_ids=ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)).last_hidden_state
@@ -177,7 +178,7 @@ def test_what_is_compiled_computes_what_peft_does(tmp_path: Path, method: str):
     """On shapes that the export never saw; nothing of the method's own is left to compute."""
     eager = adapted(tmp_path / "peft", METHODS[method]("SEQ_CLS"))
     bundle = compile(tmp_path / "peft", output=tmp_path / "bundle")
-    for batch, tokens in ((1, 1), (1, 2), (3, 17), (2, bundle.manifest.max_tokens)):
+    for batch, tokens in ((1, 1), (1, 2), (3, 17), (2, bundle.manifest.signature.max_length)):
         ids, mask = (
             texts(batch, tokens) if tokens > 8 else (torch.full((batch, tokens), 9), torch.ones(batch, tokens).long())
         )
@@ -190,8 +191,8 @@ def test_what_is_compiled_computes_what_peft_does(tmp_path: Path, method: str):
 def test_prompted_embeddings_are_quantised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     adapted(tmp_path / "peft", METHODS["prompt"]("SEQ_CLS"))
     model = read_source(tmp_path / "peft").model
-    monkeypatch.setattr("coda_compile.precision.quantize._LARGE", 1000)
-    quantize_model(model, "int8")
+    monkeypatch.setattr("coda_compile.precision.layers.replace._LARGE", 1000)
+    get_precision("int8").quantise(model, (), True)
     assert any(isinstance(module, Int8Embedding) for module in model.embeddings.modules())
 
 
@@ -282,7 +283,7 @@ def test_quantised_base(lora: Path, tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
 def test_damaged_configuration(lora: Path, text: str):
     (lora / "adapter_config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"adapter_config\.json is no adapter configuration: it is damaged"):
+    with pytest.raises(CompileError, match=r"adapter_config\.json is damaged: it should be an adapter configuration"):
         read_source(lora)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer import modules
-from tests.conftest import tiny_backbone
+from tests.conftest import example_inputs, tiny_backbone
 from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_format, opened, save_sentence
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +20,6 @@ from coda_compile.sources import read_source
 from coda_compile.terminal import inspected
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
-from coda_ops.errors import CodaError
 from coda_targets import Bundle
 
 BEHIND = {
@@ -40,6 +39,8 @@ BEHIND = {
         modules.Normalize(),
     ],
 }
+
+
 POOLINGS = [*OLD_KEYS, ("cls", "mean"), tuple(OLD_KEYS)]
 
 
@@ -52,10 +53,10 @@ def read_embeddings(folder: Path, texts: list[str] = TEXTS) -> Any:
     source = read_source(folder)
     assert source.tokenizer is not None
     inputs = source.tokenizer(
-        texts, padding=True, truncation=True, max_length=source.model.max_tokens, return_tensors="pt"
+        texts, padding=True, truncation=True, max_length=source.model.signature.max_length, return_tensors="pt"
     )
     with torch.inference_mode():
-        output = source.model(**{name: inputs[name] for name in source.model.input_names})
+        output = source.model(**{name: inputs[name] for name in source.model.signature.names})
     return output.sentence_embedding.numpy()
 
 
@@ -117,7 +118,7 @@ def test_padding_on_the_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
     assert not features["attention_mask"][0, 0]
     ours = read_source(folder).model
     with torch.inference_mode():
-        got = ours(**{name: features[name] for name in ours.input_names}).sentence_embedding.numpy()
+        got = ours(**{name: features[name] for name in ours.signature.names}).sentence_embedding.numpy()
     close(got, encoded(theirs))
 
 
@@ -203,7 +204,7 @@ def test_a_delta_that_classifies_over_an_embedder(tmp_path: Path, tokenizer: Pre
     edit(folder / "sentence_bert_config.json", max_seq_length=12)
     model = convert(load_backbone(folder, "sequence-classification", num_labels=3), CodaConfig(reduction=2))
     save(model, tmp_path / "delta.pt", tokenizer=tokenizer, delta=True)
-    assert read_source(tmp_path / "delta.pt", backbone=str(folder)).model.max_tokens == 66
+    assert read_source(tmp_path / "delta.pt", backbone=str(folder)).model.signature.max_length == 66
 
 
 @pytest.mark.parametrize("prompt", ["", None])
@@ -236,172 +237,10 @@ def test_cross_encoders_stay_classifiers(tmp_path: Path, tokenizer: PreTrainedTo
     theirs = CrossEncoder(str(tmp_path / "base"), device="cpu", max_length=12)
     theirs.save_pretrained(str(tmp_path / "m"))
     model = read_source(tmp_path / "m").model
-    assert (model.coda_config.task, model.max_tokens) == ("sequence-classification", 12)
-    inputs = model.example_inputs(2, 9)
+    assert (model.coda_config.task, model.signature.max_length) == ("sequence-classification", 12)
+    inputs = example_inputs(model, 2, 9)
     with torch.inference_mode():
         torch.testing.assert_close(model(**inputs).logits, theirs.model(**inputs).logits, atol=1e-5, rtol=1e-5)
-
-
-def replace_in(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-KIND = "sentence_transformers.sentence_transformer.modules.normalize.Normalize"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sentence_transformers.models.WeightedLayerPooling",
-        "sentence_transformers.models.CNN",
-        "sentence_transformers.models.LSTM",
-        "sentence_transformers.models.BoW",
-        "sentence_transformers.models.StaticEmbedding",
-        "sentence_transformers.models.Router",
-        "sentence_transformers.models.Asym",
-        "sentence_transformers.models.WordWeights",
-        "sentence_transformers.models.CLIPModel",
-        "sentence_transformers.sparse_encoder.models.SpladePooling",
-        "sentence_transformers.sparse_encoder.models.SparseAutoEncoder",
-        "pylate.models.Dense.Dense",
-        "modeling_own.Normalize",
-        "Normalize",
-    ],
-)
-def test_other_modules(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str):
-    folder = save_sentence(tmp_path / "m", tokenizer, modules.Normalize())
-    replace_in(folder / "modules.json", KIND, name)
-    with pytest.raises(CodaError, match=f"modules.json lists {name}, which has no compiled form: Transformer, Pool"):
-        read_source(folder)
-
-
-REFUSED = {  # the file, what is changed in it, and what is said
-    "default prompt": (
-        "config_sentence_transformers.json",
-        {"default_prompt_name": "query", "prompts": {"query": "query: "}},
-        "puts the prompt 'query' in front of every text .default_prompt_name.*: set it to null",
-    ),
-    "prompts that are none": ("config_sentence_transformers.json", {"prompts": [3]}, "prompts should be texts by name"),
-    "sparse encoder": ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is a sparse encoder"),
-    "width of nothing": ("config_sentence_transformers.json", {"truncate_dim": 0}, "outputs 0 of a Truncate is not a"),
-    "pooling": ("1_Pooling/config.json", {"pooling_mode": "median"}, "pools by 'median', which has no compiled form"),
-    "our name": ("1_Pooling/config.json", {"pooling_mode": "first"}, "pools by 'first', which has no compiled form"),
-    "no poolings": ("1_Pooling/config.json", {"pooling_mode": []}, "is damaged: it should say how sentences are"),
-    "key of Pooling": ("1_Pooling/config.json", {"pooling_temperature": 2}, "sets 'pooling_temperature', which has"),
-    "key of Dense": ("2_Dense/config.json", {"use_residual": True}, "sets 'use_residual', which has no compiled form"),
-    "Dense of tokens": ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "only a Dense of whole"),
-    "activation": (
-        "2_Dense/config.json",
-        {"activation_function": "torch.nn.modules.activation.Hardtanh"},
-        "has the activation 'torch.nn.modules.activation.Hardtanh', which has no compiled form: Identity, Tanh",
-    ),
-    "activation of one's own": ("2_Dense/config.json", {"activation_function": "own.Tanh"}, "has the activation 'own"),
-    "no activation": ("2_Dense/config.json", {"activation_function": None}, "has the activation None"),
-    "width": ("2_Dense/config.json", {"in_features": 31}, "the weights in .*2_Dense do not fit its config.json in"),
-    "width that is none": ("2_Dense/config.json", {"in_features": "x"}, "2_Dense is damaged: inputs 'x' of a Dense"),
-    "bias": ("2_Dense/config.json", {"bias": False}, "do not fit its config.json in 'linear.bias'"),
-    "LayerNorm": ("3_LayerNorm/config.json", {"dimension": 9}, "do not fit its config.json in 'norm.bias'"),
-    "task": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "has transformer_task 'fill-mask'"),
-    "states": (
-        "sentence_bert_config.json",
-        {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
-        "has modality_config .*pooler_output.*, which has no compiled form",
-    ),
-    "arguments": ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "sets 'num_hidden_layers'"),
-    "tokenizer": ("sentence_bert_config.json", {"tokenizer_name_or_path": "other"}, "sets 'tokenizer_name_or_path'"),
-    "length": ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length 0 is no number of tokens"),
-    "case": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case 'yes' is neither true nor false"),
-}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    behind = [modules.Dense(32, 8), modules.LayerNorm(8)]
-    return save_sentence(tmp_path_factory.mktemp("whole") / "m", tokenizer, *behind)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, whole: Path) -> Path:
-    """A folder of each kind of module that a test may damage."""
-    return Path(shutil.copytree(whole, tmp_path / "m"))
-
-
-@pytest.mark.parametrize("what", list(REFUSED))
-def test_what_is_refused(folder: Path, what: str):
-    name, changes, message = REFUSED[what]
-    edit(folder / name, **changes)
-    with pytest.raises(CodaError, match=message) as caught:
-        read_source(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_prompts_left_out_of_the_pooling(folder: Path):
-    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
-    edit(folder / "config_sentence_transformers.json", prompts={"query": "query: "})
-    with pytest.raises(CodaError, match="leaves prompts out of the pooling .include_prompt"):
-        read_source(folder)
-
-
-@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "2_Dense/config.json"])
-@pytest.mark.parametrize("text", ["", "{", "3", "[3]", '{"a": 1}', "[" * 100_000])
-def test_damaged_files(folder: Path, name: str, text: str):
-    (folder / name).write_text(text)
-    with pytest.raises(CodaError) as caught:
-        read_source(folder)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("path", ["../other", "/etc", "a\\b", "1_Pooling/../../x"])
-def test_paths_that_leave_the_folder(folder: Path, path: str):
-    replace_in(folder / "modules.json", '"2_Dense"', json.dumps(path))
-    with pytest.raises(CodaError, match="which lies outside of the model: do not use it"):
-        read_source(folder)
-
-
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        ([1, 0, 2, 3], "lists no Transformer or not as its first"),
-        ([0, 2, 1, 3], "lists Dense out of place: one Pooling comes second"),
-        ([0, 1, 1], "lists Pooling out of place"),
-        ([0, 0, 1], "lists no Transformer or not as its first and only one"),
-        ([0], "lists no Pooling, so no embedding stands for a text"),
-        ([], "lists no Transformer"),
-    ],
-)
-def test_other_orders(folder: Path, order: list[int], message: str):
-    listed = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([listed[i] for i in order]))
-    with pytest.raises(CodaError, match=message):
-        read_source(folder)
-
-
-def test_weights_that_are_too_many(folder: Path):
-    path = folder / "2_Dense" / "model.safetensors"
-    save_file({**load_file(path), "gate.weight": torch.ones(3)}, path)
-    with pytest.raises(CodaError, match="2_Dense do not fit its config.json in 'gate.weight'"):
-        read_source(folder)
-
-
-def test_weights_that_are_absent(folder: Path):
-    (folder / "2_Dense" / "model.safetensors").unlink()
-    with pytest.raises(CodaError, match="2_Dense holds no model.safetensors or pytorch_model.bin: save it again"):
-        read_source(folder)
-
-
-def test_numbered_folders_without_a_list(folder: Path):
-    (folder / "modules.json").unlink()
-    with pytest.raises(CodaError, match="has 2_Dense and no modules.json that says what it is for"):
-        read_source(folder)
-
-
-@pytest.mark.parametrize("name", ["config_setfit.json", "model_head.pkl", "model_head.safetensors"])
-def test_setfit(folder: Path, name: str):
-    (folder / name).write_text("{}")
-    with pytest.raises(CodaError, match=f"is a SetFit classifier .{name}., whose head cannot be compiled: compile its"):
-        read_source(folder)
 
 
 def lengths(bundle: Bundle) -> set[int]:
@@ -410,7 +249,7 @@ def lengths(bundle: Bundle) -> set[int]:
     about = json.loads((bundle.folder / "tokenizer_config.json").read_text())
     sentence = json.loads((bundle.folder / "sentence_bert_config.json").read_text())
     said = (core["truncation"]["max_length"], about["model_max_length"], sentence["max_seq_length"])
-    return {bundle.manifest.max_tokens, *said, embedded_tokens(bundle)}
+    return {bundle.manifest.signature.max_length, *said, embedded_tokens(bundle)}
 
 
 def embedded_tokens(bundle: Bundle) -> int:
@@ -429,7 +268,7 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(
     edit(folder / "sentence_bert_config.json", max_seq_length=sentence)
     if tokens is not None:
         edit(folder / "tokenizer_config.json", model_max_length=tokens)
-    assert read_source(folder).model.max_tokens == wanted
+    assert read_source(folder).model.signature.max_length == wanted
     if (sentence or 0) <= 66:  # else it does not stop at the last position itself
         assert opened(folder).max_seq_length == wanted
         close(read_embeddings(folder), encoded(opened(folder)))

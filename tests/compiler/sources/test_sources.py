@@ -52,7 +52,7 @@ def test_hugging_face_folder(hugging_face: Path):
     ids = torch.arange(4, 15).unsqueeze(0)
     with torch.inference_mode():
         expected = tiny_backbone("bert")(ids).logits
-        torch.testing.assert_close(source.model(ids, torch.ones_like(ids)).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(source.model(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,16 @@ def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "3", '"bert"', '{"architectures": {"a": 1}}', '{"architectures": 3}']
+    ("text", "sentence"),
+    [
+        *((text, "it should be a Hugging Face configuration") for text in ("", "{", "[]", "null", "3", '"bert"')),
+        ('{"architectures": {"a": 1}}', "its architectures should be a list"),
+        ('{"architectures": 3}', "its architectures should be a list"),
+    ],
 )
-def test_config_that_is_none(hugging_face: Path, text: str):
+def test_config_that_is_none(hugging_face: Path, text: str, sentence: str):
     (hugging_face / "config.json").write_text(text)
-    with pytest.raises(CompileError, match=r"config\.json is not a Hugging Face configuration"):
+    with pytest.raises(CompileError, match=rf"config\.json is damaged: {sentence}"):
         read_source(hugging_face)
 
 

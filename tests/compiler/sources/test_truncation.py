@@ -33,7 +33,7 @@ def lengths(bundle: Bundle) -> set[int]:
     core = json.loads((bundle.folder / "tokenizer.json").read_text())["truncation"]["max_length"]
     about = json.loads((bundle.folder / "tokenizer_config.json").read_text())["model_max_length"]
     inputs = TextCodec(bundle).encode([LONG]).inputs
-    return {bundle.manifest.max_tokens, core, about, inputs["input_ids"].shape[1]}
+    return {bundle.manifest.signature.max_length, core, about, inputs["input_ids"].shape[1]}
 
 
 def test_a_classifier_answers_as_in_transformers(tmp_path: Path, short: PreTrainedTokenizerFast):
@@ -54,13 +54,13 @@ def test_a_classifier_answers_as_in_transformers(tmp_path: Path, short: PreTrain
 def test_checkpoints(tmp_path: Path, short: PreTrainedTokenizerFast, kind: str):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     (save if kind == "file" else save_pretrained)(model, tmp_path / "m", tokenizer=short)
-    assert read_source(tmp_path / "m").model.max_tokens == 16
+    assert read_source(tmp_path / "m").model.signature.max_length == 16
 
 
 def test_a_tokenizer_that_is_passed(tmp_path: Path, short: PreTrainedTokenizerFast):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     assert lengths(compile(model, output=tmp_path / "b", tokenizer=short)) == {16}
-    assert model.max_tokens == 66
+    assert model.signature.max_length == 66
 
 
 def test_graphs_of_others(tmp_path: Path, short: PreTrainedTokenizerFast):

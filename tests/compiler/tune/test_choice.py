@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import coda_compile.tune.choice
 from coda_compile import choose
+from coda_compile.backends import get_backend
 from coda_compile.cli import choice_table
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict
@@ -17,7 +18,7 @@ from coda_compile.tune.choice import Candidate, Choice, _around
 from coda_models import CodaConfig
 from coda_models.config import Reduction
 from coda_ops import native
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 
 TEXTS = ["good film", "bad plot", "w1 w2 w3 w4 w5", "plot w7", "w9 good w11 bad", "film film film"]
 
@@ -34,7 +35,7 @@ def labelled(compiled: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
 def choose_tiny(data: Path, tokenizer: PreTrainedTokenizerFast | None, output: Path, **changes: Any) -> Choice:
     wanted = {"budget": 0.5, "rounds": 4, "threads": 1, **changes}
     model = tiny_coda("bert", CodaConfig(reduction=2))
-    return choose(model, get_target("cpu"), data=data, output=output, tokenizer=tokenizer, **wanted)
+    return choose(model, get_backend("cpu"), data=data, output=output, tokenizer=tokenizer, **wanted)
 
 
 def made(*measured: tuple[int, float], budget: float = 0.0, compiled: Bundle) -> Choice:

@@ -18,19 +18,20 @@ from transformers import AutoConfig
 
 import coda_compile.pipeline
 from coda_compile import compile
+from coda_compile.backends import get_backend
 from coda_compile.errors import VerificationError
 from coda_compile.export import save_onnx
 from coda_compile.verify.against_torch import reference, verify
-from coda_compile.verify.cases import Inputs, cases, make_case
+from coda_compile.verify.cases import cases, make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build
 from coda_ops import DOMAIN, native
-from coda_targets import Bundle, get_target
+from coda_targets import Bundle
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
 from coda_targets.routing import RoutingProbe
 
-CPU = dataclasses.replace(get_target("cpu"), native=False)  # function bodies are corrupted, too
+CPU = get_backend("cpu").verified_on()  # function bodies are corrupted, too
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_malformed_selection_never_reaches_torch(model, compiled: Bundle, monkey
 def test_intact_model_passes(model, compiled: Bundle):
     results = verify(model, compiled.model_path, CPU)
     *free, decided = results
-    assert [result.case for result in free] == [case.name for case in cases(Inputs.of(model))]
+    assert [result.case for result in free] == [case.name for case in cases(model.signature)]
     assert decided.case == "3 x 37 tokens, ragged, the first token routed in every layer"
     assert not any(result.float64 for result in results)
     for result in results:
@@ -149,7 +150,7 @@ def test_intact_model_passes(model, compiled: Bundle):
 
 
 def test_reference_is_torchs_own_choice(model):
-    outputs, decisions = reference(model, make_case(Inputs.of(model), 2, 9, ragged=True))
+    outputs, decisions = reference(model, make_case(model.signature, 2, 9, ragged=True))
     assert list(outputs) == ["logits"]
     assert [decision.layer for decision in decisions] == [0, 1]
 
@@ -158,7 +159,7 @@ def test_reference_is_torchs_own_choice(model):
 def once(model):
     """The model exported and lowered once, for the tests that write it wrong."""
     exported = coda_compile.pipeline.export(model, CPU.opset)
-    coda_compile.pipeline.run_passes(exported, CPU.lowering)
+    coda_compile.pipeline.run_passes(exported, CPU.passes())
     return exported
 
 

@@ -1,6 +1,7 @@
 """A bundle whose files have their SHA-256 and still contradict each other, or bring what no list names."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_tolerances_that_prove_nothing(copied: Path, tolerance: float):
 @pytest.mark.parametrize("content", ["[]", "no JSON"])
 def test_config_that_is_none(copied: Path, content: str):
     (copied / "config.json").write_text(content)
-    with pytest.raises(BundleError, match=r"config\.json is missing or damaged"):
+    with pytest.raises(BundleError, match=r"config\.json is damaged: compile the model again"):
         verify_bundle(accept(copied))
 
 
@@ -119,4 +120,12 @@ def test_weights_in_a_file_that_nothing_lists(copied: Path):
     files = json.loads((accept(copied).folder / "coda.json").read_text())["files"]
     edit(copied, files=[file for file in files if file["path"] != ".weights"])
     with pytest.raises(BundleError, match=r"model.onnx has weights in \.weights, which its manifest does not list"):
+        verify_bundle(Bundle(copied))
+
+
+def test_inputs_of_the_manifest_that_the_model_does_not_take(copied: Path):
+    edit(copied, signature=asdict(Bundle(copied).manifest.signature.without("types")))
+    with pytest.raises(
+        BundleError, match=r"inputs input_ids, attention_mask, its model input_ids, attention_mask, token"
+    ):
         verify_bundle(Bundle(copied))

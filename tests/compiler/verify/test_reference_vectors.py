@@ -28,7 +28,10 @@ from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
+from coda_targets.modalities.text import text_signature
 from coda_targets.routing import Decision, RoutingProbe
+
+SIGNATURE = text_signature(100, 66, types=2)
 
 
 def accept(folder: Path) -> Bundle:
@@ -167,21 +170,21 @@ def test_other_selection(copied: Path):
 
 
 def test_other_output(copied: Path):
-    (_, expected) = read(copied)
+    (_, expected) = read(copied, SIGNATURE)
     put(copied / DATA_SET / "output_0.pb", expected.outputs["logits"] + np.float32(0.01), "logits")
     with pytest.raises(VerificationError, match=r"logits differ by"):
         verify_bundle(accept(copied))
 
 
 def test_output_of_another_name(copied: Path):
-    (_, expected) = read(copied)
+    (_, expected) = read(copied, SIGNATURE)
     put(copied / DATA_SET / "output_0.pb", expected.outputs["logits"], "scores")
     with pytest.raises(VerificationError, match=r"scores is missing"):
         verify_bundle(accept(copied))
 
 
 def test_input_of_another_name(copied: Path):
-    (inputs, _) = read(copied)
+    (inputs, _) = read(copied, SIGNATURE)
     put(copied / DATA_SET / "input_2.pb", inputs["token_type_ids"], "positions")
     with pytest.raises(InputError, match=r"input 'positions' is unknown"):
         verify_bundle(accept(copied))
@@ -195,7 +198,7 @@ def test_model_that_onnxruntime_cannot_load(copied: Path):
 
 def test_tie_is_explained_and_the_example_left_out(copied: Path):
     """Record that the compiling machine chose the runner-up, its score as good as equal."""
-    (inputs, expected) = read(copied)
+    (inputs, expected) = read(copied, SIGNATURE)
     scores, selected = expected.routing[0]
     valid = inputs["attention_mask"][0].astype(bool)
     out = [i for i in np.flatnonzero(valid) if i not in selected[0]]
@@ -211,7 +214,7 @@ def test_tie_is_explained_and_the_example_left_out(copied: Path):
     edit(copied, record)
     mask = inputs["attention_mask"].astype(bool)
     probe = RoutingProbe.of(Bundle(copied), decided=True)
-    chosen = [selecting(i, rows, 19, 37) for i, (_, rows) in read(copied)[1].routing.items()]
+    chosen = [selecting(i, rows, 19, 37) for i, (_, rows) in read(copied, SIGNATURE)[1].routing.items()]
     put(copied / ROUTED / "output_0.pb", probe.run(inputs, None, through_first(chosen, mask))[0]["logits"], "logits")
     result = verify_bundle(accept(copied))
     assert {(tie.layer, tie.example, tie.position) for tie in result.ties} >= {(0, 0, worst_in), (0, 0, best_out)}
@@ -237,8 +240,8 @@ def test_round_trip(tmp_path: Path):
         np.array([[True, True], [True, False]]),
     )
     inputs, outputs = {"input_ids": mask * 7, "attention_mask": mask}, {"logits": np.array([[0.5], [1.5]], np.float32)}
-    write(tmp_path, ReferenceVectors(inputs, outputs, [decision], outputs, Tolerances()))
-    got, expected = read(tmp_path)
+    write(tmp_path, ReferenceVectors(inputs, mask.astype(bool), outputs, [decision], outputs, Tolerances()))
+    got, expected = read(tmp_path, SIGNATURE)
     for name, array in inputs.items():
         np.testing.assert_array_equal(got[name], array)
     np.testing.assert_array_equal(expected.outputs["logits"], outputs["logits"])

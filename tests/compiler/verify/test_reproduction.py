@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coda_compile.verify.reproduction import failure_folder, keep_failure
+from coda_compile.verify.reproduction import REPRODUCE, failure_folder, keep_failure
+from coda_targets import get_runtime
+from coda_targets.runtimes.script import session_lines
 
 ARRAYS = {"x": np.arange(3)}
 
@@ -61,3 +63,13 @@ def test_external_weights_are_kept_too(tmp_path: Path):
     keep(tmp_path / "kept", tmp_path / "model.onnx")
     assert (tmp_path / "kept" / "model.onnx.data").read_bytes() == b"weights"
     np.testing.assert_array_equal(np.load(tmp_path / "kept" / "inputs.npz")["x"], ARRAYS["x"])
+
+
+@pytest.mark.parametrize("name", [None, "cpu", "openvino"])
+def test_the_script_runs_where_it_failed(tmp_path: Path, name: str | None):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    runtime = None if name is None else get_runtime(name)
+    keep_failure(tmp_path / "kept", tmp_path / "model.onnx", ARRAYS, {}, ARRAYS, runtime=runtime)
+    script = (tmp_path / "kept" / REPRODUCE).read_text("utf-8")
+    compile(script, REPRODUCE, "exec")
+    assert session_lines(runtime) in script

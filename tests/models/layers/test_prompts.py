@@ -13,7 +13,7 @@ PLAIN = CodaConfig(reduction=1, bottleneck=0)
 
 def logits(model: CodaModel, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return model(ids, torch.ones_like(ids)).logits
+        return model(input_ids=ids).logits
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -25,7 +25,7 @@ def test_learned_tokens_take_room_and_change_answers(tokens: int):
     add_prefix(prefixed, torch.randn(2, 2, 4, tokens, 8))
     add_prompt(prompted, torch.randn(tokens, 32))
     for model in (prefixed, prompted):
-        assert model.max_tokens == before.max_tokens - tokens
+        assert model.signature.max_length == before.signature.max_length - tokens
         assert (logits(model, ids) - logits(before, ids)).abs().max() > 1e-3
 
 

@@ -128,7 +128,9 @@ def test_a_teacher_of_labels_alone_reads_every_text_once_and_whole(
 ):
     model, teacher = (tiny_coda("bert", CodaConfig(reduction=1)) for _ in "ab")
     read: list[Any] = []
-    teacher.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].tolist() if inputs else None))
+    teacher.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(inputs["input_ids"].tolist()), with_kwargs=True
+    )
     taught = replace(ROUTED, epochs=3, stages=((16, 1.0),), **changes)
     fit(model, taught, rows(), TailCollator(tokenizer, 16), reduction=2, folder=tmp_path / "run", teacher=teacher)
     if "hidden" in changes:

@@ -43,7 +43,7 @@ def test_input_names_that_are_not_said(copied: Path, named: str | None):
 
 
 def test_truncates_to_the_longest_input(compiled: Bundle):
-    longest = compiled.manifest.max_tokens
+    longest = compiled.manifest.signature.max_length
     codec = TextCodec(compiled)
     encoded = codec.encode(["w1 " * 500, "good"])
     assert encoded.inputs["input_ids"].shape == (2, longest)

@@ -53,7 +53,7 @@ struct EmbedKernel {
     constexpr const char* kName = kRounded ? "Int8EmbedNorm" : "EmbedNorm";
     return guarded(kName, [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
-      constexpr size_t kIds = kRounded ? 2 : 1;  // a step for every word stands before them
+      constexpr size_t kIds = kRounded ? 2 : 1;  // the scales of the words stand before them
       const auto words = context.GetInput(0), types = context.GetInput(kIds + 1), positions = context.GetInput(kIds + 3);
       const Lookup word(words, context.GetInput(kIds)), type(types, context.GetInput(kIds + 2));
       const Lookup position(positions, context.GetInput(kIds + 4));
@@ -64,11 +64,11 @@ struct EmbedKernel {
           shape_of(bias) != shape_of(scale) ||
           (kRounded && shape_of(context.GetInput(1)) != std::vector<int64_t>{word.table_shape[0], 1})) {
         return invalid(std::string(kName) + ": tables must be [rows, width], ids [batch, tokens] or 1 in place of either, scale and bias "
-                       "[width], steps [rows, 1]");
+                       "[width], words_scale [rows, 1]");
       }
       for (const Lookup* one : {&word, &type, &position}) one->check();
-      const float* steps = nullptr;
-      if constexpr (kRounded) steps = context.GetInput(1).GetTensorData<float>();
+      const float* row_scales = nullptr;
+      if constexpr (kRounded) row_scales = context.GetInput(1).GetTensorData<float>();
       const auto* w = words.GetTensorData<Word>();
       const auto *t = types.GetTensorData<float>(), *p = positions.GetTensorData<float>();
       const auto *s = scale.GetTensorData<float>(), *b = bias.GetTensorData<float>();
@@ -77,7 +77,7 @@ struct EmbedKernel {
       auto* y = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
       parallel(raw, batch * tokens, 4 * width * static_cast<int64_t>(sizeof(float)), [&](int64_t row) {
         const int64_t text = row / tokens, token = row % tokens, id = word.row(text, token);
-        embed_norm(w + id * width, kRounded ? steps[id] : 1.0f, t + type.row(text, token) * width,
+        embed_norm(w + id * width, kRounded ? row_scales[id] : 1.0f, t + type.row(text, token) * width,
                    p + position.row(text, token) * width, s, b, epsilon_, width, y + row * width);
       });
       return nullptr;

@@ -26,8 +26,8 @@ bool here() {
 }
 
 // Levels lie as tiles read them, [rows / 16, inputs / 64, 16, 64].
-AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* levels) {
-  auto* first = static_cast<char*>(levels) + row / kTile * kTile * depth + row % kTile * kBytes;
+AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* quantised) {
+  auto* first = static_cast<char*>(quantised) + row / kTile * kTile * depth + row % kTile * kBytes;
   return quantize_bytes(x, n, first, kTile * kBytes, '\0');
 }
 
@@ -54,12 +54,12 @@ AMX void write_tiles(const Int8Product& p, const int32_t (*sums)[kTile * kPanel]
   const __m512 right_bias = _mm512_maskz_loadu_ps(in_right, p.bias + output + kPanel);
   float* y = p.y + row * p.stride + output;
   for (int64_t i = 0; i < rows; ++i, y += p.stride) {
-    const __m512 step = _mm512_set1_ps(p.steps[row + i]);
+    const __m512 row_scale = _mm512_set1_ps(p.row_scales[row + i]);
     const __m512 left = _mm512_cvtepi32_ps(_mm512_load_si512(sums[0] + i * kPanel));
     const __m512 right = _mm512_cvtepi32_ps(_mm512_load_si512(sums[1] + i * kPanel));
-    _mm512_mask_storeu_ps(y, in_left, _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(left, step), scale), bias));
+    _mm512_mask_storeu_ps(y, in_left, _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(left, row_scale), scale), bias));
     _mm512_mask_storeu_ps(y + kPanel, in_right,
-                          _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(right, step), right_scale), right_bias));
+                          _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(right, row_scale), right_scale), right_bias));
   }
 }
 
@@ -67,11 +67,11 @@ AMX void write_tiles(const Int8Product& p, const int32_t (*sums)[kTile * kPanel]
 AMX void multiply(const Int8Product& p) {
   static const Config config;
   alignas(64) int32_t sums[4][kTile * kPanel];
-  const auto* levels = static_cast<const int8_t*>(p.levels);
+  const auto* quantised = static_cast<const int8_t*>(p.quantised);
   _tile_loadconfig(&config);
   for (int64_t row = 0; row < p.rows; row += 2 * kTile) {
     const bool two_rows = row + kTile < p.rows;
-    const int8_t* upper = levels + row * p.depth;
+    const int8_t* upper = quantised + row * p.depth;
     const int8_t* lower = upper + kTile * p.depth;
     for (int64_t panel = 0; panel < p.panels; panel += 2) {
       const int8_t* left = p.weights + panel * p.depth * kPanel;

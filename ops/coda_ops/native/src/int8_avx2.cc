@@ -1,4 +1,4 @@
-// AVX2 has no exact product of bytes: levels are 16 bits wide, and weights widened as they are read.
+// AVX2 multiplies no bytes exactly: quantised rows are 16 bits wide, and weights widened as they are read.
 #include "int8_avx2.h"
 
 #if CODA_X86
@@ -9,19 +9,21 @@ namespace {
 constexpr int64_t kRows = 4;  // rows that are computed together: their eight sums stay in registers
 
 AVX2 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* out) {
-  auto* levels = static_cast<int16_t*>(out) + row * depth;
-  const float step = step_of(x, n);
-  const __m256 steps = _mm256_set1_ps(step);
+  auto* quantised = static_cast<int16_t*>(out) + row * depth;
+  const float row_scale = row_scale_of(x, n);
+  const __m256 row_scales = _mm256_set1_ps(row_scale);
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + i), levels_of(x + i, steps));
-  for (; i < n; ++i) levels[i] = static_cast<int16_t>(level_of(x[i], step));
-  return step;
+  for (; i + 8 <= n; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(quantised + i), quantised_of(x + i, row_scales));
+  }
+  for (; i < n; ++i) quantised[i] = static_cast<int16_t>(quantise_one(x[i], row_scale));
+  return row_scale;
 }
 
 // R rows times one panel.
 template <int R>
 AVX2 void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row, int64_t output) {
-  const auto* levels = static_cast<const int16_t*>(p.levels) + row * p.depth;
+  const auto* quantised = static_cast<const int16_t*>(p.quantised) + row * p.depth;
   const int64_t depth = p.depth;
   __m256i sum[R][2];
 #pragma GCC unroll 8
@@ -32,7 +34,7 @@ AVX2 void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row,
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t pair;
-      std::memcpy(&pair, levels + r * depth + k, sizeof pair);
+      std::memcpy(&pair, quantised + r * depth + k, sizeof pair);
       const __m256i a = _mm256_set1_epi32(pair);
       sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, w0));
       sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, w1));

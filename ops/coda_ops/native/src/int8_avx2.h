@@ -1,4 +1,4 @@
-// What the kernels of 256-bit machines share: finding a row's step, rounding eight numbers, and turning sums into floats.
+// What the kernels of 256-bit machines share: finding a row's scale, quantising eight numbers, and dequantising sums.
 #pragma once
 
 #include "arithmetic.h"
@@ -15,8 +15,8 @@
 
 namespace coda {
 
-// What a level of a row is worth. Sizes are compared as integers, which order floats alike, NaN above all.
-AVX2 inline float step_of(const float* x, int64_t n) {
+// The scale of a row. Magnitudes are compared as integers, which order floats alike, NaN above all.
+AVX2 inline float row_scale_of(const float* x, int64_t n) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256i highest = _mm256_setzero_si256();
   int64_t i = 0;
@@ -31,15 +31,15 @@ AVX2 inline float step_of(const float* x, int64_t n) {
     std::memcpy(&size, x + i, sizeof size);
     top = std::max(top, size & 0x7fffffff);
   }
-  return step_for(top);
+  return row_scale_for(top);
 }
 
-// The level of a number that fills no register; what is no number becomes the lowest integer, as in registers.
-AVX2 inline int level_of(float x, float step) { return _mm_cvtss_si32(_mm_set_ss(x / step)); }
+// One number quantised, where it fills no register; what is no number becomes the lowest integer, as in registers.
+AVX2 inline int quantise_one(float x, float row_scale) { return _mm_cvtss_si32(_mm_set_ss(x / row_scale)); }
 
-// Eight levels of 16 bits.
-AVX2 inline __m128i levels_of(const float* x, __m256 steps) {
-  const __m256i wide = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_loadu_ps(x), steps));
+// Eight numbers quantised, to 16 bits.
+AVX2 inline __m128i quantised_of(const float* x, __m256 row_scales) {
+  const __m256i wide = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_loadu_ps(x), row_scales));
   return _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
 }
 
@@ -50,11 +50,11 @@ __attribute__((noinline)) AVX2 inline void write_panel(const Int8Product& p, int
   const auto width = static_cast<size_t>(std::min(kPanel, p.outputs - output));
   for (int r = 0; r < rows; ++r) {
     alignas(32) float out[kPanel];
-    const __m256 step = _mm256_set1_ps(p.steps[row + r]);
+    const __m256 row_scale = _mm256_set1_ps(p.row_scales[row + r]);
     for (int v = 0; v < 2; ++v) {
       const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + r * kPanel + 8 * v));
-      const __m256 levels = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, less[v]));
-      const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(levels, step), _mm256_loadu_ps(p.scale + output + 8 * v));
+      const __m256 total = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, less[v]));
+      const __m256 scaled = _mm256_mul_ps(_mm256_mul_ps(total, row_scale), _mm256_loadu_ps(p.scale + output + 8 * v));
       _mm256_store_ps(out + 8 * v, _mm256_add_ps(scaled, _mm256_loadu_ps(p.bias + output + 8 * v)));
     }
     std::memcpy(p.y + (row + r) * p.stride + output, out, width * sizeof(float));

@@ -16,23 +16,23 @@ bool here() {
   return allowed(kAvxVnni.name) && has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }
 
-// Levels are raised by 128: the left side of the product is unsigned.
+// Quantised rows have zero point 128: the left side of the matmul is unsigned.
 AVXVNNI float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* out) {
-  auto* levels = static_cast<uint8_t*>(out) + row * depth;
-  const float step = step_of(x, n);
-  const __m256 steps = _mm256_set1_ps(step);
+  auto* quantised = static_cast<uint8_t*>(out) + row * depth;
+  const float row_scale = row_scale_of(x, n);
+  const __m256 row_scales = _mm256_set1_ps(row_scale);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m128i raised = _mm_add_epi16(levels_of(x + i, steps), _mm_set1_epi16(128));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(levels + i), _mm_packus_epi16(raised, raised));
+    const __m128i raised = _mm_add_epi16(quantised_of(x + i, row_scales), _mm_set1_epi16(128));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(quantised + i), _mm_packus_epi16(raised, raised));
   }
-  for (; i < n; ++i) levels[i] = static_cast<uint8_t>(static_cast<unsigned>(level_of(x[i], step)) + 128);
-  return step;
+  for (; i < n; ++i) quantised[i] = static_cast<uint8_t>(static_cast<unsigned>(quantise_one(x[i], row_scale)) + 128);
+  return row_scale;
 }
 
 template <int R>
 AVXVNNI void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t row, int64_t output) {
-  const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
+  const auto* quantised = static_cast<const uint8_t*>(p.quantised) + row * p.depth;
   const int64_t depth = p.depth;
   __m256i sum[R][2];
 #pragma GCC unroll 8
@@ -43,7 +43,7 @@ AVXVNNI void multiply_panel(const Int8Product& p, const int8_t* panel, int64_t r
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t four;
-      std::memcpy(&four, levels + r * depth + k, sizeof four);
+      std::memcpy(&four, quantised + r * depth + k, sizeof four);
       const __m256i a = _mm256_set1_epi32(four);
       sum[r][0] = _mm256_dpbusd_avx_epi32(sum[r][0], a, w0);
       sum[r][1] = _mm256_dpbusd_avx_epi32(sum[r][1], a, w1);

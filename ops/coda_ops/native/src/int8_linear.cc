@@ -42,9 +42,9 @@ Int8Weights::Int8Weights(const uint8_t* weight, const float* scale, const float*
   for (int64_t k = 0; k < inputs; ++k) {
     for (int64_t n = 0; n < outputs; ++n) {
       const int64_t at = n / kPanel * depth_ * kPanel + (k / group * kPanel + n % kPanel) * group + k % group;
-      const int level = static_cast<int>(weight[k * outputs + n]) - 128;
-      packed_[static_cast<size_t>(at)] = static_cast<int8_t>(level);
-      sums_[static_cast<size_t>(n)] += level;
+      const int integer = static_cast<int>(weight[k * outputs + n]) - 128;
+      packed_[static_cast<size_t>(at)] = static_cast<int8_t>(integer);
+      sums_[static_cast<size_t>(n)] += integer;
     }
   }
   scale_.assign(static_cast<size_t>(panels_ * kPanel), 0.0f);
@@ -55,22 +55,22 @@ Int8Weights::Int8Weights(const uint8_t* weight, const float* scale, const float*
 
 void Int8Weights::reserve(int64_t rows, Int8Rows& prepared) const {
   const int64_t room = padded(rows, kernel_.rows);
-  prepared.levels.resize(static_cast<size_t>(room * depth_ * kernel_.level_size));
-  prepared.steps.resize(static_cast<size_t>(room));
+  prepared.quantised.resize(static_cast<size_t>(room * depth_ * kernel_.element_size));
+  prepared.row_scales.resize(static_cast<size_t>(room));
 }
 
 void Int8Weights::quantize(const float* x, int64_t first, int64_t last, Int8Rows& prepared) const {
   for (int64_t row = first; row < last; ++row) {
-    prepared.steps[static_cast<size_t>(row)] =
-        kernel_.quantize(x + row * inputs_, inputs_, depth_, row, prepared.levels.data());
+    prepared.row_scales[static_cast<size_t>(row)] =
+        kernel_.quantize(x + row * inputs_, inputs_, depth_, row, prepared.quantised.data());
   }
 }
 
 void Int8Weights::multiply(const Int8Rows& prepared, int64_t first_row, int64_t last_row, int64_t first_panel,
                            int64_t last_panel, float* y) const {
   const int64_t output = first_panel * kPanel;
-  kernel_.multiply({prepared.levels.data() + first_row * depth_ * kernel_.level_size,
-                    prepared.steps.data() + first_row, packed_.data() + first_panel * depth_ * kPanel,
+  kernel_.multiply({prepared.quantised.data() + first_row * depth_ * kernel_.element_size,
+                    prepared.row_scales.data() + first_row, packed_.data() + first_panel * depth_ * kPanel,
                     sums_.data() + output, scale_.data() + output, bias_.data() + output, depth_, last_row - first_row,
                     last_panel - first_panel, y + first_row * outputs_ + output, outputs_,
                     std::min(outputs_, last_panel * kPanel) - output});

@@ -11,16 +11,16 @@ constexpr int64_t kPanel = 16;  // outputs whose weights lie together
 
 struct Int8Kernel;
 
-// Rows of x in whole numbers, and what one of them is worth. A thread keeps it from call to call.
+// Quantised rows of x, and their scales. A thread keeps it from call to call.
 struct Int8Rows {
-  AlignedVector<char> levels;  // of padded rows x padded inputs, as the kernel lays them out
-  AlignedVector<float> steps;  // [padded rows]
+  AlignedVector<char> quantised;    // of padded rows x padded inputs, as the kernel lays them out
+  AlignedVector<float> row_scales;  // [padded rows]
 };
 
 // Weights of one layer, packed for the best kernel that this processor has.
 class Int8Weights {
  public:
-  // weight: [inputs, outputs], 128 stands for 0; scale, bias: [outputs].
+  // weight: [inputs, outputs], with zero point 128; scale, bias: [outputs].
   Int8Weights(const uint8_t* weight, const float* scale, const float* bias, int64_t inputs, int64_t outputs);
 
   int64_t inputs() const { return inputs_; }
@@ -30,7 +30,7 @@ class Int8Weights {
   // Make room for so many rows.
   void reserve(int64_t rows, Int8Rows& prepared) const;
 
-  // Round the rows from first to last (exclusive) of x, [rows, inputs], each to 255 levels of its own.
+  // Quantise the rows from first to last (exclusive) of x, [rows, inputs], each with a scale of its own.
   void quantize(const float* x, int64_t first, int64_t last, Int8Rows& prepared) const;
 
   // y = x · weight * scale + bias for some rows, from a multiple of 32 on, and the outputs of some panels. y: [rows,

@@ -1,4 +1,4 @@
-// Operators whose products are in eight bits.
+// Operators that multiply in eight bits.
 #include <memory>
 #include <stdexcept>
 
@@ -18,7 +18,7 @@ Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   return value;
 }
 
-// A product's rounded weights, from the constant inputs of a node that begin at one of them.
+// The quantised weight of a linear layer, from the constant inputs of a node that begin at one of them.
 std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size_t first) {
   const auto weight = constant(info, first), scale = constant(info, first + 1), bias = constant(info, first + 2);
   const auto shape = shape_of(weight);
@@ -132,21 +132,21 @@ struct Int8AdapterKernel {
         scores = context.GetOutput(2, shape.data(), shape.size() - 1).GetTensorMutableData<float>();
       }
       parallel(raw, (rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
-        thread_local Int8Rows levels;
+        thread_local Int8Rows quantised;
         const int64_t first = block * kBlock, count = std::min(kBlock, rows - first), at = first * width;
         float* hidden = middle + first * bottleneck;
-        down_->reserve(count, levels);
-        down_->quantize(from + at, 0, count, levels);
+        down_->reserve(count, quantised);
+        down_->quantize(from + at, 0, count, quantised);
         if constexpr (kRouter) {
           for (int64_t row = 0; row < count; ++row) {
             scores[first + row] = score(from + at + row * width, router_.data(), width);
           }
         }
-        down_->multiply(levels, 0, count, 0, down_->panels(), hidden);
+        down_->multiply(quantised, 0, count, 0, down_->panels(), hidden);
         for (int64_t i = 0; i < count * bottleneck; ++i) hidden[i] = std::max(hidden[i], 0.0f);
-        up_->reserve(count, levels);
-        up_->quantize(hidden, 0, count, levels);
-        up_->multiply(levels, 0, count, 0, up_->panels(), y + at);
+        up_->reserve(count, quantised);
+        up_->quantize(hidden, 0, count, quantised);
+        up_->multiply(quantised, 0, count, 0, up_->panels(), y + at);
         for (int64_t row = 0; row < count; ++row) {
           add_gated(y + at + row * width, added + at + row * width, 1.0f, width);
         }

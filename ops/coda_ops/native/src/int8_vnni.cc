@@ -1,5 +1,5 @@
-// AVX-512 VNNI multiplies unsigned bytes by signed ones: levels are raised by 128, and as many times the sum of an
-// output's weights is taken away again.
+// AVX-512 VNNI multiplies unsigned bytes by signed ones: quantised rows have zero point 128, and 128 times the sum of
+// an output's weights is taken away again.
 #include "int8_avx512.h"
 
 #if CODA_X86
@@ -15,8 +15,8 @@ constexpr int kRows = 6, kTogether = 4;  // rows by panels whose sums stay in re
 
 bool here() { return allowed(kVnni.name) && has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* levels) {
-  return quantize_bytes(x, n, static_cast<char*>(levels) + row * depth, 64, '\x80');
+AVX512 float quantize(const float* x, int64_t n, int64_t depth, int64_t row, void* quantised) {
+  return quantize_bytes(x, n, static_cast<char*>(quantised) + row * depth, 64, '\x80');
 }
 
 // The sums of a block into y. sums: [rows, panels, kPanel]. Not inlined: what it needs would drive the sums out of the
@@ -29,8 +29,8 @@ __attribute__((noinline)) AVX512 void write_block(const Int8Product& p, int64_t 
     const __m512 scale = _mm512_loadu_ps(p.scale + output), bias = _mm512_loadu_ps(p.bias + output);
     for (int r = 0; r < rows; ++r) {
       const __m512i sum = _mm512_loadu_si512(sums + (r * panels + n) * kPanel);
-      const __m512 levels = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, raised));
-      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(levels, _mm512_set1_ps(p.steps[row + r])), scale);
+      const __m512 total = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, raised));
+      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(total, _mm512_set1_ps(p.row_scales[row + r])), scale);
       _mm512_mask_storeu_ps(p.y + (row + r) * p.stride + output, below(p.outputs - output), _mm512_add_ps(scaled, bias));
     }
   }
@@ -38,7 +38,7 @@ __attribute__((noinline)) AVX512 void write_block(const Int8Product& p, int64_t 
 
 template <int R, int P>
 VNNI void multiply_block(const Int8Product& p, int64_t row, int64_t panel) {
-  const auto* levels = static_cast<const uint8_t*>(p.levels) + row * p.depth;
+  const auto* quantised = static_cast<const uint8_t*>(p.quantised) + row * p.depth;
   const int8_t* weights = p.weights + panel * p.depth * kPanel;
   const int64_t depth = p.depth;
   __m512i sum[R][P];
@@ -54,7 +54,7 @@ VNNI void multiply_block(const Int8Product& p, int64_t row, int64_t panel) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t four;
-      std::memcpy(&four, levels + r * depth + k, sizeof four);
+      std::memcpy(&four, quantised + r * depth + k, sizeof four);
       const __m512i a = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
       for (int n = 0; n < P; ++n) sum[r][n] = _mm512_dpbusd_epi32(sum[r][n], a, w[n]);

@@ -26,13 +26,13 @@ CODA_INLINE void norm_in_place(float* __restrict__ out, float sum, const float* 
 }
 
 template <typename Word>
-CODA_INLINE void embed_norm_inline(const Word* word, float step, const float* type, const float* position,
+CODA_INLINE void embed_norm_inline(const Word* word, float row_scale, const float* type, const float* position,
                                    const float* scale, const float* bias, float epsilon, int64_t width,
                                    float* __restrict__ out) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < width; ++i) {
-    out[i] = static_cast<float>(word[i]) * step + type[i] + position[i];
+    out[i] = static_cast<float>(word[i]) * row_scale + type[i] + position[i];
     sum += out[i];
   }
   norm_in_place(out, sum, scale, bias, epsilon, width);
@@ -56,12 +56,12 @@ CODA_SIMD(void, add_norm,
            int64_t width, float* __restrict__ out),
           (x, y, shift, scale, bias, epsilon, width, out))
 CODA_SIMD(void, embed_norm,
-          (const float* word, float step, const float* type, const float* position, const float* scale,
+          (const float* word, float row_scale, const float* type, const float* position, const float* scale,
            const float* bias, float epsilon, int64_t width, float* __restrict__ out),
-          (word, step, type, position, scale, bias, epsilon, width, out))
+          (word, row_scale, type, position, scale, bias, epsilon, width, out))
 CODA_SIMD(void, embed_norm,
-          (const int8_t* word, float step, const float* type, const float* position, const float* scale,
+          (const int8_t* word, float row_scale, const float* type, const float* position, const float* scale,
            const float* bias, float epsilon, int64_t width, float* __restrict__ out),
-          (word, step, type, position, scale, bias, epsilon, width, out))
+          (word, row_scale, type, position, scale, bias, epsilon, width, out))
 
 }  // namespace coda

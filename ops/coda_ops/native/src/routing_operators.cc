@@ -99,7 +99,7 @@ struct TakeKernel {
       }
       const int64_t tokens = xs[1], slots = is[1], width = xs[2];
       const auto* at = indices.GetTensorData<int64_t>();
-      if (!inside(at, is[0] * slots, tokens)) return invalid("TakeTokens: an index lies outside of the text");
+      if (!inside(at, is[0] * slots, tokens)) return invalid("TakeTokens: an index lies outside of the sequence");
       const int64_t out[] = {is[0], slots, width};
       auto* taken = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
       const auto* from = x.GetTensorData<float>();
@@ -146,7 +146,7 @@ struct PutKernel {
       const int64_t tokens = bs[1], slots = is[1], width = bs[2];
       const auto* at = indices.GetTensorData<int64_t>();
       if (!inside(at, is[0] * slots, tokens)) {
-        return invalid(std::string(kName) + ": an index lies outside of the text");
+        return invalid(std::string(kName) + ": an index lies outside of the sequence");
       }
       const auto* old = base.GetTensorData<float>();
       auto* out = context.GetOutput(0, bs.data(), bs.size()).GetTensorMutableData<float>();

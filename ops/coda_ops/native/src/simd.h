@@ -44,7 +44,7 @@ Function* best(Function* v4, Function* v3, Function* plain) {
 }  // namespace coda
 #endif
 
-// The function `name` of the inlined loop `name_inline`, compiled once for each level of x86 that matters; the first call
+// The function `name` of the inlined loop `name_inline`, compiled once for each generation of x86 that matters; the first call
 // picks. The loader would pick as well, and could not be told of a lesser machine. Elsewhere the compiler's own target is
 // used.
 #if CODA_X86

@@ -1,0 +1,30 @@
+"""The difference between tokens after and before a layer, scattered back in one operator."""
+
+import onnx_ir as ir
+
+from coda_compile.passes.fusion import NodeFusion
+from coda_compile.passes.outcome import Declined, Fused, Outcome
+from coda_compile.passes.values import producer, replace
+from coda_ops import DOMAIN
+
+
+class FusePutDifferences(NodeFusion):
+    """Sub → ``ai.coda::PutTokens`` becomes ``PutDifference``: one walk less over the routed tokens.
+
+    Post-norm layers update tokens that way. The function body is what was there before.
+    """
+
+    anchor = (DOMAIN, "PutTokens")
+
+    def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
+        """Fuse one scatter with its difference."""
+        *where, update = node.inputs
+        difference = producer(update, "Sub")
+        if difference is None:
+            return Declined("its update is no difference that it alone reads", update)
+        after, before = difference.inputs
+        if after is None or before is None or after.shape is None or after.shape != before.shape:
+            return Declined("the two sides of the difference have different shapes", update)
+        fused = ir.node("PutDifference", [*where, after, before], domain=DOMAIN)
+        replace(graph, node, [node, difference], [fused])
+        return Fused()

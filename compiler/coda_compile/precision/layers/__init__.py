@@ -1,0 +1,1 @@
+"""Torch modules that take the places of frozen layers, and putting them there."""

@@ -1,0 +1,117 @@
+"""Sessions of onnxruntime: opening one as a runtime asks for it, and running it."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from coda_ops import native
+from coda_ops.errors import first_line
+from coda_targets.errors import BundleError, InputError, TargetError
+from coda_targets.manifest import GRAPH_LEVELS, release
+from coda_targets.runtimes import Runtime, plugin
+from coda_targets.runtimes.saturation import saturates
+from coda_targets.signature import Arrays
+from coda_targets.task_adapters import Adapter
+
+_LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
+
+
+def open_session(
+    model: Path | bytes, runtime: Runtime, *, threads: int = 0, weights: Path | None = None
+) -> ort.InferenceSession:
+    """An onnxruntime session with a runtime's providers and options.
+
+    Args:
+        model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
+
+    Raises:
+        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word. Or the
+            native kernels are installed and cannot be loaded.
+        BundleError: onnxruntime cannot load the model.
+    """
+    require_runtime(runtime)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or runtime.threads
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVEL_NAMES[runtime.graph_level]}")
+    for name, value in runtime.session_options.items():
+        setattr(options, name, value)
+    for name, value in runtime.session_config.items():
+        options.add_session_config_entry(name, value)
+    if saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if runtime.native and (kernels := native.library()) is not None:
+        load_kernels(kernels, options)
+    if runtime.plugin:
+        plugin.add(options, runtime, threads or runtime.threads)
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    try:
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=None if runtime.plugin else list(runtime.providers),
+        )
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        where = "the model" if isinstance(model, bytes) else str(model)
+        raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
+
+
+def run_session(
+    session: ort.InferenceSession, names: list[str], feed: Arrays, adapter: Adapter | None = None
+) -> list[NDArray[Any]]:
+    """Run a session, with the tensors of an adapter in the place of the model's own.
+
+    Raises:
+        InputError: what onnxruntime says of inputs that it cannot run.
+    """
+    try:
+        results: list[NDArray[Any]] = session.run(names, feed, None if adapter is None else adapter.options)
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
+    return results
+
+
+def require_runtime(runtime: Runtime) -> None:
+    """Check that the providers of a runtime are here.
+
+    Raises:
+        TargetError: what to install.
+    """
+    if runtime.plugin:
+        plugin.device(runtime)
+        return
+    absent = [name for name, _ in runtime.providers if name not in ort.get_available_providers()]
+    if absent or not runtime.providers:
+        what = f"{absent[0]} is not installed: {runtime.install}" if absent else runtime.install
+        raise TargetError(f"target {runtime.name!r} cannot run here: {what}")
+
+
+def require_release(minimum: str) -> None:
+    """Check that onnxruntime is as new as a model needs: an older one may give wrong numbers without a word.
+
+    Raises:
+        TargetError: what is here, and what to install.
+    """
+    if release(ort.__version__) < release(minimum):
+        raise TargetError(
+            f"the model needs onnxruntime {minimum} or newer and {ort.__version__} is installed: "
+            f'pip install --upgrade "onnxruntime>={minimum}"'
+        )
+
+
+def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> None:
+    """Have a session run native kernels where its model has ``ai.coda`` operators.
+
+    Raises:
+        TargetError: onnxruntime cannot load the library.
+    """
+    try:
+        (options or ort.SessionOptions()).register_custom_ops_library(str(library))
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise TargetError(
+            f"onnxruntime cannot load the native kernels in {library}: {first_line(error)}; build them again with "
+            f"`coda-compile kernels build`, or do without: {native.SWITCH}=portable"
+        ) from None
