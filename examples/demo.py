@@ -55,7 +55,7 @@ def show_routing(bundle: Bundle) -> None:
 def show_parity(bundle: Bundle) -> None:
     """How closely the compiled model equals torch, on shapes the export never saw."""
     report: dict[str, Any] = json.loads((bundle.folder / "report.json").read_text("utf-8"))
-    cases = report["parity"]["cases"]
+    cases = report["variants"][bundle.variant.name]["parity"]["cases"]
     out.print(f"\n[bold]parity[/] with torch on {len(cases)} shapes that the export never saw")
     out.print(
         f"  logits within {max(case['outputs']['logits'] for case in cases):.1e}, "

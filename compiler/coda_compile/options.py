@@ -114,6 +114,8 @@ class CompileOptions:
         self._check_classes()
         self._check_calibration([recipe for _, recipe in variants])
         self._check_ood()
+        if self.ood is not None and len(variants) > 1:
+            raise OptionError("{ood} is fitted to one variant: give one {target} and one {precision}")
         if tasks is not None:
             self._check_together(variants)
         self.ood_files(tasks)
@@ -173,6 +175,8 @@ class CompileOptions:
         """Refuse what several tasks on one backbone cannot have."""
         if self.problem_type is not None or self.labels is not None:
             raise OptionError("{problem_type} and {labels} are one model's: set them in each model before it is saved")
+        if len(variants) > 1:
+            raise OptionError("several tasks share one variant: give one {target} and one {precision}")
         if self.prune_gates is not None:
             raise OptionError(
                 "several tasks cannot be pruned together: leave {prune_gates} out, or compile each by itself"

@@ -1,24 +1,22 @@
 """compile(): the whole story on one page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from coda_compile.backends import Backend
-from coda_compile.bundling.package import write_package
+from coda_compile.bundling.package import BuiltVariant, CompiledVariant, save_variants, write_package
 from coda_compile.bundling.replace_folder import replacing
-from coda_compile.bundling.variant import BuiltVariant
-from coda_compile.bundling.writer import check_output
-from coda_compile.errors import OptionError, as_sentences
-from coda_compile.export import save_onnx
+from coda_compile.bundling.writer import check_output, write_config, write_tokenizer
+from coda_compile.errors import as_sentences
 from coda_compile.options import CompileOptions
 from coda_compile.passes import run_passes
 from coda_compile.precision import Precision
+from coda_compile.prepare.pruning import Pruning
 from coda_compile.sources import read
 from coda_compile.sources.compilable import Compilable
 from coda_models.model import CodaModel
 from coda_targets import Bundle
-from coda_targets.bundle import MODEL
 
 Stage = Callable[[str], AbstractContextManager[object]]
 _DEFAULTS = CompileOptions()
@@ -37,7 +35,7 @@ def compile(
     Args:
         model: a model in memory, or a path that ``coda_compile.sources.read_source`` knows, or an ONNX file of another
             exporter; or, by the names of their tasks, several models that share a backbone.
-        options: how; see ``CompileOptions``.
+        options: how; see ``CompileOptions``. Every target with every precision becomes a variant.
         output: the bundle's folder; an older bundle there is replaced, anything else is refused.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
 
@@ -52,8 +50,6 @@ def compile(
     tasks = tuple(model) if isinstance(model, Mapping) else None
     options.check(tasks)
     variants = options.variants()
-    if len(variants) > 1:
-        raise OptionError("a bundle holds one variant: give one {target} and one {precision}")
     check_output(output)
     with stage("load"):
         source = read(model, options)
@@ -61,51 +57,62 @@ def compile(
     if options.prune_gates is not None:
         with stage("prune"):
             pruning = source.prune(options.prune_gates, options.calibration)
+    sources = [source, *(source.copy() for _ in variants[1:])]  # what a variant changes stays its own
+    fitted_on = options.ood_files(tasks)
+    compiled = [
+        _compile(own, *variant, options, fitted_on, stage) for own, variant in zip(sources, variants, strict=True)
+    ]
     with replacing(output, stage) as folder:
-        built: list[BuiltVariant] = []
-        for backend, precision in variants:
-            own = source if len(variants) == 1 else source.copy()
-            place = folder if not built else folder / f"{backend.name}-{precision.name}"
-            built.append(_build(own, backend, precision, options, tasks, place, output, stage))
+        built = []
+        for own, variant, (backend, precision), file in zip(
+            sources, compiled, variants, save_variants(folder, compiled), strict=True
+        ):
+            with stage("verify"):
+                built.append(BuiltVariant(variant, file, own.verify(file.path, backend, precision, output)))
         with stage("bundle"):
-            write_package(folder, built, source, pruning)
+            _write(folder, source, built, pruning)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 
-def _build(
+def _compile(
     source: Compilable,
     backend: Backend,
     precision: Precision,
     options: CompileOptions,
-    tasks: Sequence[str] | None,
-    folder: Path,
-    output: Path,
+    fitted_on: Mapping[str, Path],
     stage: Stage,
-) -> BuiltVariant:
-    """Compile one variant and verify it.
+) -> CompiledVariant:
+    """Compile one variant.
 
     Args:
         source: changed in place.
-        tasks: names of those that share a backbone.
-        folder: that the variant is written into.
-        output: of the whole bundle; a failed verification is kept beside it.
+        fitted_on: for each task what its out-of-distribution score is fitted on; a single model has no name.
     """
     if precision.quantise is not None:
         with stage("quantise"):
             source.quantise(precision, options.calibration)
     if options.ood is not None:
         with stage("ood"):
-            source.fit_ood(options.ood, options.ood_files(tasks))
+            source.fit_ood(options.ood, fitted_on)
     with stage("export"):
-        compiled = source.export(backend.opset)
+        graph = source.export(backend.opset)
     with stage("passes"):
-        passes = run_passes(compiled, backend.passes(pack=options.pack))
-        backend.check(compiled)
-        source.finish(compiled)
-    folder.mkdir(exist_ok=True)
-    save_onnx(compiled, folder / MODEL)
-    with stage("verify"):
-        verified = source.verify(folder / MODEL, backend, precision, output)
-    said = source.describe(), passes, verified, source.tasks()
-    return BuiltVariant(backend, precision, folder / MODEL, compiled, *said)
+        passes = run_passes(graph, backend.passes(pack=options.pack))
+        backend.check(graph)
+        source.finish(graph)
+    return CompiledVariant(backend.runtime, precision.name, graph, passes)
+
+
+def _write(folder: Path, source: Compilable, variants: list[BuiltVariant], pruning: Pruning | None) -> None:
+    """Complete a bundle whose models are there.
+
+    Args:
+        source: of the first variant.
+    """
+    described = source.describe()
+    write_config(folder, described.config)
+    if source.tokenizer is not None:
+        write_tokenizer(folder, source.tokenizer, described.signature)
+        source.write_modules(folder)
+    write_package(folder, described, variants, source.tasks(), pruning)

@@ -1,7 +1,7 @@
 // Run a compiled bundle in Node.js: node predict.mjs BUNDLE INPUTS.json
 //
 // INPUTS.json maps input names to rows of whole numbers, as a tokenizer gives them. Prints the outputs as JSON and, of a
-// classifier, the scores that its manifest says to make of its logits. The bundle is the same file that Python runs: its
+// classifier, the scores that coda.json says to make of its logits. The bundle is the same file that Python runs: its
 // CoDA operators are functions made of standard ones.
 
 import { readFileSync } from "node:fs";
@@ -21,7 +21,7 @@ for (const [name, rows] of Object.entries(JSON.parse(readFileSync(inputs, "utf8"
 }
 const results = await session.run(feeds);
 const plain = Object.entries(results).map(([name, tensor]) => [name, { dims: tensor.dims, data: [...tensor.data] }]);
-const { logits } = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
+const { logits } = JSON.parse(readFileSync(join(bundle, "coda.json"), "utf8"));
 if (logits) {
   const { dims, data } = results.logits;
   plain.push(["scores", { dims, data: scores([...data], dims.at(-1), logits.activation) }]);

@@ -6,14 +6,14 @@ msgspec is imported where a file is read, so that importing this module costs no
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coda_ops.errors import CodaError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_Record = TypeVar("_Record")
+_Record = TypeVar("_Record", bound="DataclassInstance")
 
 
 def record_json(record: "DataclassInstance") -> str:
@@ -28,18 +28,21 @@ def read_record(
     what: str,
     remedy: str,
     version: int | None = None,
+    closed: bool = False,
     error: type[CodaError] = CodaError,
 ) -> _Record:
     """Read a dataclass from a JSON file.
 
     Every value must have its annotated type, also inside lists, mappings and other dataclasses; an integer serves as
-    a float. Keys that a dataclass does not know are ignored, fields with a default may be absent.
+    a float. Keys that a dataclass does not know are ignored and fields with a default may be absent, but in a closed
+    file.
 
     Args:
         kind: the dataclass.
         what: the file is, such as ``"benchmark result"``, for the message.
         remedy: what the user does about a file that cannot be read, such as ``"measure again"``.
         version: that its field ``schema_version`` must have; checked before anything else.
+        closed: whether the file has to hold every field of its dataclasses, and nothing else.
         error: to raise.
 
     Raises:
@@ -59,10 +62,27 @@ def read_record(
             found = found.get("schema_version") if isinstance(found, dict) else None
             if found != version or isinstance(found, bool):
                 raise error(f"{path} has schema version {found!r}, this release reads a {what} of version {version}")
-        return msgspec.json.decode(content, type=kind)
+        record = msgspec.json.decode(content, type=kind)
+        if closed:
+            _require_same_keys(msgspec.json.decode(content), asdict(record), f"{path} is damaged", remedy, error)
+        return record
     except msgspec.ValidationError as problem:
         reason, _, place = str(problem).partition(" - at `$")
         where = f" in {place.strip('.`')}" if place else ""
         raise error(f"{path} is damaged: {reason[:1].lower()}{reason[1:]}{where}; {remedy}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise error(f"{path} is no {what}: it is not JSON; {remedy}") from None
+
+
+def _require_same_keys(plain: Any, known: Any, damaged: str, remedy: str, error: type[CodaError], at: str = "") -> None:
+    """Compare the keys of what a file holds with those of the record that was read from it."""
+    if isinstance(plain, dict):
+        where = f" in {at}" if at else ""
+        for name in sorted(plain.keys() ^ known.keys()):
+            what = f"unknown field `{name}`" if name in plain else f"object missing field `{name}`"
+            raise error(f"{damaged}: {what}{where}; {remedy}")
+        for name, value in plain.items():
+            _require_same_keys(value, known[name], damaged, remedy, error, f"{at}.{name}" if at else name)
+    elif isinstance(plain, list):
+        for i, (value, other) in enumerate(zip(plain, known, strict=True)):
+            _require_same_keys(value, other, damaged, remedy, error, f"{at}[{i}]")

@@ -11,20 +11,23 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from coda_targets.errors import BundleError, InputError
+from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import (
     MANIFEST,
+    PART,
     LogitsInfo,
     Manifest,
     OodInfo,
     TaskInfo,
+    VariantInfo,
     check_file,
     check_files,
     read_manifest,
+    variants_of,
 )
 from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import Runtime, get_runtime
-from coda_targets.runtimes.session import open_session, require_release, run_session
+from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_session
 from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import Adapter
 
@@ -37,46 +40,74 @@ class Bundle:
 
     Args:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
+        target, precision: of the variant to run. By default the first in the bundle's order that this machine can run.
         threads: intra-op threads, 0 for what the manifest says.
 
     The model and what else it needs are loaded on first use. What is loaded stays as it is when another bundle takes
-    the folder; what was not yet loaded is refused from then on, so that answers of two bundles never mix.
+    the folder; what was not yet loaded is refused from then on, so that answers of two bundles never mix. A bundle
+    that this machine cannot run opens all the same: what it says of itself needs no runtime.
 
     Attributes:
-        runtime: of its target as this release knows it, with the session that the manifest asks for.
+        variant: what runs here; where nothing does, the first that was asked for.
 
     Raises:
         BundleError: no bundle, or a manifest that cannot be read; ``check`` compares every file with its SHA-256.
-        TargetError: this onnxruntime is older than the model needs.
+        TargetError: it has no such variant.
     """
 
-    def __init__(self, folder: Path | str, *, threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path | str, *, target: str | None = None, precision: str | None = None, threads: int = 0
+    ) -> None:
         self.folder = Path(folder)
         self._version = _version(self.folder)
         self.manifest: Manifest = read_manifest(self.folder)
         with self.reading():
             pass
-        require_release(self.folder, self.manifest.minimum_onnxruntime)
-        session = self.manifest.session
-        known = get_runtime(self.manifest.target)
+        self._asked = variants_of(self.folder, self.manifest, target, precision)
+        runs = (one for one in self._asked if not self.lacks(one))
+        self.variant: VariantInfo = self._asked[0] if len(self._asked) == 1 else next(runs, self._asked[0])
+        self.threads = threads
+        self._adapters: dict[str, Adapter] = {}
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.folder)!r}, variant={self.variant.name!r})"
+
+    def lacks(self, variant: VariantInfo) -> str:
+        """What this machine lacks to run a variant, in one sentence; empty where it can."""
+        try:
+            require_release(variant.minimum_onnxruntime)
+            require_runtime(get_runtime(variant.target))
+        except TargetError as error:
+            return str(error)
+        return ""
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """How the variant runs, as this release knows its target, with the session that the manifest asks for.
+
+        Raises:
+            TargetError: this onnxruntime is older than the model needs, or of several variants that were asked for none
+                runs here: of each what is missing. What one variant alone is missing is told when it is loaded.
+        """
+        if len(self._asked) > 1 and self.lacks(self.variant):
+            every = "; ".join(f"{one.name}: {self.lacks(one)}" for one in self._asked)
+            raise TargetError(f"no variant of {self.folder} runs here: {every}")
+        require_release(self.variant.minimum_onnxruntime)
+        session = self.variant.session
+        known = get_runtime(self.variant.target)
         first = tuple((name, session.options or options) for name, options in known.providers[:1])
-        self.runtime: Runtime = replace(
+        return replace(
             known,
             providers=(*first, *known.providers[1:]),
             native=session.native,
             graph_level=session.graph_level,
             threads=session.threads,
         )
-        self.threads = threads
-        self._adapters: dict[str, Adapter] = {}
-
-    def __repr__(self) -> str:
-        return f"Bundle({str(self.folder)!r})"
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
-        return self.folder / MODEL
+        """The variant's ONNX file."""
+        return self.folder / self.variant.models[PART]
 
     def check(self) -> None:
         """Compare every file with the manifest.
@@ -125,8 +156,15 @@ class Bundle:
 
     @property
     def model_files(self) -> tuple[str, ...]:
-        """Names of the model's file and of the weights beside it."""
-        return tuple(file.path for file in self.manifest.files if file.path.startswith(MODEL))
+        """Names of the variant's ONNX file and of the weights beside it, whose names end in ``.data``."""
+        listed = (file.path for file in self.manifest.files)
+        return (self.variant.models[PART], *(name for name in listed if name.endswith(".data")))
+
+    @property
+    def model_bytes(self) -> int:
+        """Of the variant's ONNX file, and of its own part of the weights beside it."""
+        name = self.variant.models[PART]
+        return self.variant.external_bytes + sum(file.bytes for file in self.manifest.files if file.path == name)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -1,27 +1,39 @@
-"""manifest.json: what a bundle holds, and the SHA-256 that proves it."""
+"""coda.json: what a bundle holds, and the SHA-256 that proves it.
+
+A bundle is a model package of ONNX Runtime as well, whose own ``manifest.json`` says less. Every ONNX file lies at the
+root under a name of its own, ``model.onnx`` the one that libraries open which know nothing of variants, and beside them
+one file of the weights that several share. Variants have no folders: onnxruntime reads no weights from outside of a
+model's folder, so that folders could share none, and optimum opens the wrong file, or warns, where two are called
+``model.onnx``.
+"""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Container
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from coda_targets.errors import BundleError
+from coda_ops.records import read_record, record_json
+from coda_targets.errors import BundleError, TargetError
 from coda_targets.signature import Signature
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = "coda.json"
+PACKAGE = "manifest.json"  # ONNX Runtime's
 MODEL = "model.onnx"
+WEIGHTS = "weights.data"
+PART = "model"  # of models that are one graph
 CONFIG = "config.json"
 GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 _MOST_THREADS = 1024
+_REMEDY = "compile the model again"
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RELEASE = re.compile(r"\d{1,9}(\.\d{1,9})*")
 
 
@@ -53,7 +65,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """How a session of onnxruntime is made for the bundle; programs that do not use ``Bundle`` do the same.
+    """How a session of onnxruntime is made for a variant; programs that do not use ``Bundle`` do the same.
 
     Attributes:
         providers: execution providers, best first.
@@ -68,6 +80,31 @@ class SessionInfo:
     threads: int
     native: bool
     options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    """One compiled form of the model: for a target, in a precision.
+
+    Attributes:
+        name: in ``manifest.json`` too: ``cpu``, ``cpu-int8``.
+        target, precision: as on the command line.
+        models: ONNX file of each part.
+        external_bytes: of its weights, how much lies beside its files, where other variants may share it.
+        minimum_onnxruntime: the first release that knows this opset and IR version, and runs its operators rightly.
+        operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
+    """
+
+    name: str
+    target: str
+    precision: str
+    models: dict[str, str]
+    external_bytes: int
+    opset: dict[str, int]
+    ir_version: int
+    minimum_onnxruntime: str
+    operators: dict[str, int]
+    session: SessionInfo
 
 
 @dataclass(frozen=True)
@@ -131,6 +168,8 @@ class Manifest:
     """Everything that a program needs to know of a bundle without opening its model.
 
     Attributes:
+        variants: in the order of preference; a machine takes the first that it can run.
+        outputs: of every variant.
         layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
         coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
@@ -139,22 +178,15 @@ class Manifest:
         labels: class names in order of the logits; empty without a classifier.
         logits: what they mean; of classifiers.
         model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.
-        operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
         ood: of models that score how far out a text is.
         tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels``, ``logits`` and
             ``model_sha256`` are its own.
-        minimum_onnxruntime: the first release that knows this opset and IR version, and runs its operators rightly.
     """
 
     task: str
     architecture: str
-    target: str
-    precision: str
     versions: dict[str, str]
-    opset: dict[str, int]
-    ir_version: int
-    minimum_onnxruntime: str
-    operators: dict[str, int]
+    variants: tuple[VariantInfo, ...]
     signature: Signature
     outputs: tuple[TensorInfo, ...]
     width: int
@@ -162,7 +194,6 @@ class Manifest:
     labels: tuple[str, ...]
     layers: tuple[LayerInfo, ...]
     coda_config: dict[str, Any]
-    session: SessionInfo
     model_sha256: str
     logits: LogitsInfo | None = None
     ood: OodInfo | None = None
@@ -172,7 +203,7 @@ class Manifest:
 
     def dump(self) -> str:
         """Stable JSON text."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return record_json(self)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -182,50 +213,47 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: no bundle, cut off, of another version, or with a path that leaves the folder.
     """
     path = folder / MANIFEST
-    try:
-        plain = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BundleError(
-            f"{folder} is no bundle: it has no {MANIFEST}; make one with coda-compile MODEL -o DIR"
-        ) from None
-    except NotADirectoryError:
-        raise BundleError(f"{folder} is a file, not a bundle folder") from None
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise BundleError(f"{path} is damaged: it is not JSON; compile the model again") from None
-    version = plain.get("schema_version") if isinstance(plain, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(f"{path} has schema version {version!r}, this release reads {SCHEMA_VERSION}")
-    try:
-        manifest = Manifest(
-            **{
-                **{field.name: plain[field.name] for field in fields(Manifest)},
-                "signature": Signature.from_plain(plain["signature"]),
-                "outputs": tuple(_tensor(item) for item in plain["outputs"]),
-                "layers": tuple(LayerInfo(**item) for item in plain["layers"]),
-                "session": _session(plain["session"]),
-                "logits": _logits(plain["logits"]),
-                "ood": _ood(plain["ood"]),
-                "tasks": tuple(_task(item) for item in plain["tasks"]),
-                "files": tuple(FileInfo(**item) for item in plain["files"]),
-                "labels": tuple(plain["labels"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged: {error}; compile the model again") from None
-    bad = [field.name for field in fields(Manifest) if not fits(getattr(manifest, field.name), field.type)]
-    bad = bad or [field for field, makes_sense in _senses(manifest).items() if not makes_sense]
-    if bad:
-        raise BundleError(f"{path} is damaged: its field {bad[0]!r} makes no sense; compile the model again")
-    for name in (*(file.path for file in manifest.files), *(task.adapter for task in manifest.tasks)):
+    if folder.is_file():
+        raise BundleError(f"{folder} is a file, not a bundle folder")
+    if not path.exists():
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with coda-compile MODEL -o DIR")
+    manifest = read_record(
+        path,
+        Manifest,
+        what="manifest of a bundle",
+        remedy=_REMEDY,
+        version=SCHEMA_VERSION,
+        closed=True,
+        error=BundleError,
+    )
+    bad = next((field for field, makes_sense in _senses(manifest).items() if not makes_sense), None)
+    if bad is not None:
+        raise BundleError(f"{path} is damaged: its field {bad!r} makes no sense; {_REMEDY}")
+    models = [name for variant in manifest.variants for name in variant.models.values()]
+    adapters = [task.adapter for task in manifest.tasks]
+    for name in (*(file.path for file in manifest.files), *models, *adapters):
         _path(folder, name)
     listed = {file.path for file in manifest.files}
-    needed = (MODEL, CONFIG, *(task.adapter for task in manifest.tasks))
-    absent = next((name for name in needed if name not in listed), None)
+    absent = next((name for name in (MODEL, CONFIG, *models, *adapters) if name not in listed), None)
     if absent is not None:
-        raise BundleError(f"{path} is damaged: it does not list {absent}; compile the model again")
+        raise BundleError(f"{path} is damaged: it does not list {absent}; {_REMEDY}")
     return manifest
+
+
+def variants_of(folder: Path, manifest: Manifest, target: str | None, precision: str | None) -> tuple[VariantInfo, ...]:
+    """The variants of a target, a precision, or both, in their order.
+
+    Raises:
+        TargetError: none; the message lists those there are.
+    """
+    found = tuple(
+        one for one in manifest.variants if target in (None, one.target) and precision in (None, one.precision)
+    )
+    if not found:
+        asked = " in ".join(word for word in (target and f"for {target}", precision) if word)
+        there = ", ".join(f"{one.target} {one.precision}" for one in manifest.variants)
+        raise TargetError(f"{folder} has no variant {asked}: it has {there}")
+    return found
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -237,17 +265,30 @@ def release(version: str) -> tuple[int, ...]:
 def _senses(manifest: Manifest) -> dict[str, bool]:
     """Which values are what every reader counts on."""
     known = bool(manifest.layers)
+    names = [variant.name for variant in manifest.variants]
+    kinds = [(variant.target, variant.precision) for variant in manifest.variants]
+    models = [name for variant in manifest.variants for name in variant.models.values()]
+    parts = [set(variant.models) for variant in manifest.variants]
     return {
-        "opset": "" in manifest.opset,
-        "minimum_onnxruntime": _RELEASE.fullmatch(manifest.minimum_onnxruntime) is not None,
+        "variants": bool(names)
+        and all(map(_NAME.fullmatch, names))
+        and all(len(set(each)) == len(each) for each in (names, kinds, models)),
+        "models": all(each == parts[0] and PART in each for each in parts),
+        "external_bytes": all(variant.external_bytes >= 0 for variant in manifest.variants),
+        "opset": all("" in variant.opset for variant in manifest.variants),
+        "minimum_onnxruntime": all(_RELEASE.fullmatch(variant.minimum_onnxruntime) for variant in manifest.variants),
+        "session": all(_opens(variant.session) for variant in manifest.variants),
         "layers": known == bool(manifest.coda_config)
         and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
         "logits": _means(manifest.labels, manifest.logits),
         "tasks": all(_means(task.labels, task.logits) for task in manifest.tasks),
-        "session": manifest.session.graph_level in GRAPH_LEVELS and 0 <= manifest.session.threads <= _MOST_THREADS,
     }
+
+
+def _opens(session: SessionInfo) -> bool:
+    return session.graph_level in GRAPH_LEVELS and 0 <= session.threads <= _MOST_THREADS
 
 
 def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:
@@ -255,45 +296,6 @@ def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:
     if logits is None:
         return not labels
     return bool(labels) and logits.activation in ACTIVATIONS and logits.problem_type in PROBLEM_TYPES
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of an annotated type."""
-    inner = get_args(kind)
-    if kind is Any:
-        return True
-    if kind is float:  # JSON may write a whole one as an integer
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
-    if inner:
-        return any(fits(value, one) for one in inner)
-    if is_dataclass(value):
-        return isinstance(value, kind) and all(fits(getattr(value, f.name), f.type) for f in fields(value))
-    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-
-
-def _tensor(item: dict[str, Any]) -> TensorInfo:
-    return TensorInfo(item["name"], item["dtype"], tuple(item["shape"]))
-
-
-def _session(item: dict[str, Any]) -> SessionInfo:
-    return SessionInfo(**{**item, "providers": tuple(item["providers"])})
-
-
-def _logits(item: dict[str, Any] | None) -> LogitsInfo | None:
-    return None if item is None else LogitsInfo(**item)
-
-
-def _ood(item: dict[str, Any] | None) -> OodInfo | None:
-    return None if item is None else OodInfo(**item)
-
-
-def _task(item: dict[str, Any]) -> TaskInfo:
-    read = {"labels": tuple(item["labels"]), "logits": _logits(item["logits"]), "ood": _ood(item["ood"])}
-    return TaskInfo(**{**item, **read})
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -92,16 +92,6 @@ class Signature:
         if self.max_length < 1:
             raise ValueError(f"the longest input is {self.max_length}, which leaves none")
 
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "Signature":
-        """What ``dataclasses.asdict`` and JSON made of a signature.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none.
-        """
-        inputs = tuple(Input(**{**item, "axes": tuple(item["axes"])}) for item in plain["inputs"])
-        return cls(plain["modality"], inputs, plain["max_length"])
-
     @property
     def names(self) -> tuple[str, ...]:
         """Of the inputs, in order."""

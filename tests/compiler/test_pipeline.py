@@ -243,7 +243,7 @@ def test_manifest_says_how_layers_route(variant: Variant):
     assert [x.slots for x in layers] == [
         x.slots(variant.model.signature.max_length) for x in variant.model.coda_layers()
     ]
-    assert variant.bundle.manifest.operators.get("ai.coda::Route", 0) == len(variant.routed)
+    assert variant.bundle.variant.operators.get("ai.coda::Route", 0) == len(variant.routed)
 
 
 def test_outputs_of_each_task(variant: Variant):
@@ -279,7 +279,7 @@ def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, 
 
 
 def test_dense_needs_no_routing_operators(untrained: Bundle):
-    own = {name for name in untrained.manifest.operators if name.startswith("ai.coda")}
+    own = {name for name in untrained.variant.operators if name.startswith("ai.coda")}
     assert own == {f"ai.coda::{name}" for name in ("AddAdapter", "AddGelu", "AddNorm", "EmbedNorm")}
 
 
@@ -301,7 +301,7 @@ def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenize
     tokenizer.save_pretrained(tmp_path / "hf")
     bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
     assert bundle.manifest.task == task
-    own = {name for name in bundle.manifest.operators if "::" in name}
+    own = {name for name in bundle.variant.operators if "::" in name}
     ours = {f"ai.coda::{name}" for name in ("SelfAttention", "AddNorm", "AddGelu", "EmbedNorm")}
     assert own <= {"com.microsoft::MultiHeadAttention", *ours}
     assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
@@ -358,7 +358,7 @@ def test_stages_come_in_order(tmp_path: Path):
     names = ["load", "export", "passes", "verify", "bundle"]
     assert seen == [text for name in names for text in (name, f"{name} ended")]
     bundle = Bundle(tmp_path / "b")
-    assert bundle.manifest.target == "null"
+    assert bundle.variant.target == "null"
     with pytest.raises(TargetError, match=r"target 'null' cannot run here"):
         bundle.run({"input_ids": np.ones((1, 2), np.int64)})
 

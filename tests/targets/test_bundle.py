@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.targets.test_manifest import edit_variant
 
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError, TargetError
@@ -154,7 +155,7 @@ def test_every_shape_runs(compiled: Bundle, batch: int, tokens: int, seed: int):
 
 
 def test_repr_names_the_folder(compiled: Bundle):
-    assert repr(compiled) == f"Bundle('{compiled.folder}')"
+    assert repr(compiled) == f"Bundle('{compiled.folder}', variant='cpu')"
 
 
 def test_text_path_is_taken(compiled: Bundle):
@@ -192,9 +193,8 @@ def test_a_bundle_runs_after_it_was_moved(copied: Path, compiled: Bundle, tmp_pa
 
 
 def test_session_is_made_as_the_manifest_says(copied: Path):
-    plain = json.loads((copied / MANIFEST).read_text("utf-8"))
-    plain["session"] = {**plain["session"], "graph_level": "basic", "threads": 2, "native": False}
-    (copied / MANIFEST).write_text(json.dumps(plain))
+    session = json.loads((copied / MANIFEST).read_text("utf-8"))["variants"][0]["session"]
+    edit_variant(copied, session={**session, "graph_level": "basic", "threads": 2, "native": False})
     bundle = Bundle(copied)
     options = bundle.session.get_session_options()
     assert (options.graph_optimization_level, options.intra_op_num_threads) == (
@@ -210,29 +210,24 @@ def test_session_is_made_as_the_manifest_says(copied: Path):
 )
 def test_an_older_onnxruntime_is_refused(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
     """Patch by patch, and as numbers."""
-    needing(copied, minimum)
+    edit_variant(copied, minimum_onnxruntime=minimum)
     monkeypatch.setattr("coda_targets.runtimes.session.ort.__version__", installed)
     with pytest.raises(TargetError) as caught:
-        Bundle(copied)
+        _ = Bundle(copied).session
     assert str(caught.value) == (
-        f"{copied} needs onnxruntime {minimum} or newer and {installed} is installed: "
+        f"the model needs onnxruntime {minimum} or newer and {installed} is installed: "
         f'pip install --upgrade "onnxruntime>={minimum}"'
     )
 
 
 @pytest.mark.parametrize(("minimum", "installed"), [("1.21.1", "1.21.1"), ("1.9.9", "1.21.1"), ("1.21", "1.21.0+cpu")])
 def test_as_new_a_one_or_newer_is_taken(copied: Path, minimum: str, installed: str, monkeypatch: pytest.MonkeyPatch):
-    needing(copied, minimum)
+    edit_variant(copied, minimum_onnxruntime=minimum)
     monkeypatch.setattr("coda_targets.runtimes.session.ort.__version__", installed)
-    assert Bundle(copied).manifest.minimum_onnxruntime == minimum
+    assert Bundle(copied).runtime.name == "cpu"
 
 
 def test_a_minimum_that_is_no_version_is_damage(copied: Path):
-    needing(copied, "newest")
+    edit_variant(copied, minimum_onnxruntime="newest")
     with pytest.raises(BundleError, match=r"its field 'minimum_onnxruntime' makes no sense"):
         Bundle(copied)
-
-
-def needing(folder: Path, minimum: str) -> None:
-    plain = json.loads((folder / "manifest.json").read_text("utf-8"))
-    (folder / "manifest.json").write_text(json.dumps({**plain, "minimum_onnxruntime": minimum}), "utf-8")

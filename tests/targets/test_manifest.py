@@ -1,4 +1,4 @@
-"""manifest.json: what it says, what it refuses."""
+"""coda.json: what it says, what it refuses."""
 
 import contextlib
 import dataclasses
@@ -18,6 +18,7 @@ from coda_targets.manifest import (
     LogitsInfo,
     Manifest,
     SessionInfo,
+    VariantInfo,
     check_files,
     hash_file,
     list_files,
@@ -33,6 +34,12 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps({**plain, **changes}), "utf-8")
 
 
+def edit_variant(folder: Path, **changes: Any) -> None:
+    """Edit what the manifest says of the only variant."""
+    (variant,) = json.loads((folder / MANIFEST).read_text("utf-8"))["variants"]
+    edit(folder, variants=[{**variant, **changes}])
+
+
 def test_round_trip(compiled: Bundle, tmp_path: Path):
     manifest = read_manifest(compiled.folder)
     (tmp_path / MANIFEST).write_text(manifest.dump(), "utf-8")
@@ -42,16 +49,19 @@ def test_round_trip(compiled: Bundle, tmp_path: Path):
 
 def test_says_what_was_compiled(compiled: Bundle):
     manifest = compiled.manifest
-    assert (manifest.task, manifest.architecture, manifest.target) == ("sequence-classification", "bert", "cpu")
+    assert (manifest.task, manifest.architecture) == ("sequence-classification", "bert")
     assert manifest.signature == text_signature(100, 66, types=2)
     assert [(o.name, o.dtype, o.shape) for o in manifest.outputs] == [("logits", "float32", ("batch", 3))]
     assert manifest.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert manifest.logits == LogitsInfo("softmax", "single_label_classification")
     assert [(x.reduction, x.attention, x.slots) for x in manifest.layers] == [("2", "k_to_k", 33)] * 2
     assert (manifest.width, manifest.feed_forward) == (32, 48)
-    assert manifest.operators["ai.coda::Route"] == 2
     assert manifest.coda_config["reduction"] == "2"
-    assert manifest.session == SessionInfo(("CPUExecutionProvider",), "all", 0, native=True)
+    (variant,) = manifest.variants
+    assert (variant.name, variant.target, variant.precision) == ("cpu", "cpu", "fp32")
+    assert (variant.models, variant.external_bytes) == ({"model": "model.onnx"}, 0)
+    assert variant.operators["ai.coda::Route"] == 2
+    assert variant.session == SessionInfo(("CPUExecutionProvider",), "all", 0, native=True)
 
 
 def test_manifest_is_frozen(compiled: Bundle):
@@ -66,7 +76,7 @@ def test_lists_every_file_but_itself(compiled: Bundle):
 
 
 def test_no_manifest(tmp_path: Path):
-    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json; make one with coda-compile"):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no coda\.json; make one with coda-compile"):
         Bundle(tmp_path)
 
 
@@ -89,7 +99,7 @@ def test_manifest_that_is_a_folder(tmp_path: Path):
 @pytest.mark.parametrize("text", [b"", b"{", b'{"schema_version": 1', b"\xff\xfe", b"[" * 100_000])
 def test_damaged_json(copied: Path, text: bytes):
     (copied / MANIFEST).write_bytes(text)
-    with pytest.raises(BundleError, match=r"is damaged: it is not JSON; compile the model again"):
+    with pytest.raises(BundleError, match=r"is no manifest of a bundle: it is not JSON; compile the model again$"):
         Bundle(copied)
 
 
@@ -103,7 +113,9 @@ def test_cut_off_json(copied: Path):
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
 def test_other_schema_version(copied: Path, version: Any):
     edit(copied, schema_version=version)
-    with pytest.raises(BundleError, match=r"has schema version .*, this release reads 1$"):
+    with pytest.raises(
+        BundleError, match=r"has schema version .*, this release reads a manifest of a bundle of version 1$"
+    ):
         Bundle(copied)
 
 
@@ -128,7 +140,6 @@ def test_missing_field(copied: Path, name: str):
     [
         ("width", None),
         ("task", 3),
-        ("opset", []),
         ("signature", 3),
         ("signature", {**SIGNATURE, "max_length": "66"}),
         ("signature", {**SIGNATURE, "max_length": True}),
@@ -154,10 +165,40 @@ def test_missing_field(copied: Path, name: str):
         ("labels", [1]),
         ("layers", []),
         ("width", 0),
-        ("opset", {}),
-        ("opset", {"": "20"}),
         ("layers", [{"reduction": "0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
         ("layers", [{"reduction": "2/0", "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+        ("variants", []),
+        ("variants", [{}]),
+        ("schema", 1),
+        ("logits", {"activation": "softmax", "problem_type": "single_label_classification", "temperature": 1}),
+    ],
+)
+def test_field_of_a_wrong_type(copied: Path, name: str, value: Any):
+    edit(copied, **{name: value})
+    with pytest.raises(BundleError, match=r"coda\.json is damaged: .*; compile the model again$"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", ""),
+        ("name", "../cpu"),
+        ("name", "cpu/int8"),
+        ("target", None),
+        ("precision", 8),
+        ("models", {}),
+        ("models", {"model": 1}),
+        ("models", {"encoder": "model.onnx"}),
+        ("models", {"model": "absent.onnx"}),
+        ("models", {"model": "model.onnx", "other": "model.onnx"}),
+        ("external_bytes", -1),
+        ("external_bytes", 1.5),
+        ("opset", []),
+        ("opset", {}),
+        ("opset", {"": "20"}),
+        ("minimum_onnxruntime", "newest"),
+        ("bucket", 128),
         ("session", None),
         ("session", {"providers": ["CPUExecutionProvider"]}),
         ("session", {"providers": [1], "graph_level": "all", "threads": 0, "native": True}),
@@ -168,9 +209,32 @@ def test_missing_field(copied: Path, name: str):
         ("session", {"providers": [], "graph_level": "all", "threads": 0, "native": True, "profile_file_prefix": "x"}),
     ],
 )
-def test_field_of_a_wrong_type(copied: Path, name: str, value: Any):
-    edit(copied, **{name: value})
-    with pytest.raises(BundleError, match=r"manifest\.json is damaged: .*; compile the model again$"):
+def test_variant_that_makes_no_sense(copied: Path, name: str, value: Any):
+    edit_variant(copied, **{name: value})
+    with pytest.raises(BundleError, match=r"coda\.json is damaged: .*; compile the model again$"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize("changes", [{}, {"name": "other"}, {"name": "other", "precision": "int8"}])
+def test_two_variants_that_are_one(copied: Path, changes: dict[str, str]):
+    (variant,) = json.loads((copied / MANIFEST).read_text("utf-8"))["variants"]
+    edit(copied, variants=[variant, {**variant, **changes}])
+    with pytest.raises(BundleError, match=r"its field 'variants' makes no sense"):
+        Bundle(copied)
+
+
+@pytest.mark.parametrize("name", sorted(field.name for field in dataclasses.fields(VariantInfo)))
+def test_missing_field_of_a_variant(copied: Path, name: str):
+    plain = json.loads((copied / MANIFEST).read_text("utf-8"))
+    del plain["variants"][0][name]
+    (copied / MANIFEST).write_text(json.dumps(plain))
+    with pytest.raises(BundleError, match=name):
+        Bundle(copied)
+
+
+def test_model_outside_of_the_bundle(copied: Path):
+    edit_variant(copied, models={"model": "../model.onnx"})
+    with pytest.raises(BundleError, match=r"lies outside the bundle: do not use this bundle"):
         Bundle(copied)
 
 
@@ -191,9 +255,9 @@ def test_no_junk_escapes_as_another_error(compiled: Bundle, tmp_path: Path, name
 
 
 def test_unknown_target_in_a_manifest(copied: Path):
-    edit(copied, target="abacus")
+    edit_variant(copied, target="abacus")
     with pytest.raises(CodaError, match=r"target 'abacus' is unknown"):
-        Bundle(copied)
+        _ = Bundle(copied).session
 
 
 @pytest.mark.parametrize(

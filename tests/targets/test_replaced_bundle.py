@@ -97,10 +97,10 @@ def test_adapter_of_another_bundle_is_refused(copied: Path):
 
 def test_time_of_writing_alone_proves_nothing(copied: Path):
     """Images of containers and reproducible builds give all files one time."""
-    os.utime(copied / "manifest.json", (0, 0))
+    os.utime(copied / "coda.json", (0, 0))
     bundle = Bundle(copied)
     replace(copied)
-    os.utime(copied / "manifest.json", (0, 0))
+    os.utime(copied / "coda.json", (0, 0))
     with pytest.raises(BundleError, match=REPLACED):
         bundle.run({"input_ids": IDS})
 

@@ -21,11 +21,13 @@ Run = Callable[[], object]
 Prepare = Callable[[Arrays], Run]
 
 
-def bundle(threads: int, folder: str, portable: bool = False) -> Prepare:
-    """A bundle, as an app runs it; portable: as where no native kernels are installed."""
+def bundle(
+    threads: int, folder: str, target: str | None = None, precision: str | None = None, portable: bool = False
+) -> Prepare:
+    """A variant of a bundle, as an app runs it; portable: as where no native kernels are installed."""
     if portable:
         os.environ[native.SWITCH] = "portable"  # this process has but one contender
-    opened = Bundle(folder, threads=threads)
+    opened = Bundle(folder, target=target, precision=precision, threads=threads)
     session = opened.session
 
     def prepare(inputs: Arrays) -> Run:

@@ -17,7 +17,6 @@ from coda_compile.precision import UNQUANTISED, get_precision, precision_names
 from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
 from coda_targets import Bundle
-from coda_targets.bundle import MODEL
 from coda_targets.manifest import Manifest
 from coda_targets.runtimes import DEFAULT_TARGET
 from coda_targets.signature import Signature
@@ -62,6 +61,7 @@ class _Entry:
     precision: str
     reduction: str
     file_bytes: int
+    target: str = DEFAULT_TARGET
     manifest: Manifest | None = None  # of a compiled one
 
 
@@ -80,10 +80,9 @@ class _Entries:
     def add_bundle(self, bundle: Bundle) -> None:
         """A compiled model, named after its r and precision."""
         reduction = reduction_of(bundle.manifest)
-        variant = variant_of(reduction, bundle.manifest.precision, bundle.manifest.target)
-        files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
-        contender = Contender.of_bundle(f"{COMPILED} r={variant}", bundle.folder)
-        self.entries.append(_Entry(contender, bundle.manifest.precision, reduction, files, bundle.manifest))
+        precision, target = bundle.variant.precision, bundle.variant.target
+        contender = Contender.of_bundle(f"{COMPILED} r={variant_of(reduction, precision, target)}", bundle)
+        self.entries.append(_Entry(contender, precision, reduction, bundle.model_bytes, target, bundle.manifest))
 
     def add_baselines(self, model: "CodaModel", folder: Path, plan: Plan, stage: Stage) -> None:
         """The dense adapter in every runtime that is installed."""
@@ -251,7 +250,7 @@ def _measurement(
     rounds, seconds = own.rounds(i), own.every_run(i)
     summary = summarise(seconds)
     faster = {
-        variant_of(other.reduction, other.precision, other.manifest.target): ratio_interval(
+        variant_of(other.reduction, other.precision, other.target): ratio_interval(
             rounds, timings[other.contender.name].rounds(i)
         )
         for other in taking_part.entries
@@ -275,7 +274,7 @@ def _measurement(
         peak_bytes=own.peak_bytes,
         file_bytes=entry.file_bytes,
         multiply_adds=batch * count(manifest, tokens),
-        target=DEFAULT_TARGET if entry.manifest is None else entry.manifest.target,
+        target=entry.target,
     )
 
 
@@ -285,7 +284,7 @@ def _bounds(measurements: Sequence[Measurement], taking_part: _Entries, rates: d
     for entry in taking_part.entries:
         if entry.manifest is None or not entry.manifest.layers:
             continue
-        if (entry.precision, entry.manifest.target) != (UNQUANTISED, DEFAULT_TARGET):
+        if (entry.precision, entry.target) != (UNQUANTISED, DEFAULT_TARGET):
             continue
         for own in (m for m in measurements if m.contender == entry.contender.name):
             ratio = dense_multiply_adds(entry.manifest, own.tokens) / multiply_adds(entry.manifest, own.tokens)

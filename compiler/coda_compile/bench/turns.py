@@ -21,6 +21,7 @@ import numpy as np
 from coda_compile.bench.machine import thread_count
 from coda_compile.errors import CodaError
 from coda_ops.files import private_folder
+from coda_targets import Bundle
 from coda_targets.signature import Arrays, Signature
 
 TURN_SECONDS = 0.05  # short runs are repeated within a turn until it lasts this long
@@ -57,9 +58,17 @@ class Contender:
     arguments: dict[str, Any]
 
     @staticmethod
-    def of_bundle(name: str, folder: Path, *, portable: bool = False) -> "Contender":
-        """A bundle as a contender; portable: as where no native kernels are installed."""
-        return Contender(name, "bundle", {"folder": str(folder.resolve()), "portable": portable})
+    def of_bundle(name: str, bundle: Bundle | Path, *, portable: bool = False) -> "Contender":
+        """A bundle as a contender: the variant that was opened, or of a folder the best one here.
+
+        Args:
+            portable: as where no native kernels are installed.
+        """
+        folder = bundle.folder if isinstance(bundle, Bundle) else bundle
+        arguments: dict[str, Any] = {"folder": str(folder.resolve()), "portable": portable}
+        if isinstance(bundle, Bundle):
+            arguments |= {"target": bundle.variant.target, "precision": bundle.variant.precision}
+        return Contender(name, "bundle", arguments)
 
 
 @dataclass

@@ -66,15 +66,15 @@ def _add(bundle: Bundle, name: str, model: CodaModel | Path | str, backbone: Pat
         source = read_model(model, backbone)
         source.model.set_reduction([layer.reduction for layer in manifest.layers])
         _check(source, bundle, name)
-        recipe = get_precision(manifest.precision)
+        recipe = get_precision(bundle.variant.precision)
         source.quantise(recipe, None, adapters=False)
-    backend = replace(get_backend(manifest.target), runtime=bundle.runtime)
+    backend = replace(get_backend(bundle.variant.target), runtime=bundle.runtime)
     with replacing(bundle.folder, held=True) as folder:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, copy_function=_link)
         with stage("verify"):
             swapped = tasks.write(folder, name, source.model)
             proved = source.verify_task(folder / MODEL, backend, recipe, bundle.folder, swapped)
-            reference_vectors.write(folder, *proved.vectors(), task=name)
+            reference_vectors.write(folder, proved.vectors, task=name)
             (folder / MANIFEST).unlink()  # a link to the old one
             added = (*manifest.tasks, tasks.info(name, source.model))
             (folder / MANIFEST).write_text(replace(manifest, tasks=added, files=list_files(folder)).dump(), "utf-8")

@@ -41,34 +41,41 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
+class VariantReport:
+    """How a variant was made.
+
+    Attributes:
+        passes: in the order that they ran in.
+    """
+
+    passes: tuple[PassReport, ...]
+    parity: ParityReport
+
+    @staticmethod
+    def of(
+        passes: Sequence[PassReport], parity: Mapping[str, Sequence[CaseParity]], tolerances: Tolerances
+    ) -> "VariantReport":
+        """Args: parity: by task; ``""`` where there is but one."""
+        cases = tuple(replace(case, task=task) for task, some in parity.items() for case in some)
+        return VariantReport(tuple(passes), ParityReport(tolerances, cases))
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """How a bundle was made.
 
     Attributes:
         pruning: ``None`` where nothing was asked for.
-        passes: in the order that they ran in.
+        variants: by name.
     """
 
     pruning: Pruning | None
-    passes: tuple[PassReport, ...]
-    parity: ParityReport
+    variants: dict[str, VariantReport]
     schema_version: int = SCHEMA_VERSION
 
 
-def write_report(
-    folder: Path,
-    passes: Sequence[PassReport],
-    parity: Mapping[str, Sequence[CaseParity]],
-    tolerances: Tolerances,
-    pruning: Pruning | None = None,
-) -> None:
-    """Write a bundle's report.
-
-    Args:
-        parity: by task; ``""`` where there is but one.
-    """
-    cases = tuple(replace(case, task=task) for task, some in parity.items() for case in some)
-    report = BuildReport(pruning, tuple(passes), ParityReport(tolerances, cases))
+def write_report(folder: Path, report: BuildReport) -> None:
+    """Write a bundle's report."""
     (folder / REPORT).write_text(record_json(report), "utf-8")
 
 

@@ -1,22 +1,18 @@
-"""Writing a bundle: whole or not at all, and the same bytes for the same inputs."""
+"""What a bundle says of the model in it, whatever the variants: its configuration and its tokenizer, and where bundles
+may be written at all."""
 
 import json
 import warnings
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from transformers import PreTrainedTokenizerBase
 
-from coda_compile.backends import Backend
 from coda_compile.bundling.replace_folder import replacing as replacing
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.logits import logits_info
-from coda_compile.passes import operator_counts
 from coda_compile.sources.classes import class_names
 from coda_models.backbone import AUTO_CLASSES
 from coda_models.checkpoint import portable_config
@@ -24,31 +20,9 @@ from coda_models.digest import tensor_digest
 from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
-from coda_ops import RUNTIME_DOMAIN
-from coda_targets import BundleError, Runtime
-from coda_targets.manifest import (
-    MANIFEST,
-    LayerInfo,
-    LogitsInfo,
-    Manifest,
-    OodInfo,
-    SessionInfo,
-    TaskInfo,
-    TensorInfo,
-    list_files,
-    read_manifest,
-    release,
-    unlisted,
-)
+from coda_targets import BundleError
+from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
 from coda_targets.signature import Signature
-
-_PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
-# First onnxruntime release for each opset and IR version, from its own table of compatibility.
-_RUNTIME_OF_OPSET = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
-NEWEST_OPSET = max(_RUNTIME_OF_OPSET)
-_RUNTIME_OF_IR = {8: "1.14", 9: "1.16", 10: "1.18", 11: "1.22"}
-_RUNTIME_OF_ADAPTERS = "1.20"  # the first with its own adapter format
-_RUNTIME_OF_ATTENTION = "1.21.1"  # before, MultiHeadAttention misread one bias for all heads from the second text on
 
 
 def check_output(folder: Path) -> None:
@@ -231,69 +205,6 @@ def model_digest(model: CodaModel) -> str:
 def ood_info(detector: OodDetector | None) -> OodInfo | None:
     """What the manifest says of a model's detector, where it has one."""
     return None if detector is None else OodInfo(detector.method, detector.threshold, detector.kept)
-
-
-def write_manifest(
-    folder: Path,
-    model: Described,
-    compiled: ir.Model,
-    backend: Backend,
-    precision: str,
-    tasks: Sequence[TaskInfo] = (),
-) -> None:
-    """manifest.json, last of all: it hashes the other files."""
-    opset = dict(sorted(compiled.opset_imports.items()))
-    runtime = backend.runtime
-    manifest = Manifest(
-        task=model.task,
-        architecture=model.architecture,
-        target=backend.name,
-        precision=precision,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *runtime.distributions)},
-        opset=opset,
-        ir_version=compiled.ir_version,
-        minimum_onnxruntime=_minimum_runtime(compiled, swapped=bool(tasks), runtime=runtime),
-        operators=dict(sorted(operator_counts(compiled).items())),
-        signature=model.signature,
-        outputs=tuple(_tensor_info(value) for value in compiled.graph.outputs),
-        width=model.width,
-        feed_forward=model.feed_forward,
-        labels=model.labels,
-        logits=model.logits,
-        model_sha256=model.model_sha256,
-        layers=model.layers,
-        coda_config=model.coda_config,
-        session=SessionInfo(
-            tuple(name for name, _ in runtime.providers),
-            runtime.graph_level,
-            runtime.threads,
-            runtime.native,
-            runtime.options,
-        ),
-        ood=model.ood,
-        tasks=tuple(tasks),
-        files=list_files(folder),
-    )
-    (folder / MANIFEST).write_text(manifest.dump(), "utf-8")
-
-
-def _minimum_runtime(compiled: ir.Model, *, swapped: bool = False, runtime: Runtime | None = None) -> str:
-    needed = [_RUNTIME_OF_OPSET[compiled.opset_imports[""]], _RUNTIME_OF_IR[compiled.ir_version]]
-    if RUNTIME_DOMAIN in compiled.opset_imports:
-        needed.append(_RUNTIME_OF_ATTENTION)
-    if swapped:
-        needed.append(_RUNTIME_OF_ADAPTERS)
-    if runtime is not None and runtime.minimum_onnxruntime:
-        needed.append(runtime.minimum_onnxruntime)
-    return max(needed, key=release)
-
-
-def _tensor_info(value: ir.Value) -> TensorInfo:
-    assert value.name is not None
-    assert value.shape is not None
-    assert value.dtype is not None
-    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
 
 
 def _write_json(path: Path, plain: Any) -> None:

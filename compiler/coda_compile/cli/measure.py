@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from coda_compile.cli.target_option import TargetOption
+from coda_compile.cli.variant import variant_options
 from coda_compile.precision import precision_names
 
 
@@ -102,6 +103,7 @@ def bench(
 
 @click.command(short_help="Did latency regress against a baseline? For CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
 @click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
 @click.option("--by", default=0.05, show_default=True, help="How much slower is accepted, as a fraction.")
@@ -114,6 +116,8 @@ def bench(
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")
 def check(
     bundle: Path,
+    target: str | None,
+    precision: str | None,
     against: str,
     build_baseline: str | None,
     by: float,
@@ -154,11 +158,11 @@ def check(
     from coda_compile.regression.check import check as check_latency
     from coda_targets import Bundle
 
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, target=target, precision=precision)
     with baseline_bundle(against, build_baseline, Path.cwd()) as baseline, outputs.watching() as on_launch:
         result = check_latency(
             opened,
-            baseline,
+            Bundle(baseline, target=target, precision=precision),
             by=by,
             batch=batch,
             tokens=tokens,
@@ -179,11 +183,20 @@ def check(
 
 @click.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
-def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: int) -> None:
+def explain(
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    batch: int,
+    tokens: int | None,
+    runs: int,
+    threads: int,
+) -> None:
     """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
 
     \b
@@ -195,19 +208,28 @@ def explain(bundle: Path, batch: int, tokens: int | None, runs: int, threads: in
     from coda_compile.inspect.profile import profile_bundle
     from coda_targets import Bundle
 
-    profile = profile_bundle(Bundle(bundle), batch=batch, tokens=tokens, runs=runs, threads=threads)
+    opened = Bundle(bundle, target=target, precision=precision)
+    profile = profile_bundle(opened, batch=batch, tokens=tokens, runs=runs, threads=threads)
     explain_table.show(explain_profile(profile))
 
 
 @click.command(short_help="One self-contained HTML page about a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@variant_options
 @click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
 @click.option("--text", help="Show the routing of this text.  [default: a short review]")
 @click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label: adds accuracy.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Of the profile.  [default: the benchmark's]")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: BUNDLE-report.html beside BUNDLE]")
 def report(
-    bundle: Path, bench: Path | None, text: str | None, data: Path | None, threads: int, output: Path | None
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    bench: Path | None,
+    text: str | None,
+    data: Path | None,
+    threads: int,
+    output: Path | None,
 ) -> None:
     """Write everything known of BUNDLE into one HTML page that needs no network: latency and its bound, where the time
     goes, memory, passes, parity, what the routers do, and how to reproduce it.
@@ -224,7 +246,7 @@ def report(
         from coda_targets import Bundle
     folder = bundle.resolve()
     written = make_report(
-        Bundle(bundle),
+        Bundle(bundle, target=target, precision=precision),
         output or folder.with_name(f"{folder.name}-report.html"),
         bench=bench,
         text=text,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coda_compile.cli.variant import variant_options
 from coda_compile.errors import CodaError
 
 if TYPE_CHECKING:
@@ -27,21 +28,26 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     help="One text a line, or .csv or .jsonl with text and text_pair; - is stdin.",
 )
+@variant_options
 @click.option("--task", metavar="NAME", help="Of a bundle with several.  [default: the first]")
 @click.option("--raw", is_flag=True, help="Print the logits of all labels instead of scores.")
 @click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
+@click.option("--verbose", "-v", is_flag=True, help="Say which variant of BUNDLE runs, on stderr.")
 def run(
     bundle: Path,
     texts: tuple[str, ...],
     others: tuple[str, ...],
     source: Path | None,
+    target: str | None,
+    precision: str | None,
     task: str | None,
     raw: bool,
     show_routing: bool,
     batch: int,
     threads: int,
+    verbose: bool,
 ) -> None:
     """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
 
@@ -59,7 +65,9 @@ def run(
     from coda_compile.text_files import named
     from coda_targets import Bundle
 
-    opened = Bundle(bundle, threads=threads)
+    opened = Bundle(bundle, target=target, precision=precision, threads=threads)
+    if verbose:
+        click.echo(f"coda-compile: running variant {opened.variant.name}", err=True)
     given, none = _texts(texts, others, source), True
     for text, record, routed in predict(opened, given, batch=batch, routing=show_routing, task=task, raw=raw):
         none = False

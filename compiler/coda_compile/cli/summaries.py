@@ -14,7 +14,7 @@ from coda_compile.terminal import out, whole
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
 from coda_targets import Bundle
-from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Manifest
+from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, WEIGHTS, Manifest, VariantInfo
 from coda_targets.runtimes.session import load_kernels
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     n, unit = manifest.signature.max_length, manifest.signature.unit
     size = sum(file.bytes for file in manifest.files)
     ratio = fewer(manifest)
-    out.print(f"{folder}: {size / 1e6:.1f} MB for {manifest.target}, verified, in {seconds:.0f} s", soft_wrap=True)
+    made = ", ".join(dict.fromkeys(variant.target for variant in manifest.variants))
+    out.print(f"{folder}: {size / 1e6:.1f} MB for {made}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} {unit}")
     if (pruning := read_report(folder).pruning) is not None:
@@ -53,11 +54,10 @@ def routing(words: RoutedWords) -> None:
         out.print(line, soft_wrap=True)
 
 
-def verified(result: CaseParity, task: str | None = None) -> None:
-    """How a bundle, or one of its tasks, compared with its own test data."""
-    name = "" if task is None else f"{task}: "
+def verified(result: CaseParity, name: str) -> None:
+    """How a variant, or one of several tasks, compared with its own test data."""
     differences = ", ".join(f"{name} within {value:.1e}" for name, value in result.outputs.items())
-    out.print(f"{name}intact and right: scores within {result.scores:.1e}, {differences}")
+    out.print(f"{name}: intact and right: scores within {result.scores:.1e}, {differences}")
     for tie in result.ties:
         out.print(
             f"  tie in layer {tie.layer}, example {tie.example}, position {tie.position}: margin {tie.margin:.1e}, "
@@ -87,18 +87,22 @@ def evaluated(found: Sequence["Evaluation"]) -> None:
     whole(table)
 
 
+def not_verified(variant: VariantInfo, lacking: str) -> None:
+    """A variant that this machine cannot run."""
+    out.print(f"{variant.name}: not run here: {lacking}", soft_wrap=True)
+
+
 def inspected(bundle: Bundle) -> None:
     """A readable summary of a bundle."""
     m = bundle.manifest
     n, unit = m.signature.max_length, m.signature.unit
-    title = Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}, {m.target} {m.precision}")
-    out.print(title, soft_wrap=True)
+    out.print(Text.assemble((str(bundle.folder), "bold"), f"  {m.architecture}, {m.task}"), soft_wrap=True)
     taken = [(one.name, one.dtype, one.axes) for one in m.signature.inputs]
     given = [(one.name, one.dtype, one.shape) for one in m.outputs]
     for kind, tensors in (("inputs", taken), ("outputs", given)):
         listed = ", ".join(f"{name} {dtype}[{', '.join(map(str, axes))}]" for name, dtype, axes in tensors)
         out.print(f"  {kind:<9}{listed}", soft_wrap=True)
-    out.print(f"  runs on  onnxruntime {m.minimum_onnxruntime} or newer, opset {m.opset['']}, up to {n} {unit}")
+    out.print(f"  takes    up to {n} {unit}")
     if m.labels:
         shown = ", ".join(m.labels[:8]) + (f" … {len(m.labels)} in all" if len(m.labels) > 8 else "")
         out.print(f"  labels   {shown}", soft_wrap=True)
@@ -114,10 +118,9 @@ def inspected(bundle: Bundle) -> None:
         kept = f"{m.ood.kept:.0%} of known texts lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
+    _variants(bundle)
     if m.layers:
         _layers(m)
-    counts = sorted(m.operators.items(), key=lambda item: (-item[1], item[0]))
-    out.print(f"operators\n  {', '.join(f'{name} {count}' for name, count in counts)}")
     files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
     files.add_column()
     files.add_column(justify="right")
@@ -125,6 +128,31 @@ def inspected(bundle: Bundle) -> None:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
     out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+
+
+def _variants(bundle: Bundle) -> None:
+    """What each variant needs, how large it is, and what of it lies where others share it."""
+    m = bundle.manifest
+    sizes = {file.path: file.bytes for file in m.files}
+    shown = Table(title="variants", title_justify="left", box=None, pad_edge=False, padding=(0, 2))
+    for name in ("variant", "file", "MB", f"in {WEIGHTS}", "needs onnxruntime", "opset", "here"):
+        shown.add_column(name, justify="right" if name == "MB" or WEIGHTS in name else "left")
+    for one in m.variants:
+        own = sum(sizes[name] for name in one.models.values())
+        runs = "" if bundle.lacks(one) else "runs"
+        shown.add_row(
+            one.name,
+            ", ".join(one.models.values()),
+            f"{(own + one.external_bytes) / 1e6:,.1f}",
+            f"{one.external_bytes / 1e6:,.1f}" if one.external_bytes else "",
+            one.minimum_onnxruntime,
+            str(one.opset[""]),
+            "taken" if runs and one == bundle.variant else runs or "cannot run",
+        )
+    whole(shown)
+    for one in m.variants:
+        counts = sorted(one.operators.items(), key=lambda item: (-item[1], item[0]))
+        out.print(f"operators of {one.name}\n  {', '.join(f'{name} {count}' for name, count in counts)}")
 
 
 def _scored(m: Manifest) -> str:

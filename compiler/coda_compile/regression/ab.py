@@ -41,6 +41,7 @@ from coda_compile.bench.machine import thread_count
 from coda_compile.bench.turns import Contender, MeasuringError, Worker, started, warm_up
 from coda_compile.regression.verdict import Verdict
 from coda_compile.statistics import Interval
+from coda_targets import Bundle
 from coda_targets.manifest import read_manifest
 from coda_targets.signature import Arrays
 
@@ -180,8 +181,8 @@ def decide(launches: Sequence[Launch], *, by: float, most: int) -> Decision:
 
 
 def compare_latency(
-    baseline: Path,
-    candidate: Path,
+    baseline: Bundle | Path,
+    candidate: Bundle | Path,
     inputs: Arrays,
     *,
     by: float = 0.05,
@@ -194,7 +195,7 @@ def compare_latency(
     """Launch both bundles again and again until the interval decides.
 
     Args:
-        baseline, candidate: folders of bundles.
+        baseline, candidate: bundles, whose opened variants are timed, or their folders.
         inputs: what both run.
         by: the threshold, as a fraction.
         threads: of each process, 0 for all cores.
@@ -209,7 +210,7 @@ def compare_latency(
     """
     threads = thread_count(threads)
     load = psutil.getloadavg()[0]
-    folders = dict(zip(_NAMES, (baseline, baseline, candidate), strict=True))
+    bundles = dict(zip(_NAMES, (baseline, baseline, candidate), strict=True))
     launches: list[Launch] = []
     decision = decide(launches, by=by, most=most)
     began, longest = time.monotonic(), 0.0
@@ -217,14 +218,15 @@ def compare_latency(
         started_at = time.monotonic()
         if len(launches) == most or started_at - began + longest > budget:
             break
-        contenders = [Contender.of_bundle(name, folders[name]) for name in names]
+        contenders = [Contender.of_bundle(name, bundles[name]) for name in names]
         launches.append(_launch(contenders, inputs, threads))
         longest = max(longest, time.monotonic() - started_at)
         decision = decide(launches, by=by, most=most)
         on_launch(len(launches), decision)
         if decision.verdict is not Verdict.CANNOT_TELL:
             break
-    batch, tokens = read_manifest(candidate).signature.shape(inputs)
+    folder = candidate.folder if isinstance(candidate, Bundle) else candidate
+    batch, tokens = read_manifest(folder).signature.shape(inputs)
     took = time.monotonic() - began
     return Timing(decision, by, tuple(launches), most, budget, took, batch, tokens, threads, load)
 

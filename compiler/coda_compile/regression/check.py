@@ -118,8 +118,8 @@ def check(
             advice=("use a machine with two cores or more",),
         )
     timing = compare_latency(
-        old.folder,
-        candidate.folder,
+        old,
+        candidate,
         signature.common(old.manifest.signature).random(batch, tokens or longest),
         by=by,
         threads=threads,

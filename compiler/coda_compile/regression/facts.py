@@ -49,7 +49,7 @@ class Facts:
 
     Attributes:
         multiply_adds: of the layers, for one input of the longest length.
-        bytes: of the model's files.
+        bytes: of the variant's model.
         operators: how often each stands in the graph after the runtime's own fusions, ``domain::name`` outside the
             default domain.
         placement: nodes by execution provider.
@@ -90,7 +90,7 @@ def require_comparable(baseline: Bundle, candidate: Bundle) -> None:
     a, b = baseline.manifest, candidate.manifest
     sides = {
         "tasks": (a.task, b.task),
-        "targets": (a.target, b.target),
+        "targets": (baseline.variant.target, candidate.variant.target),
         "inputs": tuple(_listed((t.name, t.dtype, t.axes) for t in m.signature.inputs) for m in (a, b)),
         "outputs": tuple(_listed((t.name, t.dtype, t.shape) for t in m.outputs) for m in (a, b)),
         "longest inputs": tuple(f"{m.signature.max_length} {m.signature.unit}" for m in (a, b)),
@@ -137,10 +137,9 @@ def read_facts(bundle: Bundle) -> Facts:
         compared = optimised if runtime.profiled_by_onnxruntime else bundle.model_path
         graph = onnx.load(compared, load_external_data=False).graph
         placement = _placement(profile)
-    files = sum(file.bytes for file in bundle.manifest.files if file.path.startswith(MODEL))
     return Facts(
         multiply_adds=multiply_adds(bundle.manifest, signature.max_length),
-        bytes=files,
+        bytes=bundle.model_bytes,
         operators=dict(Counter(sorted(_operators(graph)))),
         placement=placement,
         preferred=runtime.preferred,

@@ -23,7 +23,7 @@ from coda_compile.report.plots import Plot
 from coda_compile.report.routing_map import MOST_WORDS, SAMPLE, RoutedText, route_text
 from coda_compile.report.summary import cards, headline, reference_of, verdict
 from coda_ops.files import check_result_file, replacing_file
-from coda_targets import Bundle
+from coda_targets import Bundle, BundleError
 from coda_targets.modalities.text import TOKENIZER
 
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -58,6 +58,10 @@ def make_report(
     check_result_file(output, b"<")
     result = None if bench is None else _read_bench(bench, bundle)
     report = read_report(bundle.folder)
+    if bundle.variant.name not in report.variants:
+        raise BundleError(
+            f"{bundle.folder} has no report of its variant {bundle.variant.name}: compile the model again"
+        )
     with stage("check"):
         bundle.check()
     with stage("profile"):
@@ -95,9 +99,10 @@ def _render(
     command: str,
 ) -> str:
     manifest, profile, here = bundle.manifest, explanation.profile, this_machine()
-    found = None if result is None else headline(result, manifest)
+    found = None if result is None else headline(result, bundle)
     line, facts = verdict(found, result, manifest)
-    differences = [value for case in report.parity.cases for value in case.outputs.values()]
+    made = report.variants[bundle.variant.name]
+    differences = [value for case in made.parity.cases for value in case.outputs.values()]
     map_ = inside_charts.routing(routed.words, MOST_WORDS) if routed and routed.words.layers else None
     environment = Environment(
         loader=PackageLoader("coda_compile", "report"),
@@ -110,9 +115,10 @@ def _render(
     return environment.get_template("report.html.j2").render(
         name=bundle.folder.resolve().name,
         manifest=manifest,
+        variant=bundle.variant,
         verdict=line,
         facts=facts,
-        cards=cards(manifest, found, profile, differences, report.parity.tolerances, accuracy),
+        cards=cards(manifest, found, profile, differences, made.parity.tolerances, accuracy),
         bench=result,
         elsewhere=[] if result is None else here.differences(result.machine),
         latency=_latency(result),
@@ -122,9 +128,9 @@ def _render(
         kernel_share=percent(profile.kernel_seconds / profile.run_seconds),
         time=[inside_charts.time_by_layer(profile), inside_charts.time_by_operator(profile)],
         pruning=report.pruning,
-        passes=_passes(report.passes),
+        passes=_passes(made.passes),
         fusions=_fusions(explanation),
-        parity=inside_charts.parity(report.parity.cases, report.parity.tolerances),
+        parity=inside_charts.parity(made.parity.cases, made.parity.tolerances),
         routed=routed,
         routing=map_,
         drawn=MOST_WORDS,

@@ -12,6 +12,7 @@ from coda_compile.report.charts import name_of
 from coda_compile.report.formats import interval, megabytes, milliseconds, percent, times, tiny
 from coda_compile.statistics import Interval
 from coda_compile.verify.parity import Tolerances
+from coda_targets import Bundle
 from coda_targets.manifest import Manifest
 
 
@@ -55,13 +56,13 @@ def reference_of(result: BenchResult) -> str | None:
     return REFERENCE if REFERENCE in dense else next(iter(dense), None)
 
 
-def headline(result: BenchResult, manifest: Manifest) -> Headline | None:
+def headline(result: BenchResult, bundle: Bundle) -> Headline | None:
     """The comparison to lead with, ``None`` without a dense contender."""
     name = reference_of(result)
     if name is None:
         return None
     dense = max((m for m in result.measurements if m.contender == name), key=lambda m: (-m.batch, m.tokens))
-    own = variant_of(reduction_of(manifest), manifest.precision, manifest.target)
+    own = variant_of(reduction_of(bundle.manifest), bundle.variant.precision, bundle.variant.target)
     reduction = own if own in dense.speed_up else next(iter(dense.speed_up))
     same = [m for m in result.measurements if (m.batch, m.tokens) == (dense.batch, dense.tokens)]
     return Headline(

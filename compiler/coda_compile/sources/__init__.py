@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coda_compile.errors import CompileError, OptionError
-from coda_ops.foreign_json import read_json
-from coda_targets.bundle import MODEL
+from coda_ops.foreign_json import json_value, read_json
+from coda_targets.manifest import MANIFEST, MODEL, PACKAGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,8 +90,10 @@ def _read(path: Path, backbone: str | None) -> "TorchModel":
     """A source as its library has it."""
     if not path.exists():
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
-    if path.is_dir() and (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         raise CompileError(f"{path} is a compiled bundle already: give the model that it was made from")
+    if _is_package(path):
+        raise CompileError(f"{path} is a model package of ONNX Runtime: give the model that it was made from")
     if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_SETUP).is_file()):
         return _read_adapter(path, backbone)
     if find_onnx(path) is not None:
@@ -112,9 +114,16 @@ def _read(path: Path, backbone: str | None) -> "TorchModel":
 def find_onnx(path: Path) -> Path | None:
     """The ONNX file that a path means: itself, or ``model.onnx`` in a folder that holds no weights of another kind."""
     if path.is_dir():
-        other = (path / "manifest.json").is_file() or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
+        compiled = (path / MANIFEST).is_file() or _is_package(path)
+        other = compiled or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
         return path / MODEL if (path / MODEL).is_file() and not other else None
     return path if path.suffix == ".onnx" and path.is_file() else None
+
+
+def _is_package(folder: Path) -> bool:
+    """Whether a folder is a model package of ONNX Runtime, and not some program with a manifest.json of its own."""
+    path = folder / PACKAGE
+    return path.is_file() and "components" in (json_value(path, dict) or {})
 
 
 def _read_adapter(folder: Path, backbone: str | None) -> "TorchModel":

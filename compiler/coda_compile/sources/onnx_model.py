@@ -11,7 +11,8 @@ from onnxscript import version_converter
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.backends import Backend
-from coda_compile.bundling.writer import NEWEST_OPSET, Described, ood_info
+from coda_compile.bundling.package import NEWEST_OPSET
+from coda_compile.bundling.writer import Described, ood_info
 from coda_compile.errors import CompileError, OptionError
 from coda_compile.export import quiet
 from coda_compile.logits import logits_info
@@ -26,6 +27,7 @@ from coda_compile.verify import against_graph
 from coda_compile.verify.cases import kept_case
 from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_compile.verify.parity import Tolerances
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.ood import OodDetector
 from coda_ops.errors import first_line
 from coda_targets.signature import Arrays
@@ -125,7 +127,8 @@ class OnnxModel(Compilable):
         parity = verify_on_target(compare, path, backend, output)
         case = kept_case(self.graph.signature)
         mask = self.graph.signature.mask(case.inputs)
-        return {"": Verified(parity, case.inputs, mask, reference(case.inputs), [], {}, Tolerances())}
+        vectors = ReferenceVectors(case.inputs, mask, reference(case.inputs), [], {}, Tolerances())
+        return {"": Verified(parity, vectors)}
 
     def describe(self) -> Described:
         """See ``Compilable``."""

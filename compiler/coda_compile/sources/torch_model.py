@@ -27,6 +27,7 @@ from coda_compile.sources.truncation import longest
 from coda_compile.verify import against_torch
 from coda_compile.verify.cases import kept_case
 from coda_compile.verify.on_target import Verified, verify_on_target
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets.task_adapters import Adapter
@@ -116,7 +117,7 @@ class TorchModel(Compilable):
         outputs, decisions, routed = against_torch.expected(self.model, path, case, backend, swapped)
         tolerances = against_torch.elsewhere(self.model, case, parity, precision.elsewhere)
         mask = self.model.signature.mask(case.inputs)
-        return Verified(parity, case.inputs, mask, outputs, decisions, routed, tolerances)
+        return Verified(parity, ReferenceVectors(case.inputs, mask, outputs, decisions, routed, tolerances))
 
     def describe(self) -> Described:
         """See ``Compilable``."""

@@ -165,13 +165,13 @@ def choose(
         timed = _median_text(compiled[0].bundle, texts)
         with stage("turns"):
             numbers = [str(i) for i in range(len(compiled))]
-            contenders = [Contender.of_bundle(n, c.bundle.folder) for n, c in zip(numbers, compiled, strict=True)]
+            contenders = [Contender.of_bundle(n, c.bundle) for n, c in zip(numbers, compiled, strict=True)]
             timings = in_turns(contenders, [timed], rounds=rounds, threads=threads)
         _, tokens = compiled[0].bundle.manifest.signature.shape(timed)
         candidates = [
             Candidate(
                 reduction=reduction_of(c.bundle.manifest),
-                precision=c.bundle.manifest.precision,
+                precision=c.bundle.variant.precision,
                 right=sum(map(eq, c.answers, labels)),
                 same=sum(map(eq, c.answers, compiled[0].answers)),
                 seconds=float(np.median(timings[name].every_run())),
@@ -211,6 +211,6 @@ def _median_text(bundle: Bundle, texts: Sequence[Text]) -> Arrays:
 
 
 def _gain_of_kernels(bundle: Bundle, timed: Arrays, rounds: int, threads: int) -> float:
-    contenders = [Contender.of_bundle(str(portable), bundle.folder, portable=portable) for portable in (False, True)]
+    contenders = [Contender.of_bundle(str(portable), bundle, portable=portable) for portable in (False, True)]
     with_kernels, without = in_turns(contenders, [timed], rounds=rounds, threads=threads).values()
     return ratio_interval(without.rounds(), with_kernels.rounds()).middle

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from coda_compile.backends import Backend
 from coda_compile.errors import VerificationError
 from coda_compile.verify.cases import Case
 from coda_compile.verify.kernels import of_kernels
-from coda_compile.verify.parity import CaseParity, Tolerances
+from coda_compile.verify.parity import CaseParity
+from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_compile.verify.reproduction import failure_folder, keep_failure
-from coda_targets.routing import Decision
 from coda_targets.signature import Arrays
 
 OnFailure = Callable[[Case, Arrays, Arrays], None]  # the case, and what either side gave for it
@@ -26,21 +23,11 @@ class Verified:
 
     Attributes:
         parity: how every case compared.
-        inputs, mask: of the case that a bundle carries along.
-        outputs, decisions, routed, tolerances: what is expected of it anywhere, see ``reference_vectors.write``.
+        vectors: of the case that a bundle carries along.
     """
 
     parity: Sequence[CaseParity]
-    inputs: Arrays
-    mask: NDArray[np.bool_]
-    outputs: Arrays
-    decisions: Sequence[Decision]
-    routed: Arrays
-    tolerances: Tolerances
-
-    def vectors(self) -> "tuple[Arrays, NDArray[np.bool_], Arrays, Sequence[Decision], Arrays, Tolerances]":
-        """What ``reference_vectors.write`` takes, in its order."""
-        return self.inputs, self.mask, self.outputs, self.decisions, self.routed, self.tolerances
+    vectors: ReferenceVectors
 
 
 class Compare(Protocol):

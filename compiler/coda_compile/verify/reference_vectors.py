@@ -2,10 +2,10 @@
 
 Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
 decided, and by which margins, stands in ``expected.json``; what a model gives where the first token is routed in every
-layer, in ``routed_outputs/``. Of several tasks each but the first has a set by its name.
+layer, in ``routed_outputs/``. Of several variants each but the one in ``model.onnx`` has such a set in a folder of its
+own, and of several tasks each but the first a set by its name.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from coda_ops.errors import first_line
 from coda_ops.records import read_record, record_json
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
+from coda_targets.manifest import MODEL, PART, VariantInfo
 from coda_targets.routing import Decision, RoutingProbe
 from coda_targets.signature import Signature
 
@@ -54,37 +55,53 @@ class _Stored:
     routing: tuple[_LayerRouting, ...]
 
 
-def _places(folder: Path, task: str) -> tuple[Path, Path, Path]:
+@dataclass(frozen=True)
+class ReferenceVectors:
+    """One input with what is expected of it.
+
+    Attributes:
+        inputs, outputs: by name.
+        mask: [batch, length], where the input is valid.
+        decisions: of every routed layer.
+        routed: outputs where decisions are those of ``through_first``.
+        tolerances: what counts as arithmetic error.
+    """
+
+    inputs: Arrays
+    mask: NDArray[np.bool_]
+    outputs: Arrays
+    decisions: list[Decision]
+    routed: Arrays
+    tolerances: Tolerances
+
+
+def place_of(folder: Path, variant: VariantInfo) -> Path:
+    """Where a bundle keeps the vectors of a variant."""
+    return folder if variant.models[PART] == MODEL else folder / "variants" / variant.name
+
+
+def _places(place: Path, task: str) -> tuple[Path, Path, Path]:
     """The data of a task and what is expected of them; the first task of a bundle has no name here."""
     if not task:
-        return folder / DATA_SET, folder / EXPECTED, folder / ROUTED
-    own = folder / "adapters"
+        return place / DATA_SET, place / EXPECTED, place / ROUTED
+    own = place / "adapters"
     return own / f"{task}-test_data", own / f"{task}-{EXPECTED}", own / f"{task}-{ROUTED}"
 
 
-def write(
-    folder: Path,
-    inputs: Arrays,
-    mask: NDArray[np.bool_],
-    outputs: Arrays,
-    decisions: Sequence[Decision],
-    routed: Arrays,
-    tolerances: Tolerances,
-    *,
-    task: str = "",
-) -> None:
-    """Write one input with what is expected of it.
+def write(place: Path, vectors: ReferenceVectors, *, task: str = "") -> None:
+    """Write what ``read`` reads.
 
     Args:
-        mask: [batch, length], where the input is valid.
-        routed: outputs where decisions are those of ``through_first``.
+        place: see ``place_of``.
     """
-    data, expected, elsewhere = _places(folder, task)
-    for place, kind, arrays in ((data, "input", inputs), (data, "output", outputs), (elsewhere, "output", routed)):
+    data, expected, elsewhere = _places(place, task)
+    sets = (data, "input", vectors.inputs), (data, "output", vectors.outputs), (elsewhere, "output", vectors.routed)
+    for folder, kind, arrays in sets:
         for i, (name, array) in enumerate(arrays.items()):
-            place.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             tensor = numpy_helper.from_array(array, name)
-            (place / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+            (folder / f"{kind}_{i}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+    mask = vectors.mask
     examples = range(mask.shape[0])
     routing = tuple(
         _LayerRouting(
@@ -93,9 +110,9 @@ def write(
             selected=tuple(tuple(d.selected(e)) for e in examples),
             margins=tuple(margin(d.scores[e], mask[e], d.selected(e)) for e in examples),
         )
-        for d in decisions
+        for d in vectors.decisions
     )
-    expected.write_text(record_json(_Stored(tolerances, routing)), "utf-8")
+    expected.write_text(record_json(_Stored(vectors.tolerances, routing)), "utf-8")
 
 
 @dataclass(frozen=True)
@@ -115,16 +132,17 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(folder: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
+def read(place: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
 
     Args:
+        place: see ``place_of``.
         signature: of the bundle.
 
     Raises:
         BundleError: absent or damaged.
     """
-    data, stored, elsewhere = _places(folder, task)
+    data, stored, elsewhere = _places(place, task)
     known = read_record(
         stored, _Stored, what="record of test data", remedy="compile the model again", error=BundleError
     )
@@ -136,10 +154,10 @@ def read(folder: Path, signature: Signature, task: str = "") -> tuple[Arrays, Ex
         mask = signature.mask(inputs)
         routing = {one.layer: _routing(one, mask) for one in known.routing}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
-        raise BundleError(f"the test data of {folder} are damaged: {first_line(error)}; compile it again") from None
+        raise BundleError(f"the test data of {place} are damaged: {first_line(error)}; compile it again") from None
     if not outputs or (routing and not routed):
         lacking = elsewhere if outputs else data
-        raise BundleError(f"{folder} has no test data in {lacking.relative_to(folder)}: compile the model again")
+        raise BundleError(f"{place} has no test data in {lacking.relative_to(place)}: compile the model again")
     return inputs, Expected(outputs, routed, tolerances, routing)
 
 
@@ -162,7 +180,7 @@ def _routing(stored: _LayerRouting, mask: NDArray[np.bool_]) -> tuple[NDArray[np
 
 
 def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
-    """Check a bundle's files, run its test data here, and compare tie-aware.
+    """Check a bundle's files, run the test data of its variant here, and compare tie-aware.
 
     Args:
         task: of a bundle with several; the first one where none is named.
@@ -170,13 +188,29 @@ def verify_bundle(bundle: Bundle, task: str | None = None) -> CaseParity:
     Raises:
         BundleError: a file is missing or damaged, is in no manifest, or disagrees with it.
         VerificationError: this machine computes something else than the one that compiled it.
+        TargetError: this machine cannot run the variant.
+    """
+    check_bundle(bundle)
+    return verify_outputs(bundle, task)
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Compare every file of a bundle with its SHA-256, and what the files say with each other.
+
+    Raises:
+        BundleError: a file is missing or damaged, is in no manifest, or disagrees with it.
     """
     bundle.check()
     check_agreement(bundle)
+
+
+def verify_outputs(bundle: Bundle, task: str | None = None) -> CaseParity:
+    """Run the test data of a bundle's variant here; its files are known to be right. See ``verify_bundle``."""
     signature = bundle.manifest.signature
     first = not bundle.tasks or task in (None, bundle.tasks[0])
+    place = place_of(bundle.folder, bundle.variant)
     with bundle.reading():
-        inputs, expected = read(bundle.folder, signature, "" if first or task is None else task)
+        inputs, expected = read(place, signature, "" if first or task is None else task)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
     mask = signature.mask(inputs)
     batch, tokens = mask.shape

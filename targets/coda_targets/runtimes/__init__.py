@@ -1,5 +1,6 @@
 """How compiled models run: one file a target, each with a ``RUNTIME``."""
 
+import json
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
@@ -18,6 +19,7 @@ class Runtime:
         name: as on the command line; the file is named alike.
         providers: onnxruntime execution providers with their options, best first; none for one that runs nothing.
         install: what to install when a provider is absent.
+        device: kind of hardware, in onnxruntime's words: ``cpu``, ``gpu``.
         plugin: package that brings the one provider, where onnxruntime itself does not.
         native: whether the native kernels of the ``ai.coda`` operators serve it where they are installed.
         graph_level: how far onnxruntime optimises, one of ``coda_targets.manifest.GRAPH_LEVELS``.
@@ -33,6 +35,7 @@ class Runtime:
     name: str
     providers: tuple[tuple[str, dict[str, Any]], ...]
     install: str
+    device: str = "cpu"
     plugin: str = ""
     native: bool = False
     graph_level: str = "all"
@@ -53,6 +56,11 @@ class Runtime:
     def options(self) -> dict[str, Any]:
         """Of the preferred execution provider."""
         return next((options for _, options in self.providers), {})
+
+    @property
+    def provider_options(self) -> dict[str, str]:
+        """The options as the preferred execution provider itself is given them."""
+        return {"load_config": json.dumps({"CPU": self.options}, sort_keys=True)} if self.plugin else self.options
 
     @property
     def distributions(self) -> tuple[str, ...]:

@@ -89,15 +89,15 @@ def require_runtime(runtime: Runtime) -> None:
         raise TargetError(f"target {runtime.name!r} cannot run here: {what}")
 
 
-def require_release(folder: Path, minimum: str) -> None:
-    """Check that onnxruntime is as new as a bundle needs: an older one may give wrong numbers without a word.
+def require_release(minimum: str) -> None:
+    """Check that onnxruntime is as new as a model needs: an older one may give wrong numbers without a word.
 
     Raises:
         TargetError: what is here, and what to install.
     """
     if release(ort.__version__) < release(minimum):
         raise TargetError(
-            f"{folder} needs onnxruntime {minimum} or newer and {ort.__version__} is installed: "
+            f"the model needs onnxruntime {minimum} or newer and {ort.__version__} is installed: "
             f'pip install --upgrade "onnxruntime>={minimum}"'
         )
 

@@ -60,7 +60,7 @@ def test_two_files_are_a_target(call: Call, tmp_path: Path):
     assert "abacus, cpu, cuda" in call("compile", "--help").worked()
     assert "model-abacus: " in call(str(tmp_path / "model.pt"), "--target", "abacus").worked()
     bundle = Bundle("model-abacus")
-    assert (bundle.manifest.target, bundle.manifest.session.graph_level) == ("abacus", "basic")
+    assert (bundle.variant.target, bundle.variant.session.graph_level) == ("abacus", "basic")
     assert bundle.runtime.install == "buy one"
     assert call("verify", "model-abacus").worked()
     refused = call(str(tmp_path / "model.pt"), "--target", "abacus", "--precision", "int8").refused()

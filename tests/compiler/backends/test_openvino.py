@@ -58,8 +58,8 @@ def test_without_the_plugin_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
 
 
 def test_weights_alone_are_quantised_in_the_file(lowered: Bundle):
-    assert lowered.manifest.minimum_onnxruntime == "1.23"
-    counts = lowered.manifest.operators
+    assert lowered.variant.minimum_onnxruntime == "1.23"
+    counts = lowered.variant.operators
     assert counts["DequantizeLinear"] == 16  # eight a layer, adapters too
     assert "ai.coda::Int8Linear" not in counts
     assert not any("::" in name and not name.startswith("ai.coda::") for name in counts)  # OpenVINO fuses by itself
@@ -120,8 +120,8 @@ def test_every_family_verifies_in_openvino(family: str, config: CodaConfig, prec
     bundle = compile(
         tiny_coda(family, config, seed=7), CompileOptions(target="openvino", precision=precision), output=tmp_path / "b"
     )
-    assert bundle.manifest.minimum_onnxruntime == "1.23"
-    assert bundle.manifest.session.options["INFERENCE_PRECISION_HINT"] == "f32"
+    assert bundle.variant.minimum_onnxruntime == "1.23"
+    assert bundle.variant.session.options["INFERENCE_PRECISION_HINT"] == "f32"
     verify_bundle(bundle)
 
 
@@ -155,7 +155,7 @@ def test_the_demo_answers_as_on_cpu(demo: dict[str, Bundle]):
     cpu, openvino = ([record for _, record, _ in predict(bundle, texts, batch=5)] for bundle in demo.values())
     assert [record["label"] for record in openvino] == [record["label"] for record in cpu]
     # In int8 both round activations, by steps of their own.
-    within = 1e-4 if demo["cpu"].manifest.precision == "fp32" else 5e-2
+    within = 1e-4 if demo["cpu"].variant.precision == "fp32" else 5e-2
     np.testing.assert_allclose([r["score"] for r in openvino], [r["score"] for r in cpu], rtol=0, atol=within)
 
 
@@ -172,7 +172,7 @@ def test_the_demo_runs_every_shape_and_padding_changes_nothing(demo: dict[str, B
         for row, length in enumerate(lengths):
             alone = bundle.run({"input_ids": ids[row : row + 1, :length]})["logits"]
             # In int8 the last bit of an activation may decide between two levels.
-            within = 2e-4 if bundle.manifest.precision == "fp32" else 5e-2
+            within = 2e-4 if bundle.variant.precision == "fp32" else 5e-2
             np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=within)
 
 
@@ -207,7 +207,7 @@ def test_routing_is_read_in_openvino(demo: dict[str, Bundle]):
     cpu, openvino = (RoutingProbe.of(bundle).run(bundle.prepare(ids))[1] for bundle in demo.values())
     assert [d.layer for d in openvino] == [d.layer for d in cpu] == [0, 2, 3, 4, 5]
     same = [len({*a.selected(0)} & {*b.selected(0)}) / a.used[0].sum() for a, b in zip(cpu, openvino, strict=True)]
-    assert min(same) == 1.0 if demo["cpu"].manifest.precision == "fp32" else min(same) > 0.8
+    assert min(same) == 1.0 if demo["cpu"].variant.precision == "fp32" else min(same) > 0.8
 
 
 @slow

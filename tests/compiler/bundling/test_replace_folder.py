@@ -22,8 +22,8 @@ def state(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-OLD = {"b/manifest.json": "old", "b/data/model": "old model"}
-NEW = {"b/data/weights": "new weights", "b/manifest.json": "new"}
+OLD = {"b/coda.json": "old", "b/data/model": "old model"}
+NEW = {"b/data/weights": "new weights", "b/coda.json": "new"}
 
 
 def replace(folder: Path) -> None:
@@ -34,14 +34,14 @@ def replace(folder: Path) -> None:
 def write_new(folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "data" / "weights").write_text("new weights")
-    (folder / "manifest.json").write_text("new")
+    (folder / "coda.json").write_text("new")
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     (tmp_path / "b" / "data").mkdir(parents=True)
     (tmp_path / "b" / "data" / "model").write_text("old model")
-    (tmp_path / "b" / "manifest.json").write_text("old")
+    (tmp_path / "b" / "coda.json").write_text("old")
     return tmp_path / "b"
 
 
@@ -60,7 +60,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def test_replaced(old: Path, atomic: bool):
     with replacing(old) as new:
         write_new(new)
-        assert state(old.parent)["b/manifest.json"] == "old"
+        assert state(old.parent)["b/coda.json"] == "old"
     assert state(old.parent) == NEW
     assert [path.name for path in old.parent.iterdir()] == ["b"]
 
@@ -70,7 +70,7 @@ def test_folders_change_places(old: Path):
     (old.parent / "c").mkdir()
     assert exchange(old.parent / "c", old)
     assert list(old.iterdir()) == []
-    assert (old.parent / "c" / "manifest.json").read_text() == "old"
+    assert (old.parent / "c" / "coda.json").read_text() == "old"
 
 
 def test_permissions_are_those_of_any_new_folder(tmp_path: Path):
@@ -254,7 +254,7 @@ def test_what_is_written_is_on_the_disk_before_it_is_put_there(old: Path, monkey
     with replacing(old) as new:
         write_new(new)
     at = happened.index("exchange")
-    assert set(happened[:at]) == {"lock", "manifest.json", "weights", "data", "new"}
+    assert set(happened[:at]) == {"lock", "coda.json", "weights", "data", "new"}
     assert happened[at + 1 :] == [old.parent.name]
 
 
@@ -267,8 +267,8 @@ def test_of_two_writers_the_last_one_wins_whole(old: Path, atomic: bool, older: 
     with replacing(old) as first:
         with replacing(old) as second:
             write_new(second)
-            (second / "manifest.json").write_text("of the second")
-        assert (old / "manifest.json").read_text() == "of the second"
+            (second / "coda.json").write_text("of the second")
+        assert (old / "coda.json").read_text() == "of the second"
         write_new(first)
     assert {name: text for name, text in state(old.parent).items() if name.startswith("b/")} == NEW
     assert PREFIX not in "".join(path.name for path in old.parent.iterdir())
@@ -293,9 +293,9 @@ def test_writer_waits_for_whoever_holds_the_bundle(old: Path):
         thread.start()
         assert waited.wait(10)
         assert not inside.is_set()
-        assert state(old)["manifest.json"] == "old"
+        assert state(old)["coda.json"] == "old"
         with replacing(old, held=True) as new:
-            (new / "manifest.json").write_text("changed")
+            (new / "coda.json").write_text("changed")
     thread.join(10)
     assert state(old.parent) == NEW
 
@@ -309,7 +309,7 @@ def test_no_lock_is_taken_on_what_was_replaced_meanwhile(old: Path):
         yield
 
     def read() -> None:
-        with locked(old, stage), (old / "manifest.json").open("r+") as now:
+        with locked(old, stage), (old / "coda.json").open("r+") as now:
             seen.append((now.read(), try_lock(now.fileno())))
 
     thread = threading.Thread(target=read)

@@ -84,7 +84,7 @@ def test_a_task_is_a_small_file(several: Bundle):
     sizes = {file.path: file.bytes for file in several.manifest.files}
     trained = sum(MODELS["topics"].get_parameter(name).numel() for name in MODELS["topics"].trainable_names())
     assert trained * 4 < sizes["adapters/topics.onnx_adapter"] < trained * 4 + 10_000
-    assert several.manifest.minimum_onnxruntime == "1.21.1"
+    assert several.variant.minimum_onnxruntime == "1.21.1"
     assert list(several.manifest.signature.names) == ["input_ids", "attention_mask", "token_type_ids"]
 
 
@@ -92,7 +92,7 @@ def test_every_task_verifies(several: Bundle):
     for task in several.tasks:
         assert verify_bundle(several, task).outputs["logits"] < 1e-4
     report = json.loads((several.folder / "report.json").read_text())
-    assert {case["task"] for case in report["parity"]["cases"]} == {"topics", "moods"}
+    assert {case["task"] for case in report["variants"]["cpu"]["parity"]["cases"]} == {"topics", "moods"}
 
 
 def test_texts_and_routing_of_a_task(several: Bundle):
@@ -303,7 +303,7 @@ def test_damaged_task(own: Bundle, damage: Any):
 
 
 def test_a_task_outside_the_bundle_is_refused(own: Bundle):
-    path = own.folder / "manifest.json"
+    path = own.folder / "coda.json"
     plain = json.loads(path.read_text())
     plain["tasks"][1]["adapter"] = "../moods.onnx_adapter"
     path.write_text(json.dumps(plain))

@@ -15,8 +15,6 @@ from tests.conftest import tiny_backbone, tiny_coda
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer, PreTrainedTokenizerFast
 
-import coda_compile.bundling.package
-import coda_compile.bundling.writer
 import coda_compile.pipeline
 import coda_compile.sources.torch_model
 import coda_compile.verify.against_torch
@@ -51,7 +49,7 @@ def test_same_bytes_from_a_file_in_another_process(model, compiled: Bundle, tmp_
     environment = {**os.environ, "PYTHONHASHSEED": "77", "COLUMNS": "300"}
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
     other, first = contents(tmp_path / "out"), contents(compiled.folder)
-    manifests = [json.loads(files.pop("manifest.json")) for files in (other, first)]
+    manifests = [json.loads(files.pop("coda.json")) for files in (other, first)]
     tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert other == {name: content for name, content in first.items() if name not in tokenizer_files}
     for manifest in manifests:
@@ -68,6 +66,7 @@ def test_nothing_absolute(compiled: Bundle):
 def test_files_of_a_bundle(compiled: Bundle):
     assert set(contents(compiled.folder)) >= {
         "model.onnx",
+        "coda.json",
         "manifest.json",
         "expected.json",
         "report.json",
@@ -94,15 +93,17 @@ def test_every_json_file_is_strict_json(compiled: Bundle):
 def test_report(compiled: Bundle):
     report = strict(compiled.folder / "report.json")
     assert report["schema_version"] == 1
-    assert [step["name"] for step in report["passes"]] == [pass_name(one) for one in get_backend("cpu").passes()]
-    assert all({"name", "modified", "nodes", "operators", "declined"} == set(step) for step in report["passes"])
-    assert report["passes"][-1]["nodes"] == sum(compiled.manifest.operators.values())
-    cases = report["parity"]["cases"]
+    (made,) = report["variants"].values()
+    assert list(report["variants"]) == ["cpu"]
+    assert [step["name"] for step in made["passes"]] == [pass_name(one) for one in get_backend("cpu").passes()]
+    assert all({"name", "modified", "nodes", "operators", "declined"} == set(step) for step in made["passes"])
+    assert made["passes"][-1]["nodes"] == sum(compiled.variant.operators.values())
+    cases = made["parity"]["cases"]
     assert len(cases) >= 8
     for case in cases:
         assert 0 <= case["outputs"]["logits"] <= 5e-5 * 100
         assert case["skipped"] == 0
-    assert {"scores", "gates", "outputs"} == set(report["parity"]["tolerances"])
+    assert {"scores", "gates", "outputs"} == set(made["parity"]["tolerances"])
     assert cases[0]["narrowest"] is None  # a single token leaves nothing out
 
 
@@ -246,10 +247,10 @@ def test_link_that_no_bundle_lists_is_named_and_untouched(copied: Path, tmp_path
 @pytest.mark.parametrize("manifest", ['{"name": "My app", "icons": []}', "no JSON", '{"schema_version": 1}'])
 def test_folder_of_another_manifest_is_refused_and_untouched(model, tmp_path: Path, manifest: str):
     (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "manifest.json").write_text(manifest)
+    (tmp_path / "app" / "coda.json").write_text(manifest)
     with pytest.raises(OutputError, match=r"app exists and is no bundle"):
         compile(model, output=tmp_path / "app")
-    assert contents(tmp_path) == {"app/manifest.json": manifest.encode()}
+    assert contents(tmp_path) == {"app/coda.json": manifest.encode()}
 
 
 @pytest.mark.usefixtures("quick")
@@ -310,11 +311,8 @@ def test_empty_folder_is_filled(tmp_path: Path):
 
 
 STAGES = {
-    "save_onnx": coda_compile.pipeline,
     "verify": coda_compile.verify.against_torch,
-    **dict.fromkeys(
-        ("write_config", "write_tokenizer", "write_report", "write_manifest"), coda_compile.bundling.package
-    ),
+    **dict.fromkeys(("save_variants", "write_config", "write_tokenizer", "write_package"), coda_compile.pipeline),
 }
 
 
@@ -366,7 +364,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("name", ["save_onnx", "write_manifest"])
+@pytest.mark.parametrize("name", ["save_variants", "write_package"])
 def test_older_bundle_survives_an_interrupt(name: str, model, copied: Path, monkeypatch: pytest.MonkeyPatch):
     before = contents(copied)
     interrupt(monkeypatch, name, KeyboardInterrupt())
@@ -380,7 +378,7 @@ def test_manifest_is_written_last(model, once, tmp_path: Path, monkeypatch: pyte
     """Whatever has a manifest is whole: it hashes all the rest."""
     assert {file.path for file in Bundle(_made(model, once, tmp_path, monkeypatch)).manifest.files} == set(
         contents(tmp_path / "b")
-    ) - {"manifest.json"}
+    ) - {"coda.json"}
 
 
 def _made(model, once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -395,7 +393,7 @@ def test_smallest_runtime_follows_opset_and_ir_version(once):
         opset_imports: dict[str, int]
         ir_version: int
 
-    least = coda_compile.bundling.writer._minimum_runtime
+    least = coda_compile.bundling.package._minimum_runtime
     assert least(Fake({"": 20}, 9)) == "1.17"  # type: ignore[arg-type]
     assert least(Fake({"": 20}, 10)) == "1.18"  # type: ignore[arg-type]
     assert least(Fake({"": 23}, 10)) == "1.22"  # type: ignore[arg-type]

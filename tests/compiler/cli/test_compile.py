@@ -130,7 +130,7 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
     out = call(str(checkpoint), *options, "--tokenizer", str(compiled.folder), "-o", "chosen").worked()
     assert "r=2 int8" in out
     assert "the fastest that loses at most 100 points; one text is 50" in out
-    assert Bundle("chosen").manifest.precision in ("fp32", "int8")
+    assert Bundle("chosen").variant.precision in ("fp32", "int8")
 
 
 def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
@@ -140,7 +140,7 @@ def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
     Path("texts.csv").write_text("text\ngood film\nbad plot w1 w2\n")
     options = ["-p", "int8-static", "--calibrate", "texts.csv", "--tokenizer", str(compiled.folder)]
     assert "verified" in call(str(checkpoint), *options, "-o", "static").worked()
-    assert Bundle("static").manifest.precision == "int8-static"
+    assert Bundle("static").variant.precision == "int8-static"
     assert "intact and right" in call("verify", "static").worked()
 
 

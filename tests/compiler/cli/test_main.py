@@ -116,7 +116,7 @@ def test_nohup_is_heard(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_verify(call: Call, compiled: Bundle):
-    assert call("verify", str(compiled.folder)).worked().startswith("intact and right: scores within ")
+    assert call("verify", str(compiled.folder)).worked().startswith("cpu: intact and right: scores within ")
 
 
 def test_verify_a_damaged_bundle(call: Call, copied: Path):
@@ -128,14 +128,14 @@ def test_verify_a_damaged_bundle(call: Call, copied: Path):
         assert f"{name} is missing" in call("verify", str(copied)).refused()
         (copied / name).write_bytes(kept)
     (copied / MANIFEST).write_bytes(b"{")
-    assert "manifest.json is damaged: it is not JSON" in call("verify", str(copied)).refused()
+    assert "coda.json is no manifest of a bundle: it is not JSON" in call("verify", str(copied)).refused()
 
 
 def test_inspect(call: Call, compiled: Bundle):
     out = call("inspect", str(compiled.folder)).worked()
     for text in (
         str(compiled.folder),
-        "bert, sequence-classification, cpu fp32",
+        "bert, sequence-classification",
         "input_ids int64[batch, sequence]",
         "logits float32[batch, 3]",
         "up to 66 tokens",

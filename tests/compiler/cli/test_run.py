@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from tests.compiler.commands import Call, Ended, whole
+from tests.targets.test_manifest import edit_variant
 
 from coda_targets import Bundle
-from coda_targets.manifest import MANIFEST
 
 
 def records(out: str) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def test_run_on_a_bundle_without_a_tokenizer(call: Call, copied: Path):
 
 
 def test_run_on_what_is_no_bundle(call: Call):
-    assert "is no bundle: it has no manifest.json" in call("run", "nowhere", "good").refused()
+    assert "is no bundle: it has no coda.json" in call("run", "nowhere", "good").refused()
 
 
 @pytest.mark.parametrize("routing", [[], ["--show-routing"]])
@@ -99,8 +99,7 @@ def test_run_on_a_damaged_model(call: Call, copied: Path, content: bytes | None,
 
 
 def test_run_on_a_target_that_runs_nothing(call: Call, copied: Path):
-    plain = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps({**plain, "target": "null"}))
+    edit_variant(copied, target="null")
     assert "target 'null' cannot run here" in call("run", str(copied), "good").refused()
 
 

@@ -34,7 +34,7 @@ def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
 @pytest.mark.parametrize("attention", ["k_to_k", "k_to_all"])
 def test_it_compiles_and_verifies(attention: str, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=("2", "1"), attention=attention))
-    counts = compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle").manifest.operators
+    counts = compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle").variant.operators
     assert counts["ai.coda::Int8RouterAdapter"] == counts["ai.coda::Int8AddAdapter"] == 1  # the other layer is dense
 
 

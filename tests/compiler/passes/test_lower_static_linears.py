@@ -92,8 +92,8 @@ def test_projections_that_quantise_differently_stay_apart():
 def test_it_compiles_and_verifies(family: str, config: CodaConfig, products: int, tmp_path: Path):
     model = tiny_coda(family, config)
     bundle = compile(model, CompileOptions(precision=STATIC, calibration=texts(model)), output=tmp_path / "bundle")
-    assert bundle.manifest.precision == STATIC
-    counts = Counter(bundle.manifest.operators)
+    assert bundle.variant.precision == STATIC
+    counts = Counter(bundle.variant.operators)
     assert counts["DequantizeLinear"] - counts["QuantizeLinear"] == products
     assert not any(name.startswith("ai.coda::Int8") for name in counts)
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(str(bundle.model_path)).graph.initializer}
@@ -107,7 +107,7 @@ def test_rows_are_packed(tmp_path: Path):
     bundle = compile(
         model, CompileOptions(precision=STATIC, calibration=texts(model), pack=True), output=tmp_path / "bundle"
     )
-    assert bundle.manifest.operators["ai.coda::PackTokens"] > 0
+    assert bundle.variant.operators["ai.coda::PackTokens"] > 0
 
 
 @pytest.mark.parametrize("part", ["block.attention.key", "block.feed_forward.down", "adapter.up"])

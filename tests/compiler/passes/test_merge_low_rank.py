@@ -211,7 +211,7 @@ def test_lora_in_a_model_costs_nothing(reduction: int, tmp_path: Path):
             if isinstance(module, nn.Linear):
                 setattr(attention, name, LoraLinear(module))
     bundle = compile(adapted, output=tmp_path / "adapted")
-    assert bundle.manifest.operators == plain.manifest.operators
+    assert bundle.variant.operators == plain.variant.operators
 
 
 def test_graphs_without_it_are_left_alone(raw: ir.Model, plain: Callable[[], ir.Model]):

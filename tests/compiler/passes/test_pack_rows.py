@@ -50,7 +50,7 @@ def test_answers_stay(config: str, precision: str, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(**CONFIGS[config]))
     operators = compile(
         model, CompileOptions(precision=precision, pack=True), output=tmp_path / "bundle"
-    ).manifest.operators
+    ).variant.operators
     assert operators["ai.coda::PackTokens"] > 0
 
 
@@ -64,13 +64,13 @@ def test_rows_of_dense_and_routed_layers_share_no_buffer(tmp_path: Path):
 
 
 def test_it_is_asked_for(compiled: Bundle):
-    assert "ai.coda::PackTokens" not in compiled.manifest.operators
+    assert "ai.coda::PackTokens" not in compiled.variant.operators
 
 
 @pytest.mark.parametrize("family", ["mpnet", "roberta-prelayernorm"])
 def test_relative_positions_and_pre_norm(family: str, tmp_path: Path):
     bundle = compile(tiny_coda(family, CodaConfig(reduction=2)), CompileOptions(pack=True), output=tmp_path / "bundle")
-    assert bundle.manifest.operators["ai.coda::UnpackTokens"] > 0
+    assert bundle.variant.operators["ai.coda::UnpackTokens"] > 0
 
 
 def test_kernels_and_bodies_agree(tmp_path: Path):

@@ -39,10 +39,10 @@ def test_attention_and_feed_forward_are_quantised_and_nothing_else():
 @pytest.mark.parametrize("pack", [False, True])
 def test_it_compiles_and_verifies(family: str, config: CodaConfig, pack: bool, tmp_path: Path):
     bundle = compile(tiny_coda(family, config), CompileOptions(precision="int4", pack=pack), output=tmp_path / "bundle")
-    counts = bundle.manifest.operators
+    counts = bundle.variant.operators
     assert counts["com.microsoft::MatMulNBits"] == 12
     assert counts["ai.coda::AddGelu"] == 2  # biases are fused as in float32
-    assert bundle.manifest.minimum_onnxruntime == "1.21.1"
+    assert bundle.variant.minimum_onnxruntime == "1.21.1"
     model = onnx.load(str(bundle.model_path))
     bits = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8]
     assert len(bits) == 12

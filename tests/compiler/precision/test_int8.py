@@ -64,8 +64,8 @@ def test_attention_feed_forward_and_adapters_are_quantised_and_nothing_else(adap
 
 
 def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
-    assert quantised.manifest.precision == "int8"
-    counts = quantised.manifest.operators
+    assert quantised.variant.precision == "int8"
+    counts = quantised.variant.operators
     assert counts["ai.coda::Int8Linear"] == 6  # with one for query, key and value
     assert counts["ai.coda::Int8LinearGelu"] == counts["ai.coda::Int8RouterAdapter"] == 2
     quantised.check()
@@ -86,7 +86,7 @@ def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path:
     bundle = compile(tiny_coda(family, config), CompileOptions(precision="int8"), output=tmp_path / "bundle")
     # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
     linears = {"k_to_all": 10, "k_to_k": 8}[config.attention]
-    assert bundle.manifest.operators["ai.coda::Int8Linear"] == linears
+    assert bundle.variant.operators["ai.coda::Int8Linear"] == linears
 
 
 def test_large_tables_are_quantised_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -195,7 +195,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     monkeypatch.setattr(sys, "argv", command)
     main()
     assert "verified" in capfd.readouterr().out
-    assert Bundle(output).manifest.precision == "int8"
+    assert Bundle(output).variant.precision == "int8"
     monkeypatch.setattr(sys, "argv", ["coda-compile", "verify", str(output)])
     main()
     assert "intact and right" in capfd.readouterr().out

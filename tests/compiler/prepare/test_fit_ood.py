@@ -101,7 +101,7 @@ def test_a_dense_model_is_still_trimmed_to_its_readout(tokenizer: PreTrainedToke
     dense = tiny_coda("bert", CodaConfig(reduction=1))
     compile(dense, CompileOptions(tokenizer=tokenizer, ood="cosine", ood_data=known), output=tmp_path / "bundle")
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
-    assert {step["name"]: step["modified"] for step in report["passes"]}["trim_to_readout"]
+    assert {step["name"]: step["modified"] for step in report["variants"]["cpu"]["passes"]}["trim_to_readout"]
 
 
 def test_flags_that_do_not_follow_from_scores_fail():

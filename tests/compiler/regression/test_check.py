@@ -42,8 +42,8 @@ def test_a_deterministic_regression_decides_without_a_clock(
 def test_less_work_is_timed(compiled: Bundle, slower: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def clock(baseline: Path, candidate: Path, inputs: dict[str, Any], **options: Any) -> Timing:
-        asked.update(options, folders=(baseline, candidate), shape=inputs["input_ids"].shape)
+    def clock(baseline: Bundle, candidate: Bundle, inputs: dict[str, Any], **options: Any) -> Timing:
+        asked.update(options, folders=(baseline.folder, candidate.folder), shape=inputs["input_ids"].shape)
         return timing(launches(8))
 
     monkeypatch.setattr(module, "compare_latency", clock)
@@ -186,7 +186,7 @@ def test_the_command_cannot_tell_from_a_few_launches(compiled: Bundle, tmp_path:
             (),
             "there is no bundle nothing: give a bundle's folder, or a git ref with --build-baseline COMMAND",
         ),
-        (".", (), ". is no bundle: it has no manifest.json"),
+        (".", (), ". is no bundle: it has no coda.json"),
         ("main", ("--build-baseline", "true"), " is in no git repository"),
         (".", ("--json", "gone/check.json"), "gone does not exist: make it, or write check.json elsewhere"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 from tests.compiler.regression.results import FACTS, rewrite
+from tests.targets.test_manifest import edit_variant
 
 from coda_compile.inspect.cost import multiply_adds
 from coda_compile.regression.facts import IncomparableError, compare, is_fused, read_facts, require_comparable
@@ -100,7 +101,6 @@ def test_what_counts_as_fused(name: str):
             {"task": "token-classification"},
             r"different tasks, token-classification and sequence-classification: compare",
         ),
-        ({"target": "cuda"}, r"different targets, cuda and cpu: compare"),
         (
             {"signature": text_signature(100, 32, types=2)},
             r"different longest inputs, 32 tokens and \d+ tokens: compare",
@@ -122,8 +122,15 @@ def test_bundles_of_different_jobs_are_refused(
         require_comparable(compiled, Bundle(rewrite(copied, **changes)))
 
 
+def test_variants_for_different_targets_are_refused(compiled: Bundle, copied: Path):
+    edit_variant(copied, target="cuda")
+    with pytest.raises(IncomparableError, match=r"different targets, cuda and cpu: compare"):
+        require_comparable(compiled, Bundle(copied))
+
+
 def test_the_same_job_by_another_model_is_accepted(compiled: Bundle, copied: Path):
-    require_comparable(compiled, Bundle(rewrite(copied, width=64, architecture="mpnet", precision="int8")))
+    edit_variant(copied, precision="int8")
+    require_comparable(compiled, Bundle(rewrite(copied, width=64, architecture="mpnet")))
 
 
 def test_a_model_that_does_not_load_is_told(copied: Path):

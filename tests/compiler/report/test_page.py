@@ -142,8 +142,8 @@ def test_passes_fusions_parity_and_files_are_told(bare: Page, compiled: Bundle):
 
 def test_a_pass_that_found_nothing_says_so(copied: Path, tmp_path: Path):
     report = json.loads((copied / "report.json").read_text())
-    report["passes"][0] |= {"modified": False, "operators": {}}
-    report["passes"][1] |= {"declined": {"too wide": 3}}
+    report["variants"]["cpu"]["passes"][0] |= {"modified": False, "operators": {}}
+    report["variants"]["cpu"]["passes"][1] |= {"declined": {"too wide": 3}}
     _replace_report(copied, report)
     make_report(Bundle(copied), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text("utf-8")

@@ -47,13 +47,13 @@ def test_an_unmerged_lora_costs_nothing(
         np.testing.assert_allclose(bundle.run(given)["logits"], expected, atol=1e-5)
     base = write(tiny_backbone(family), tmp_path / "base", dynamo=dynamo, inputs=inputs, opset=opset)
     plain = compile(base, output=tmp_path / "plain")
-    assert bundle.manifest.operators == plain.manifest.operators
+    assert bundle.variant.operators == plain.variant.operators
     assert [record["label"] for _, record, _ in predict(bundle, some_texts(3))]
     verify_bundle(bundle)
 
 
 def test_what_torch_exported_is_fused_as_our_own_exports_are(tmp_path: Path):
-    operators = compile(write(lora_classifier(), tmp_path), output=tmp_path / "bundle").manifest.operators
+    operators = compile(write(lora_classifier(), tmp_path), output=tmp_path / "bundle").variant.operators
     assert operators["ai.coda::AddNorm"] == 4
     assert operators["ai.coda::AddGelu"] == 2
     assert "Softmax" not in operators
@@ -65,7 +65,7 @@ def test_a_manifest_without_layers(tmp_path: Path):
     assert (bundle.manifest.architecture, bundle.manifest.task) == ("bert", "sequence-classification")
     assert bundle.manifest.outputs[0].shape == ("batch", 3)
     report = json.loads((bundle.folder / "report.json").read_text())
-    merged = next(item for item in report["passes"] if item["name"] == "merge_low_rank")
+    merged = next(item for item in report["variants"]["cpu"]["passes"] if item["name"] == "merge_low_rank")
     assert merged["operators"]["MatMul"] == -8
 
 

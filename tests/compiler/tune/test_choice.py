@@ -71,7 +71,7 @@ def test_with_texts_to_calibrate_with_static_activations_are_tried_too(
     changes = {"budget": 100.0, "reduction": "3", "calibration": labelled}
     choice = choose_tiny(labelled, tokenizer, tmp_path / "bundle", **changes)
     assert [c.precision for c in choice.candidates] == ["fp32", "int8", "int8-static"]
-    assert Bundle(tmp_path / "bundle").manifest.precision == choice.chosen.precision
+    assert Bundle(tmp_path / "bundle").variant.precision == choice.chosen.precision
 
 
 def test_wide_budget_takes_the_fastest(labelled: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

@@ -339,7 +339,7 @@ def test_where_float32_cannot_tell_float64_decides(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(native.SWITCH, "portable")
     rough = deep()
     bundle = compile(rough, output=tmp_path / "bundle")
-    parity = json.loads((bundle.folder / "report.json").read_text())["parity"]["cases"]
+    parity = json.loads((bundle.folder / "report.json").read_text())["variants"]["cpu"]["parity"]["cases"]
     decided = [case for case in parity if case["float64"]]
     assert decided
     verify_bundle(bundle)

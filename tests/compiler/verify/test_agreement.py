@@ -88,7 +88,7 @@ def test_empty_list_of_files(copied: Path):
     ["model.onnx", "config.json", "tokenizer.json", "expected.json", "test_data_set_0/input_0.pb", "report.json"],
 )
 def test_file_that_is_there_and_not_listed(copied: Path, name: str):
-    files = json.loads((copied / "manifest.json").read_text())["files"]
+    files = json.loads((copied / "coda.json").read_text())["files"]
     edit(copied, files=[file for file in files if file["path"] != name])
     with pytest.raises(BundleError, match=rf"{name}"):
         verify_bundle(Bundle(copied))
@@ -117,9 +117,9 @@ def test_weights_in_a_file_that_nothing_lists(copied: Path):
     model = onnx.load(str(copied / "model.onnx"))
     accept(copied)
     onnx.save_model(model, copied / "model.onnx", save_as_external_data=True, location=".weights", size_threshold=0)
-    files = json.loads((accept(copied).folder / "manifest.json").read_text())["files"]
+    files = json.loads((accept(copied).folder / "coda.json").read_text())["files"]
     edit(copied, files=[file for file in files if file["path"] != ".weights"])
-    with pytest.raises(BundleError, match=r"its model has weights in \.weights, which its manifest does not list"):
+    with pytest.raises(BundleError, match=r"model.onnx has weights in \.weights, which its manifest does not list"):
         verify_bundle(Bundle(copied))
 
 

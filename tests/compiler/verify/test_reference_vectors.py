@@ -15,7 +15,15 @@ from onnx import numpy_helper
 from coda_compile.errors import VerificationError
 from coda_compile.verify.first_token import selecting, through_first
 from coda_compile.verify.parity import Tolerances
-from coda_compile.verify.reference_vectors import DATA_SET, EXPECTED, ROUTED, read, verify_bundle, write
+from coda_compile.verify.reference_vectors import (
+    DATA_SET,
+    EXPECTED,
+    ROUTED,
+    ReferenceVectors,
+    read,
+    verify_bundle,
+    write,
+)
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
 from coda_targets.errors import InputError
@@ -232,7 +240,7 @@ def test_round_trip(tmp_path: Path):
         np.array([[True, True], [True, False]]),
     )
     inputs, outputs = {"input_ids": mask * 7, "attention_mask": mask}, {"logits": np.array([[0.5], [1.5]], np.float32)}
-    write(tmp_path, inputs, mask.astype(bool), outputs, [decision], outputs, Tolerances())
+    write(tmp_path, ReferenceVectors(inputs, mask.astype(bool), outputs, [decision], outputs, Tolerances()))
     got, expected = read(tmp_path, SIGNATURE)
     for name, array in inputs.items():
         np.testing.assert_array_equal(got[name], array)

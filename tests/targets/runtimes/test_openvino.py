@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from tests.targets.test_manifest import edit_variant
 
 from coda_targets import Bundle, BundleError, TargetError, get_runtime
 from coda_targets.errors import InputError
@@ -35,8 +36,7 @@ needs_plugin = pytest.mark.skipif(bool(missing()), reason=missing())
 @pytest.fixture
 def for_openvino(copied: Path) -> Path:
     """A bundle that says it was compiled for OpenVINO."""
-    manifest = json.loads((copied / MANIFEST).read_text("utf-8"))
-    (copied / MANIFEST).write_text(json.dumps({**manifest, "target": "openvino"}), "utf-8")
+    edit_variant(copied, target="openvino")
     return copied
 
 
@@ -82,9 +82,8 @@ def test_a_plugin_that_cannot_be_used(runtime: dict[str, Any], sentence: str, mo
 
 
 def test_the_manifest_says_how_a_session_is_made(for_openvino: Path):
-    manifest = json.loads((for_openvino / MANIFEST).read_text("utf-8"))
-    manifest["session"]["options"] = {"INFERENCE_PRECISION_HINT": "f16"}
-    (for_openvino / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    session = json.loads((for_openvino / MANIFEST).read_text("utf-8"))["variants"][0]["session"]
+    edit_variant(for_openvino, session={**session, "options": {"INFERENCE_PRECISION_HINT": "f16"}})
     ((name, options),) = Bundle(for_openvino).runtime.providers
     assert (name, options) == ("OpenVINOExecutionProvider", {"INFERENCE_PRECISION_HINT": "f16"})
     assert RUNTIME.options["INFERENCE_PRECISION_HINT"] == "f32"

@@ -82,6 +82,6 @@ def test_with_unsigned_bytes_and_without_the_same_file_is_right(
         assert (("session.x64quantprecision", "1") in asked) is unsigned
         # Both ways bytes are what is multiplied: no weight is widened before.
         counts = Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
-        operators = made.manifest.operators
+        operators = made.variant.operators
         assert counts["DequantizeLinear"] == 0
         assert counts["MatMulIntegerToFloat"] == operators["DequantizeLinear"] - operators["QuantizeLinear"]

@@ -1,0 +1,14 @@
+"""Options of every command that runs one variant of a bundle."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def variant_options(command: _Command) -> _Command:
+    """Add ``--target`` and ``--precision``; without them the first variant that this machine can run is taken."""
+    command = click.option("--precision", "-p", metavar="NAME", help="Of the variant.  [default: any]")(command)
+    return click.option("--target", "-t", metavar="NAME", help="Of the variant.  [default: any that runs]")(command)
