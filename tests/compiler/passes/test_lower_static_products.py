@@ -26,6 +26,8 @@ from coda_targets import get_target
 from coda_targets.bundle import Arrays
 from coda_targets.routing import LAYER_TAG
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def texts(model: CodaModel, count: int = 4) -> list[Arrays]:
     return [make_case(Inputs.of(model), 1, 30 + i, ragged=False, seed=i).inputs for i in range(count)]

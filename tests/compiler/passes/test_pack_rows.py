@@ -22,6 +22,8 @@ from coda_ops import native
 from coda_targets import Bundle, get_target
 from coda_targets.bundle import MODEL, open_session
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 LOWERING = get_target("cpu").lowering
 BEFORE = LOWERING[: LOWERING.index("fuse_projections") + 1]
 AFTER = LOWERING[LOWERING.index("fuse_projections") + 1 :]

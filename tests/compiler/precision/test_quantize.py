@@ -24,6 +24,8 @@ from coda_models import CodaConfig, save
 from coda_targets import Bundle, TargetError, get_target
 from coda_targets.routing import RoutingProbe
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
