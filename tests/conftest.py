@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -69,11 +68,11 @@ def example_inputs(model: CodaModel, batch: int, length: int) -> dict[str, Tenso
     return {name: torch.from_numpy(array) for name, array in model.signature.random(batch, length).items()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def exported_once() -> Iterator[Any]:
-    """Compiling a tiny model is mostly exporting it; tests that compile the same one share that.
+@pytest.fixture(scope="module")
+def exported_once() -> Iterator[None]:
+    """Compiling a tiny model is mostly exporting it; tests of a module that compile the same ones may share that.
 
-    What went through a file keeps its meaning and not every byte, so tests of bytes take ``exported_anew``.
+    For modules that look at what becomes of a graph. What went through a file keeps its meaning and not every byte.
     """
     from coda_compile.sources import torch_model
 
@@ -88,15 +87,9 @@ def exported_once() -> Iterator[Any]:
             exported[key] = ir.to_proto(export(model, opset))
         return ir.from_proto(exported[key])
 
-    torch_model.export = once  # type: ignore[assignment]  # a test may patch it further
-    yield export
-    torch_model.export = export
-
-
-@pytest.fixture
-def exported_anew(exported_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile as users do, export included."""
-    monkeypatch.setattr("coda_compile.sources.torch_model.export", exported_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_model, "export", once)
+        yield
 
 
 @pytest.fixture(params=sorted(TINY))
@@ -129,15 +122,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def compiled(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, exported_once: Any
-) -> Bundle:
+def compiled(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Bundle:
     """A tiny BERT classifier at r = 2, compiled once; tests must not change it (``copied`` gives one to change)."""
     from coda_compile import CompileOptions, compile
+    from coda_compile.export import export
 
     folder = tmp_path_factory.mktemp("compiled") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coda_compile.sources.torch_model.export", exported_once)
+        patch.setattr("coda_compile.sources.torch_model.export", export)  # whatever the first module that asks shares
         return compile(tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(tokenizer=tokenizer), output=folder)
 
 

@@ -27,6 +27,8 @@ from coda_targets import Bundle
 from coda_targets.errors import BundleError, InputError
 from coda_targets.manifest import hash_file
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 IDS = np.arange(4, 37).reshape(3, 11)
 
 

@@ -30,6 +30,7 @@ from coda_models import CodaConfig, CodaModel
 from coda_targets.bundle import Arrays
 from coda_targets.routing import LAYER_TAG
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 STATIC = "int8-static"
 
 

@@ -27,6 +27,8 @@ from coda_targets.bundle import MODEL
 from coda_targets.routing import LAYER_TAG
 from coda_targets.runtimes.session import open_session
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 PASSES = BACKEND.passes()
 NAMES = [pass_name(one) for one in PASSES]
 BEFORE = PASSES[: NAMES.index("fuse_projections") + 1]

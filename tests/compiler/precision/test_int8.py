@@ -25,6 +25,8 @@ from coda_models import CodaConfig, CodaModel, save
 from coda_targets import Bundle
 from coda_targets.routing import RoutingProbe
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 def quantise(model: CodaModel, adapters: bool = True) -> None:
     """In place."""
