@@ -77,7 +77,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Estimate:
     """What the launches so far say.
 
     Attributes:
@@ -100,7 +100,7 @@ class Timing:
     """One measured comparison.
 
     Attributes:
-        decision: after the last launch.
+        estimate: after the last launch.
         by: the threshold, as a fraction.
         launches: all of them.
         most: launches that were allowed.
@@ -109,7 +109,7 @@ class Timing:
         load: the system's load average when measuring began.
     """
 
-    decision: Decision
+    estimate: Estimate
     by: float
     launches: tuple[Launch, ...]
     most: int
@@ -160,7 +160,7 @@ def interval(logarithms: Sequence[float], most: int) -> Interval:
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
-def decide(launches: Sequence[Launch], *, by: float, most: int) -> Decision:
+def decide(launches: Sequence[Launch], *, by: float, most: int) -> Estimate:
     """The verdict that some launches allow.
 
     Args:
@@ -168,16 +168,16 @@ def decide(launches: Sequence[Launch], *, by: float, most: int) -> Decision:
         most: launches after which one would stop looking.
     """
     if len(launches) < FIRST_LOOK:
-        return Decision(Verdict.CANNOT_TELL, None, None)
+        return Estimate(Verdict.CANNOT_TELL, None, None)
     ratio = interval([launch.change for launch in launches], most)
     noise = interval([launch.itself for launch in launches], most)
-    floor = Decision(Verdict.CANNOT_TELL, ratio, noise).floor
+    floor = Estimate(Verdict.CANNOT_TELL, ratio, noise).floor
     verdict = Verdict.CANNOT_TELL
     if ratio.low > 1 + max(by, floor):
         verdict = Verdict.REGRESSION
     elif (ratio.high < 1 + by and floor <= by) or ratio.high < 1 - floor:
         verdict = Verdict.NO_REGRESSION
-    return Decision(verdict, ratio, noise)
+    return Estimate(verdict, ratio, noise)
 
 
 def compare_latency(
@@ -190,7 +190,7 @@ def compare_latency(
     most: int = MOST_LAUNCHES,
     budget: float = BUDGET_SECONDS,
     seed: int = 0,
-    on_launch: Callable[[int, Decision], None] = lambda done, decision: None,
+    on_launch: Callable[[int, Estimate], None] = lambda done, estimate: None,
 ) -> Timing:
     """Launch both bundles again and again until the interval decides.
 
@@ -202,7 +202,7 @@ def compare_latency(
         most: launches, at least ``FIRST_LOOK``.
         budget: seconds; no launch is begun that would probably end after them.
         seed: of the order of processes.
-        on_launch: called after each launch with their number and the decision so far.
+        on_launch: called after each launch with their number and the estimate so far.
 
     Raises:
         MeasuringError: a bundle that cannot be opened or run.
@@ -212,7 +212,7 @@ def compare_latency(
     load = psutil.getloadavg()[0]
     bundles = dict(zip(_NAMES, (baseline, baseline, candidate), strict=True))
     launches: list[Launch] = []
-    decision = decide(launches, by=by, most=most)
+    estimate = decide(launches, by=by, most=most)
     began, longest = time.monotonic(), 0.0
     for names in _orders(seed):
         started_at = time.monotonic()
@@ -221,14 +221,14 @@ def compare_latency(
         contenders = [Contender.of_bundle(name, bundles[name]) for name in names]
         launches.append(_launch(contenders, inputs, threads))
         longest = max(longest, time.monotonic() - started_at)
-        decision = decide(launches, by=by, most=most)
-        on_launch(len(launches), decision)
-        if decision.verdict is not Verdict.CANNOT_TELL:
+        estimate = decide(launches, by=by, most=most)
+        on_launch(len(launches), estimate)
+        if estimate.verdict is not Verdict.CANNOT_TELL:
             break
     folder = candidate.folder if isinstance(candidate, Bundle) else candidate
     batch, tokens = read_manifest(folder).signature.shape(inputs)
     took = time.monotonic() - began
-    return Timing(decision, by, tuple(launches), most, budget, took, batch, tokens, threads, load)
+    return Timing(estimate, by, tuple(launches), most, budget, took, batch, tokens, threads, load)
 
 
 def _orders(seed: int) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from coda_compile.regression.ab import (
     BUDGET_SECONDS,
     FIRST_LOOK,
     MOST_LAUNCHES,
-    Decision,
+    Estimate,
     Timing,
     compare_latency,
 )
@@ -66,7 +66,7 @@ def check(
     launches: int = MOST_LAUNCHES,
     budget: float = BUDGET_SECONDS,
     baseline_name: str | None = None,
-    on_launch: Callable[[int, Decision], None] = lambda done, decision: None,
+    on_launch: Callable[[int, Estimate], None] = lambda done, estimate: None,
 ) -> CheckResult:
     """Decide whether a bundle is slower than its baseline.
 
@@ -80,7 +80,7 @@ def check(
         launches: the most that are timed, at least ``FIRST_LOOK``.
         budget: the most seconds that are timed.
         baseline_name: instead of its folder, in what is reported.
-        on_launch: called after each launch with their number and the decision so far.
+        on_launch: called after each launch with their number and the estimate so far.
 
     Raises:
         CodaError: a bundle that is damaged, that cannot be run, or that does another job than the baseline; or an
@@ -129,7 +129,7 @@ def check(
     )
     return replace(
         result,
-        verdict=timing.decision.verdict,
+        verdict=timing.estimate.verdict,
         reason=explain(timing),
         advice=advise(timing, result.machine, longest),
         timing=timing,
@@ -152,32 +152,32 @@ def _require_options(by: float, batch: int, tokens: int, signature: Signature, l
 
 def explain(timing: Timing) -> str:
     """Why the clock says what it says, in one sentence."""
-    decision, threshold = timing.decision, percent(timing.by)
-    if decision.ratio is None:
+    estimate, threshold = timing.estimate, percent(timing.by)
+    if estimate.ratio is None:
         done = len(timing.launches)
         return (
             f"{done} launch{'es' if done != 1 else ''} fitted into {timing.budget:g} s and {FIRST_LOOK} are the fewest "
             "that tell anything"
         )
-    measured = f"latency {change(decision.ratio.middle)} (95 % interval {ends(decision.ratio)})"
-    if decision.verdict is Verdict.REGRESSION:
-        over = max(timing.by, decision.floor)
+    measured = f"latency {change(estimate.ratio.middle)} (95 % interval {ends(estimate.ratio)})"
+    if estimate.verdict is Verdict.REGRESSION:
+        over = max(timing.by, estimate.floor)
         what = "threshold" if over == timing.by else f"threshold of {threshold} and over the noise"
         return f"{measured}, over the {what} of {percent(over)}"
-    if decision.verdict is Verdict.NO_REGRESSION:
+    if estimate.verdict is Verdict.NO_REGRESSION:
         return f"{measured}, under the threshold of {threshold}"
-    if decision.floor > timing.by:
+    if estimate.floor > timing.by:
         return (
-            f"the threshold of {threshold} lies below the noise of this machine, {percent(decision.floor)}: "
-            f"the baseline against itself differs by {ends(decision.noise or decision.ratio)}"
+            f"the threshold of {threshold} lies below the noise of this machine, {percent(estimate.floor)}: "
+            f"the baseline against itself differs by {ends(estimate.noise or estimate.ratio)}"
         )
     return f"{measured}: the threshold of {threshold} lies inside the interval"
 
 
 def advise(timing: Timing, machine: Machine, longest: int) -> tuple[str, ...]:
     """What would help a gate that cannot tell, nearest first."""
-    decision = timing.decision
-    if decision.verdict is not Verdict.CANNOT_TELL:
+    estimate = timing.estimate
+    if estimate.verdict is not Verdict.CANNOT_TELL:
         return ()
     found = []
     if timing.load > _BUSY * machine.cores:
@@ -190,8 +190,8 @@ def advise(timing: Timing, machine: Machine, longest: int) -> tuple[str, ...]:
         found.append(f"allow more launches: --launches {timing.most * 2} --budget {timing.budget * 2:g}")
     if timing.tokens < longest:
         found.append(f"time longer inputs, whose noise is smaller: --tokens {longest}")
-    if decision.ratio is not None and decision.floor > timing.by:
-        found.append(f"ask for what this machine can hold now: --by {ceil(decision.floor * 100) / 100:.2f}")
+    if estimate.ratio is not None and estimate.floor > timing.by:
+        found.append(f"ask for what this machine can hold now: --by {ceil(estimate.floor * 100) / 100:.2f}")
     found.append("use a machine that does nothing else")
     return tuple(found)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coda_compile.regression.ab import Decision, Timing
+from coda_compile.regression.ab import Estimate, Timing
 from coda_compile.regression.check import CheckResult, change, ends, percent
 from coda_compile.regression.verdict import Verdict
 
@@ -29,13 +29,13 @@ _err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
-def watching() -> Iterator[Callable[[int, Decision], None]]:
+def watching() -> Iterator[Callable[[int, Estimate], None]]:
     """Something to call after each launch, which shows how it goes; silent where nobody looks."""
     with _err.status("comparing …") if _err.is_terminal else _nothing() as status:
 
-        def on_launch(done: int, decision: Decision) -> None:
+        def on_launch(done: int, estimate: Estimate) -> None:
             if status is not None:
-                so_far = f": {change(decision.ratio.middle)}, {ends(decision.ratio)}" if decision.ratio else ""
+                so_far = f": {change(estimate.ratio.middle)}, {ends(estimate.ratio)}" if estimate.ratio else ""
                 status.update(Text(f"timing in turns, {_launches(done)}{so_far}"))
 
         yield on_launch
@@ -84,16 +84,16 @@ def _timing_lines(timing: Timing) -> Iterator[str]:
     yield f"{timing.batch} x {timing.tokens} tokens, {timing.threads} threads, {launches}, {timing.took:.0f} s"
     if timing.launches:
         yield f"baseline {timing.baseline_seconds * 1e3:9.3f} ms"
-        yield f"bundle   {timing.candidate_seconds * 1e3:9.3f} ms{_measured(timing.decision)}"
-    if timing.decision.noise is not None:
-        itself = ends(timing.decision.noise)
-        yield f"noise    {percent(timing.decision.floor):>12}  the baseline against itself: {itself}"
+        yield f"bundle   {timing.candidate_seconds * 1e3:9.3f} ms{_measured(timing.estimate)}"
+    if timing.estimate.noise is not None:
+        itself = ends(timing.estimate.noise)
+        yield f"noise    {percent(timing.estimate.floor):>12}  the baseline against itself: {itself}"
 
 
-def _measured(decision: Decision) -> str:
-    if decision.ratio is None:
+def _measured(estimate: Estimate) -> str:
+    if estimate.ratio is None:
         return ""
-    return f"  {change(decision.ratio.middle)}, 95 % interval {ends(decision.ratio)}"
+    return f"  {change(estimate.ratio.middle)}, 95 % interval {ends(estimate.ratio)}"
 
 
 def to_json(result: CheckResult) -> str:
@@ -101,9 +101,9 @@ def to_json(result: CheckResult) -> str:
     plain = asdict(result)
     plain |= {"verdict": result.verdict.value, "exit_code": result.verdict.exit_code, "schema_version": SCHEMA_VERSION}
     if result.timing is not None:
-        noise = result.timing.decision
-        plain["timing"]["decision"]["verdict"] = noise.verdict.value
-        plain["timing"]["decision"]["floor"] = None if noise.noise is None else noise.floor
+        noise = result.timing.estimate
+        plain["timing"]["estimate"]["verdict"] = noise.verdict.value
+        plain["timing"]["estimate"]["floor"] = None if noise.noise is None else noise.floor
         if result.timing.launches:
             plain["timing"]["baseline_seconds"] = result.timing.baseline_seconds
             plain["timing"]["candidate_seconds"] = result.timing.candidate_seconds

@@ -37,7 +37,7 @@ def timing(given: Sequence[Launch], *, by: float = 0.05, **changes: Any) -> Timi
 def timed(measured: Timing) -> CheckResult:
     """The result of a measurement."""
     return CheckResult(
-        verdict=measured.decision.verdict,
+        verdict=measured.estimate.verdict,
         reason=explain(measured),
         advice=advise(measured, MACHINE, 512),
         bundle="new",

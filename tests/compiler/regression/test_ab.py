@@ -1,4 +1,4 @@
-"""The decision: on timings made up by a random generator, so that no test waits for a quiet machine."""
+"""The estimate: on timings made up by a random generator, so that no test waits for a quiet machine."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from coda_compile.regression import ab
 from coda_compile.regression.ab import (
     FIRST_LOOK,
     MOST_LAUNCHES,
-    Decision,
+    Estimate,
     Launch,
     compare_latency,
     decide,
@@ -30,13 +30,13 @@ BY = 0.05
 INPUTS = text_signature(100, 66, types=2).random(1, 8)
 
 
-def stopped(given: Sequence[Launch], by: float = BY) -> Decision:
-    """The decision at the first look that decides, or at the last."""
+def stopped(given: Sequence[Launch], by: float = BY) -> Estimate:
+    """The estimate at the first look that decides, or at the last."""
     for n in range(FIRST_LOOK, len(given) + 1):
-        decision = decide(given[:n], by=by, most=MOST_LAUNCHES)
-        if decision.verdict is not Verdict.CANNOT_TELL:
+        estimate = decide(given[:n], by=by, most=MOST_LAUNCHES)
+        if estimate.verdict is not Verdict.CANNOT_TELL:
             break
-    return decision
+    return estimate
 
 
 def rates(ratio: float, shift: float, runs: int = 300) -> Counter[Verdict]:
@@ -94,17 +94,17 @@ def test_multipliers_are_students_where_there_is_one_look():
 
 
 def test_too_few_launches_tell_nothing():
-    decision = decide(launches(FIRST_LOOK - 1, ratio=3), by=BY, most=32)
-    assert decision == Decision(Verdict.CANNOT_TELL, None, None)
-    assert decision.floor == float("inf")
+    estimate = decide(launches(FIRST_LOOK - 1, ratio=3), by=BY, most=32)
+    assert estimate == Estimate(Verdict.CANNOT_TELL, None, None)
+    assert estimate.floor == float("inf")
 
 
 def test_a_threshold_below_the_noise_passes_nothing():
     given = [Launch(0.001 * (-1) ** i, 0.1 * (-1) ** i, 0.1, 0.1, 20) for i in range(8)]
-    decision = decide(given, by=0.02, most=32)
-    assert decision.ratio is not None
-    assert decision.ratio.high < 1.02 < 1 + decision.floor
-    assert decision.verdict is Verdict.CANNOT_TELL
+    estimate = decide(given, by=0.02, most=32)
+    assert estimate.ratio is not None
+    assert estimate.ratio.high < 1.02 < 1 + estimate.floor
+    assert estimate.verdict is Verdict.CANNOT_TELL
 
 
 def test_what_the_noise_cannot_hide_is_told_at_any_threshold():
@@ -122,9 +122,9 @@ def test_what_the_noise_cannot_hide_is_told_at_any_threshold():
 
 def test_a_baseline_that_differs_from_itself_counts_as_noise():
     given = [Launch(0.002 * (-1) ** i, 0.06 + 0.001 * (-1) ** i, 0.1, 0.1, 20) for i in range(8)]
-    decision = decide(given, by=BY, most=32)
-    assert decision.floor > 0.06
-    assert decision.verdict is Verdict.CANNOT_TELL
+    estimate = decide(given, by=BY, most=32)
+    assert estimate.floor > 0.06
+    assert estimate.verdict is Verdict.CANNOT_TELL
 
 
 def test_every_order_of_processes_comes_equally_often():
@@ -138,16 +138,16 @@ def test_every_order_of_processes_comes_equally_often():
 
 
 def test_a_real_comparison_gives_all_its_parts(compiled: Bundle):
-    told: list[tuple[int, Decision]] = []
+    told: list[tuple[int, Estimate]] = []
     timing = compare_latency(
         *(compiled.folder,) * 2, INPUTS, threads=1, most=4, on_launch=lambda *given: told.append(given)
     )
     assert len(timing.launches) == 4
     assert [done for done, _ in told] == [1, 2, 3, 4]
-    assert told[-1][1] == timing.decision
-    assert timing.decision.ratio is not None
-    assert timing.decision.noise is not None
-    assert 0 < timing.decision.ratio.low <= timing.decision.ratio.middle <= timing.decision.ratio.high
+    assert told[-1][1] == timing.estimate
+    assert timing.estimate.ratio is not None
+    assert timing.estimate.noise is not None
+    assert 0 < timing.estimate.ratio.low <= timing.estimate.ratio.middle <= timing.estimate.ratio.high
     assert timing.baseline_seconds > 0 < timing.candidate_seconds
     assert (timing.batch, timing.tokens, timing.threads) == (1, 8, 1)
 
@@ -172,21 +172,21 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Launch], float],
 def test_it_stops_when_the_interval_decides(launched: Callable[[list[Launch], float], None]):
     launched(launches(16, ratio=1.5, shift=0.001), 1.0)
     timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1)
-    assert timing.decision.verdict is Verdict.REGRESSION
+    assert timing.estimate.verdict is Verdict.REGRESSION
     assert len(timing.launches) == FIRST_LOOK
 
 
 def test_it_stops_after_the_most_launches(launched: Callable[[list[Launch], float], None]):
     launched(launches(32, ratio=1.05), 1.0)
     timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, most=6)
-    assert (timing.decision.verdict, len(timing.launches)) == (Verdict.CANNOT_TELL, 6)
+    assert (timing.estimate.verdict, len(timing.launches)) == (Verdict.CANNOT_TELL, 6)
 
 
 def test_no_launch_is_begun_that_would_end_after_the_budget(launched: Callable[[list[Launch], float], None]):
     launched(launches(32, ratio=1.05), 10.0)
     timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, budget=35.0)
     assert (len(timing.launches), timing.took) == (3, 30.0)
-    assert timing.decision.ratio is None
+    assert timing.estimate.ratio is None
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.01, 20), (0.05, 20), (0.125, 17), (9.0, 10)])

@@ -123,7 +123,7 @@ def test_reasons_are_sentences_with_their_figures():
     noisy = timing(launches(8, shift=0.1))
     assert explain(noisy).startswith("the threshold of 5 % lies below the noise of this machine, ")
     loud = timing(launches(8, ratio=9, shift=0.1))
-    assert f"over the threshold of 5 % and over the noise of {percent(loud.decision.floor)}" in explain(loud)
+    assert f"over the threshold of 5 % and over the noise of {percent(loud.estimate.floor)}" in explain(loud)
     short = timing(launches(2), budget=10.0)
     assert explain(short) == "2 launches fitted into 10 s and 4 are the fewest that tell anything"
 
@@ -135,7 +135,7 @@ def test_advice_is_given_where_the_gate_cannot_tell():
     advice = "\n".join(advise(noisy, slow_clock, 512))
     for words in ("load average was 3.5 on 4 cores", "'powersave'", "--budget 600", "--tokens 512", "--by 0."):
         assert words in advice
-    assert float(advice.split("--by ")[1].splitlines()[0]) >= noisy.decision.floor
+    assert float(advice.split("--by ")[1].splitlines()[0]) >= noisy.estimate.floor
     spent = timing(launches(32, ratio=1.05), tokens=512)
     assert advise(spent, MACHINE, 512) == (
         "allow more launches: --launches 64 --budget 600",

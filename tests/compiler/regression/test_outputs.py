@@ -65,7 +65,7 @@ def test_json_has_the_verdict_and_the_machine(name: str):
     assert plain["machine"]["cpu"] == "A CPU"
     assert plain["facts"]["operators"] == FACTS.operators
     if ALL[name].timing is not None:
-        assert plain["timing"]["decision"]["verdict"] == plain["verdict"]
+        assert plain["timing"]["estimate"]["verdict"] == plain["verdict"]
         assert len(plain["timing"]["launches"]) == len(ALL[name].timing.launches)
 
 
@@ -136,8 +136,8 @@ def test_progress_is_shown_only_where_somebody_looks(
 ):
     assert PASSED.timing is not None
     with watching() as on_launch:
-        on_launch(8, PASSED.timing.decision)
+        on_launch(8, PASSED.timing.estimate)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(outputs, "_err", Console(stderr=True, force_terminal=True, width=200))
     with watching() as on_launch:
-        on_launch(8, PASSED.timing.decision)
+        on_launch(8, PASSED.timing.estimate)
