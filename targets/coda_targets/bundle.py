@@ -29,7 +29,7 @@ from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import Runtime, get_runtime
 from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_session
 from coda_targets.signature import Arrays as Arrays
-from coda_targets.task_adapters import Adapter
+from coda_targets.task_adapters import TaskAdapter
 
 
 class Bundle:
@@ -67,7 +67,7 @@ class Bundle:
         runs = (one for one in self._asked if not self.lacks(one))
         self.variant: VariantInfo = self._asked[0] if len(self._asked) == 1 else next(runs, self._asked[0])
         self.threads = threads
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[str, TaskAdapter] = {}
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, variant={self.variant.name!r})"
@@ -195,7 +195,7 @@ class Bundle:
         """
         return self.manifest.ood if task is None else self._task(task).ood
 
-    def adapter(self, task: str | None = None) -> Adapter | None:
+    def adapter(self, task: str | None = None) -> TaskAdapter | None:
         """What a task swaps in, read once; ``None`` for what the model itself holds.
 
         Raises:
@@ -207,7 +207,7 @@ class Bundle:
         if task not in self._adapters:
             path = self._task(task).adapter
             with self.reading(path):
-                self._adapters[task] = Adapter(self.folder / path)
+                self._adapters[task] = TaskAdapter(self.folder / path)
         return self._adapters[task]
 
     def _task(self, name: str) -> TaskInfo:

@@ -19,7 +19,7 @@ from coda_targets.errors import BundleError, TargetError
 from coda_targets.runtimes import Runtime
 from coda_targets.runtimes.session import open_session, run_session
 from coda_targets.signature import Arrays
-from coda_targets.task_adapters import Adapter
+from coda_targets.task_adapters import TaskAdapter
 from coda_targets.weights import find_weights
 
 # Metadata keys that export.py puts on nodes: the index of their layer, and the part of the model that they belong to.
@@ -160,7 +160,7 @@ class RoutingProbe:
             values.extend(kept)
 
     def run(
-        self, inputs: Arrays, adapter: Adapter | None = None, decisions: Sequence[Decision] = ()
+        self, inputs: Arrays, adapter: TaskAdapter | None = None, decisions: Sequence[Decision] = ()
     ) -> tuple[Arrays, list[Decision]]:
         """The model's outputs and the decision of every routed layer, bottom first.
 

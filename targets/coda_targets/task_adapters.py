@@ -28,7 +28,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     adapter.export_adapter(str(path))
 
 
-class Adapter:
+class TaskAdapter:
     """A task's tensors in memory, and the options of runs that use them.
 
     Raises:

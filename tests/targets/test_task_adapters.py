@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coda_targets.errors import BundleError
 from coda_targets.runtimes.session import run_session
-from coda_targets.task_adapters import Adapter, path_of, write
+from coda_targets.task_adapters import TaskAdapter, path_of, write
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def weights(labels: int) -> NDArray[np.float32]:
 
 def test_runs_take_turns(session: ort.InferenceSession, tmp_path: Path):
     x = np.eye(4, dtype=np.float32)
-    adapters: dict[int, Adapter | None] = {3: None}
+    adapters: dict[int, TaskAdapter | None] = {3: None}
     for labels in (2, 5):
         write(tmp_path / f"{labels}", {"W": weights(labels)})
-        adapters[labels] = Adapter(tmp_path / f"{labels}")
+        adapters[labels] = TaskAdapter(tmp_path / f"{labels}")
     for labels in (2, 3, 5, 2):
         wanted = np.ones((4, 3)) if labels == 3 else weights(labels)
         np.testing.assert_allclose(run_session(session, ["y"], {"x": x}, adapters[labels])[0], wanted, rtol=1e-6)
@@ -62,7 +62,7 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BundleError, match=r"x\.onnx_adapter is missing or damaged: .*; compile the task again"):
-        Adapter(path)
+        TaskAdapter(path)
 
 
 def test_where_a_bundle_keeps_a_task():

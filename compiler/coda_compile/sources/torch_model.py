@@ -30,7 +30,7 @@ from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_targets.task_adapters import Adapter
+from coda_targets.task_adapters import TaskAdapter
 
 
 @dataclass
@@ -110,7 +110,7 @@ class TorchModel(Compilable):
         Args:
             adapter: file of what the model trained, where the compiled one holds another task.
         """
-        swapped = None if adapter is None else Adapter(adapter)
+        swapped = None if adapter is None else TaskAdapter(adapter)
         compare = partial(against_torch.verify, self.model, path, adapter=swapped)
         parity = verify_on_target(compare, path, backend, output, adapter)
         case = kept_case(self.model.signature)

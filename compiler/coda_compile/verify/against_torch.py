@@ -32,7 +32,7 @@ from coda_targets.errors import InputError
 from coda_targets.routing import Decision, RoutingProbe
 from coda_targets.runtimes.session import open_session, run_session
 from coda_targets.signature import Arrays
-from coda_targets.task_adapters import Adapter
+from coda_targets.task_adapters import TaskAdapter
 
 
 def verify(
@@ -41,7 +41,7 @@ def verify(
     backend: Backend,
     *,
     tolerances: Tolerances | None = None,
-    adapter: Adapter | None = None,
+    adapter: TaskAdapter | None = None,
     on_failure: Callable[[Case, Arrays, Arrays], None] = lambda case, expected, actual: None,
 ) -> list[CaseParity]:
     """Run every case through torch and through onnxruntime, and compare them tie-aware.
@@ -80,7 +80,7 @@ class _Compared:
     model: CodaModel
     backend: Backend
     tolerances: Tolerances
-    adapter: Adapter | None
+    adapter: TaskAdapter | None
     on_failure: Callable[[Case, Arrays, Arrays], None]
 
     @cached_property
@@ -166,7 +166,7 @@ class _Compared:
 
 
 def expected(
-    model: CodaModel, path: Path, case: Case, backend: Backend, adapter: Adapter | None = None
+    model: CodaModel, path: Path, case: Case, backend: Backend, adapter: TaskAdapter | None = None
 ) -> tuple[Arrays, list[Decision], Arrays]:
     """What a target should compute of one input, wherever it runs: what the file says, no rounding of its own.
 
@@ -208,7 +208,7 @@ def elsewhere(model: CodaModel, case: Case, parity: Sequence[CaseParity], usual:
 
 
 def _with_own_padding(
-    outputs: Arrays, path: Path, case: Case, mask: NDArray[np.bool_], backend: Backend, adapter: Adapter | None
+    outputs: Arrays, path: Path, case: Case, mask: NDArray[np.bool_], backend: Backend, adapter: TaskAdapter | None
 ) -> Arrays:
     """Outputs that have one a token, with what the compiled model itself gives for padding.
 

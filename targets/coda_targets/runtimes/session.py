@@ -13,7 +13,7 @@ from coda_targets.manifest import GRAPH_LEVELS, release
 from coda_targets.runtimes import Runtime, plugin
 from coda_targets.runtimes.saturation import saturates
 from coda_targets.signature import Arrays
-from coda_targets.task_adapters import Adapter
+from coda_targets.task_adapters import TaskAdapter
 
 _LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
 
@@ -60,7 +60,7 @@ def open_session(
 
 
 def run_session(
-    session: ort.InferenceSession, names: list[str], feed: Arrays, adapter: Adapter | None = None
+    session: ort.InferenceSession, names: list[str], feed: Arrays, adapter: TaskAdapter | None = None
 ) -> list[NDArray[Any]]:
     """Run a session, with the tensors of an adapter in the place of the model's own.
 
