@@ -130,7 +130,7 @@ def check(
     return replace(
         result,
         verdict=timing.estimate.verdict,
-        reason=explain(timing),
+        reason=explain_timing(timing),
         advice=advise(timing, result.machine, longest),
         timing=timing,
     )
@@ -150,7 +150,7 @@ def _require_options(by: float, batch: int, tokens: int, signature: Signature, l
         raise CodaError(f"a budget of {budget:g} seconds is none: give some seconds, as {BUDGET_SECONDS:g}")
 
 
-def explain(timing: Timing) -> str:
+def explain_timing(timing: Timing) -> str:
     """Why the clock says what it says, in one sentence."""
     estimate, threshold = timing.estimate, percent(timing.by)
     if estimate.ratio is None:

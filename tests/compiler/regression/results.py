@@ -9,7 +9,7 @@ import numpy as np
 
 from coda_compile.bench.machine import Machine
 from coda_compile.regression.ab import Launch, Timing, decide
-from coda_compile.regression.check import CheckResult, advise, explain
+from coda_compile.regression.check import CheckResult, advise, explain_timing
 from coda_compile.regression.facts import Difference, Facts
 from coda_compile.regression.verdict import Verdict
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
@@ -38,7 +38,7 @@ def timed(measured: Timing) -> CheckResult:
     """The result of a measurement."""
     return CheckResult(
         verdict=measured.estimate.verdict,
-        reason=explain(measured),
+        reason=explain_timing(measured),
         advice=advise(measured, MACHINE, 512),
         bundle="new",
         baseline="old",

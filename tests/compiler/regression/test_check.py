@@ -13,7 +13,7 @@ from coda_compile.cli.measure import check as check_command
 from coda_compile.errors import CodaError
 from coda_compile.regression import check as module
 from coda_compile.regression.ab import BUDGET_SECONDS, MOST_LAUNCHES, Timing
-from coda_compile.regression.check import BY, advise, check, explain, percent
+from coda_compile.regression.check import BY, advise, check, explain_timing, percent
 from coda_compile.regression.verdict import Verdict
 from coda_targets import Bundle, BundleError
 
@@ -116,16 +116,16 @@ def test_options_out_of_range_are_refused(compiled: Bundle, options: dict[str, A
 
 def test_reasons_are_sentences_with_their_figures():
     regression = timing(launches(8, ratio=1.2))
-    assert explain(regression).startswith("latency +")
-    assert explain(regression).endswith(" %), over the threshold of 5 %")
-    assert explain(timing(launches(8))).endswith(" %), under the threshold of 5 %")
-    assert explain(timing(launches(8, ratio=1.05))).endswith("the threshold of 5 % lies inside the interval")
+    assert explain_timing(regression).startswith("latency +")
+    assert explain_timing(regression).endswith(" %), over the threshold of 5 %")
+    assert explain_timing(timing(launches(8))).endswith(" %), under the threshold of 5 %")
+    assert explain_timing(timing(launches(8, ratio=1.05))).endswith("the threshold of 5 % lies inside the interval")
     noisy = timing(launches(8, shift=0.1))
-    assert explain(noisy).startswith("the threshold of 5 % lies below the noise of this machine, ")
+    assert explain_timing(noisy).startswith("the threshold of 5 % lies below the noise of this machine, ")
     loud = timing(launches(8, ratio=9, shift=0.1))
-    assert f"over the threshold of 5 % and over the noise of {percent(loud.estimate.floor)}" in explain(loud)
+    assert f"over the threshold of 5 % and over the noise of {percent(loud.estimate.floor)}" in explain_timing(loud)
     short = timing(launches(2), budget=10.0)
-    assert explain(short) == "2 launches fitted into 10 s and 4 are the fewest that tell anything"
+    assert explain_timing(short) == "2 launches fitted into 10 s and 4 are the fewest that tell anything"
 
 
 def test_advice_is_given_where_the_gate_cannot_tell():
