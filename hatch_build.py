@@ -29,7 +29,7 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         try:
             if native.switched_off():
                 raise native.KernelError(f"{native.SWITCH} is portable")
-            library = native.build()
+            library = native.build_kernels()
         except native.KernelError as error:
             self.app.display_warning(f"without native kernels: {error}")
             return

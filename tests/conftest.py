@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
-from coda_models.backbone import build
+from coda_models.backbone import build_backbone
 from coda_models.digest import tensor_digest
 from coda_ops import native
 from coda_targets import Bundle
@@ -44,7 +44,7 @@ def tiny_backbone(family: str, task: str = "sequence-classification", seed: int 
         family, vocab_size=len(WORDS), max_position_embeddings=66, pad_token_id=0, num_labels=3, **TINY[family]
     )
     torch.manual_seed(seed)
-    model = build(config, task)
+    model = build_backbone(config, task)
     for parameter in model.parameters():  # the usual initialisation is too tame to tell bugs from noise
         torch.nn.init.normal_(parameter, std=0.25) if parameter.dim() > 1 else None
     return model.eval()

@@ -44,7 +44,7 @@ _ADAPTER = "adapter_config.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
-def build(config: PretrainedConfig, task: str) -> PreTrainedModel:
+def build_backbone(config: PretrainedConfig, task: str) -> PreTrainedModel:
     """An untrained encoder of a known shape, to be filled with a checkpoint's tensors."""
     with torch.random.fork_rng():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(settled(config, "the checkpoint"))

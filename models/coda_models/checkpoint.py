@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from coda_models.backbone import build, load_backbone, load_tokenizer
+from coda_models.backbone import build_backbone, load_backbone, load_tokenizer
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.digest import tensor_digest
@@ -161,7 +161,7 @@ def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
     """The untrained model that a checkpoint describes, to be filled with its tensors."""
     hf_config = _hf_config(plain, path)
     try:
-        model = convert(build(hf_config, config.task), replace(config, backbone_sha256=""))
+        model = convert(build_backbone(hf_config, config.task), replace(config, backbone_sha256=""))
     except CodaError:
         raise
     except Exception as error:  # transformers and torch check sizes and names in their own ways, with any exception

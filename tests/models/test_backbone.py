@@ -8,7 +8,7 @@ from tests.conftest import tiny_backbone
 from transformers import AutoTokenizer
 
 from coda_models import backbone as module
-from coda_models.backbone import build, load_backbone, load_tokenizer
+from coda_models.backbone import build_backbone, load_backbone, load_tokenizer
 from coda_models.errors import BackboneError
 from coda_ops.errors import OptionError
 
@@ -60,7 +60,7 @@ def test_options_change_the_configuration(folder):
 def test_building_leaves_the_random_state_alone():
     config = tiny_backbone("bert").config
     before = torch.get_rng_state()
-    model = build(config, "sequence-classification")
+    model = build_backbone(config, "sequence-classification")
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training
 

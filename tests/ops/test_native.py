@@ -316,7 +316,7 @@ def test_what_building_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         KernelError, match=r"^native kernels cannot be built: .* has no onnxruntime_cxx_api.h: name the"
     ):
-        native.build(tmp_path / "nowhere")
+        native.build_kernels(tmp_path / "nowhere")
     del tools["cmake"]
     assert native.missing(found) == "CMake is missing: apt-get install cmake, or pip install cmake"
     tools.clear()
@@ -329,7 +329,7 @@ def test_a_failed_build_leaves_the_library_alone(tmp_path: Path, monkeypatch: py
     kept.write_text("an older one")
     monkeypatch.setattr(native, "LIBRARY", kept)
     with pytest.raises(KernelError, match=r"^native kernels cannot be built, cmake says: .*wrong headers"):
-        native.build(headers(tmp_path / "include", "#error wrong headers\n"))
+        native.build_kernels(headers(tmp_path / "include", "#error wrong headers\n"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coda_ops.so", "include"]
     assert kept.read_text() == "an older one"
 

@@ -80,7 +80,7 @@ class Baseline:
     build: Callable[[Dense], tuple[Contender, list[Path]]]
 
 
-def build(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | Skipped:
+def build_baseline(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | Skipped:
     """A contender with the bytes it deploys, or why there is none."""
     try:
         with _quiet():

@@ -86,7 +86,7 @@ class _Entries:
 
     def add_baselines(self, model: "CodaModel", folder: Path, plan: Plan, stage: Stage) -> None:
         """The dense adapter in every runtime that is installed."""
-        from coda_compile.bench.baselines import BASELINES, Dense, build
+        from coda_compile.bench.baselines import BASELINES, Dense, build_baseline
 
         dense = Dense(model, folder)
         for baseline in BASELINES:
@@ -94,7 +94,7 @@ class _Entries:
             if not asked or baseline.name in plan.skip:
                 continue
             with stage(baseline.name):
-                built = build(baseline, dense)
+                built = build_baseline(baseline, dense)
             if isinstance(built, Skipped):
                 self.skipped.append(built)
             else:

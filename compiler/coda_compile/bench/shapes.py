@@ -5,7 +5,7 @@ from transformers import AutoConfig
 
 from coda_compile.errors import CodaError
 from coda_models import CodaConfig, CodaModel, convert
-from coda_models.backbone import build
+from coda_models.backbone import build_backbone
 
 # Family and sizes of the published models; everything else is the family's default.
 SHAPES: dict[str, tuple[str, dict[str, int]]] = {
@@ -39,7 +39,8 @@ def random_model(shape: str, reduction: str = "4") -> CodaModel:
     family, sizes = SHAPES[shape]
     torch.manual_seed(0)
     model = convert(
-        build(AutoConfig.for_model(family, **sizes), "sequence-classification"), CodaConfig(reduction=reduction)
+        build_backbone(AutoConfig.for_model(family, **sizes), "sequence-classification"),
+        CodaConfig(reduction=reduction),
     )
     for layer in model.coda_layers():
         if layer.adapter is not None:

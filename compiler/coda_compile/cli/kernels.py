@@ -26,7 +26,7 @@ def build(include: Path | None) -> None:
     from coda_ops import native
 
     with Progress().stage("build"):
-        native.build(include)
+        native.build_kernels(include)
     summaries.kernels()
 
 

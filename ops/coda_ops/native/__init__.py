@@ -74,7 +74,7 @@ def missing(given: Path | None = None) -> str | None:
     return None
 
 
-def build(given: Path | None = None) -> Path:
+def build_kernels(given: Path | None = None) -> Path:
     """Build the library into this package.
 
     Args:

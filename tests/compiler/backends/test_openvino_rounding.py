@@ -29,7 +29,7 @@ from coda_compile.precision import get_precision
 from coda_compile.precision.int8 import Int8Linear
 from coda_compile.verify.against_torch import verify
 from coda_models import CodaConfig, CodaModel, convert
-from coda_models.backbone import build
+from coda_models.backbone import build_backbone
 from coda_ops import int8_linear, int8_static_linear
 from coda_targets import Bundle, get_runtime
 from coda_targets.routing import LAYER_TAG
@@ -140,7 +140,7 @@ def wide() -> CodaModel:
         num_labels=3,
     )
     torch.manual_seed(0)
-    encoder = build(config, "sequence-classification")
+    encoder = build_backbone(config, "sequence-classification")
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.06) if parameter.dim() > 1 else None
     model = convert(encoder.eval(), CodaConfig(reduction=2))

@@ -11,7 +11,7 @@ from tests.conftest import tiny_coda
 
 from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
-from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build, int8_instructions
+from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build_baseline, int8_instructions
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import BenchResult, Skipped, read_result
 from coda_compile.bench.run import Plan, bench
@@ -205,7 +205,9 @@ def _broken(dense: Dense) -> None:
     ],
 )
 def test_what_is_not_installed_or_fails_is_named(builder, skipped: Skipped, tmp_path: Path):
-    assert build(Baseline("x", "fp32", "pip install x", builder), Dense(tiny_coda("bert"), tmp_path)) == skipped
+    assert (
+        build_baseline(Baseline("x", "fp32", "pip install x", builder), Dense(tiny_coda("bert"), tmp_path)) == skipped
+    )
 
 
 def test_the_dense_export_is_plain_onnx(tmp_path: Path):

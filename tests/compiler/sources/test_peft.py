@@ -311,7 +311,7 @@ def test_adapter_of_another_base(lora: Path, tmp_path: Path):
         read_source(lora, backbone=str(tmp_path / "other"))
     wide = tiny_backbone("bert").config
     wide.hidden_size = 64
-    backbone.build(wide, "sequence-classification").save_pretrained(tmp_path / "wide")
+    backbone.build_backbone(wide, "sequence-classification").save_pretrained(tmp_path / "wide")
     with pytest.raises(CheckpointError, match=r"does not fit the base model .*wide"):
         read_source(lora, backbone=str(tmp_path / "wide"))
 

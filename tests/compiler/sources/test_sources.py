@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from coda_compile.errors import CompileError, OptionError
 from coda_compile.sources import read_source, read_tokenizer
 from coda_models import CodaConfig, save, save_pretrained
-from coda_models.backbone import build
+from coda_models.backbone import build_backbone
 from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
 from coda_ops.errors import CodaError
 from coda_targets import Bundle
@@ -229,7 +229,7 @@ def test_delta_with_its_backbone_and_with_another(tmp_path: Path):
 def test_loading_draws_nothing_from_the_random_state(hugging_face: Path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    build(AutoConfig.from_pretrained(hugging_face), "sequence-classification")
+    build_backbone(AutoConfig.from_pretrained(hugging_face), "sequence-classification")
     assert torch.equal(torch.get_rng_state(), before)
 
 

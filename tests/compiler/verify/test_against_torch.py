@@ -26,7 +26,7 @@ from coda_compile.verify.against_torch import reference, verify
 from coda_compile.verify.cases import cases, make_case
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert
-from coda_models.backbone import build
+from coda_models.backbone import build_backbone
 from coda_ops import DOMAIN, native
 from coda_targets import Bundle
 from coda_targets.manifest import MANIFEST, list_files, read_manifest
@@ -327,7 +327,7 @@ def deep() -> CodaModel:
         "mpnet", vocab_size=100, max_position_embeddings=66, pad_token_id=1, num_labels=3, **sizes
     )
     torch.manual_seed(0)
-    made = convert(build(config, "sequence-classification"), CodaConfig(reduction=2, attention="k_to_all"))
+    made = convert(build_backbone(config, "sequence-classification"), CodaConfig(reduction=2, attention="k_to_all"))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.dim() > 1:
@@ -360,7 +360,7 @@ def test_mpnet_base_with_random_weights_compiles(tmp_path: Path):
     config = AutoConfig.for_model("mpnet", num_labels=3)
     torch.manual_seed(0)
     made = convert(
-        build(config, "sequence-classification"), CodaConfig(reduction=2, attention="k_to_all", pooling="mean")
+        build_backbone(config, "sequence-classification"), CodaConfig(reduction=2, attention="k_to_all", pooling="mean")
     )
     for layer in made.coda_layers():
         assert layer.router is not None
