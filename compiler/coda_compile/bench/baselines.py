@@ -29,7 +29,7 @@ from coda_ops.errors import first_line
 from coda_targets.runtimes import DEFAULT_TARGET
 
 
-class Dense:
+class DenseAdapter:
     """The dense adapter of a checkpoint, and the files that baselines are made from, each made once.
 
     Args:
@@ -77,10 +77,10 @@ class Baseline:
     name: str
     precision: str
     install: str
-    build: Callable[[Dense], tuple[Contender, list[Path]]]
+    build: Callable[[DenseAdapter], tuple[Contender, list[Path]]]
 
 
-def build_baseline(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | Skipped:
+def build_baseline(baseline: Baseline, dense: DenseAdapter) -> tuple[Contender, int] | Skipped:
     """A contender with the bytes it deploys, or why there is none."""
     try:
         with _quiet():
@@ -92,24 +92,24 @@ def build_baseline(baseline: Baseline, dense: Dense) -> tuple[Contender, int] | 
     return contender, sum(path.stat().st_size for path in files)
 
 
-def _torch_eager(dense: Dense) -> tuple[Contender, list[Path]]:
+def _torch_eager(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     return Contender("torch eager", "torch_model", _torch_arguments(dense, compiled=False)), [dense.checkpoint]
 
 
-def _torch_compile(dense: Dense) -> tuple[Contender, list[Path]]:
+def _torch_compile(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     return Contender("torch.compile", "torch_model", _torch_arguments(dense, compiled=True)), [dense.checkpoint]
 
 
-def _torch_arguments(dense: Dense, *, compiled: bool) -> dict[str, Any]:
+def _torch_arguments(dense: DenseAdapter, *, compiled: bool) -> dict[str, Any]:
     architecture = FAMILIES[dense.model.hf_config.model_type]
     return {"checkpoint": str(dense.checkpoint), "compiled": compiled, "architecture": architecture}
 
 
-def _onnxruntime(dense: Dense) -> tuple[Contender, list[Path]]:
+def _onnxruntime(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     return Contender(REFERENCE, "onnx", {"path": str(dense.onnx)}), _with_weights(dense.onnx)
 
 
-def _optimum_o3(dense: Dense) -> tuple[Contender, list[Path]]:
+def _optimum_o3(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer
 
     folder = dense.folder / "optimum-o3"
@@ -119,7 +119,7 @@ def _optimum_o3(dense: Dense) -> tuple[Contender, list[Path]]:
     return Contender("optimum O3", "onnx", {"path": str(path)}), _with_weights(path)
 
 
-def _optimum_int8(dense: Dense) -> tuple[Contender, list[Path]]:
+def _optimum_int8(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
     folder = dense.folder / "optimum-int8"
@@ -139,7 +139,7 @@ def int8_instructions(available: tuple[str, ...]) -> str:
     return "avx2" if "avx2" in available else "arm64"
 
 
-def _openvino(dense: Dense) -> tuple[Contender, list[Path]]:
+def _openvino(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     import openvino
 
     path = dense.folder / "openvino" / "model.xml"
@@ -147,7 +147,7 @@ def _openvino(dense: Dense) -> tuple[Contender, list[Path]]:
     return Contender("OpenVINO", "openvino", {"path": str(path)}), [path, path.with_suffix(".bin")]
 
 
-def _openvino_int8(dense: Dense) -> tuple[Contender, list[Path]]:
+def _openvino_int8(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     import nncf
     import openvino
 

@@ -86,9 +86,9 @@ class _Entries:
 
     def add_baselines(self, model: "CodaModel", folder: Path, plan: Plan, stage: Stage) -> None:
         """The dense adapter in every runtime that is installed."""
-        from coda_compile.bench.baselines import BASELINES, Dense, build_baseline
+        from coda_compile.bench.baselines import BASELINES, DenseAdapter, build_baseline
 
-        dense = Dense(model, folder)
+        dense = DenseAdapter(model, folder)
         for baseline in BASELINES:
             asked = any(get_precision(name).bits == get_precision(baseline.precision).bits for name in plan.precisions)
             if not asked or baseline.name in plan.skip:

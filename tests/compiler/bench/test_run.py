@@ -11,7 +11,7 @@ from tests.conftest import tiny_coda
 
 from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
-from coda_compile.bench.baselines import BASELINES, Baseline, Dense, build_baseline, int8_instructions
+from coda_compile.bench.baselines import BASELINES, Baseline, DenseAdapter, build_baseline, int8_instructions
 from coda_compile.bench.machine import this_machine
 from coda_compile.bench.result import BenchResult, Skipped, read_result
 from coda_compile.bench.run import Plan, bench
@@ -189,11 +189,11 @@ def test_impossible_lengths_are_refused(compiled: Bundle):
         bench(compiled, plan=Plan(tokens=(8, 99)))
 
 
-def _absent(dense: Dense) -> None:
+def _absent(dense: DenseAdapter) -> None:
     raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
 
 
-def _broken(dense: Dense) -> None:
+def _broken(dense: DenseAdapter) -> None:
     raise ValueError("first line\nsecond line")
 
 
@@ -206,12 +206,13 @@ def _broken(dense: Dense) -> None:
 )
 def test_what_is_not_installed_or_fails_is_named(builder, skipped: Skipped, tmp_path: Path):
     assert (
-        build_baseline(Baseline("x", "fp32", "pip install x", builder), Dense(tiny_coda("bert"), tmp_path)) == skipped
+        build_baseline(Baseline("x", "fp32", "pip install x", builder), DenseAdapter(tiny_coda("bert"), tmp_path))
+        == skipped
     )
 
 
 def test_the_dense_export_is_plain_onnx(tmp_path: Path):
-    model = onnx.load(Dense(tiny_coda("bert", CodaConfig(reduction=4)), tmp_path).onnx)
+    model = onnx.load(DenseAdapter(tiny_coda("bert", CodaConfig(reduction=4)), tmp_path).onnx)
     assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
     assert {node.op_type for node in model.graph.node}.isdisjoint({"TopK", "GatherElements", "ScatterND"})
