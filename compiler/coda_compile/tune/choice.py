@@ -167,7 +167,7 @@ def choose(
             numbers = [str(i) for i in range(len(compiled))]
             contenders = [Contender.of_bundle(n, c.bundle.folder) for n, c in zip(numbers, compiled, strict=True)]
             timings = in_turns(contenders, [timed], rounds=rounds, threads=threads)
-        tokens = timed["input_ids"].shape[1]
+        _, tokens = compiled[0].bundle.manifest.signature.shape(timed)
         candidates = [
             Candidate(
                 reduction=reduction_of(c.bundle.manifest),
@@ -205,8 +205,8 @@ def _around(model: CodaModel) -> list[list[Fraction]]:
 
 def _median_text(bundle: Bundle, texts: Sequence[Text]) -> Arrays:
     """A text of median length as the model takes it, alone."""
-    codec = TextCodec(bundle)
-    encoded = sorted((codec.encode([text]).inputs for text in texts), key=lambda inputs: inputs["input_ids"].shape[1])
+    codec, signature = TextCodec(bundle), bundle.manifest.signature
+    encoded = sorted((codec.encode([text]).inputs for text in texts), key=signature.shape)
     return encoded[len(encoded) // 2]
 
 
