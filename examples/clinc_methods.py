@@ -124,6 +124,11 @@ def source(folder: Path) -> Path:
     return folder / "model.pt" if (folder / "model.pt").is_file() else folder
 
 
+def backbone_of(path: Path, backbone: str) -> str | None:
+    """What goes with one of those: a fully fine-tuned model is whole."""
+    return None if (path / "model.safetensors").is_file() else backbone
+
+
 def teach(
     method: Method, task: Task, backbone: str, dense: Path, path: Path, seed: int, *, bf16: bool = False
 ) -> tuple[int, list[float]]:

@@ -148,14 +148,9 @@ def judged(
     return found
 
 
-def _backbone_of(path: Path, backbone: str) -> str | None:
-    """What goes with a model: a fully fine-tuned one is whole."""
-    return None if (path / "model.safetensors").is_file() else backbone
-
-
 def _read(folder: Path, backbone: str, classes: Sequence[str]) -> TorchModel:
     path = clinc_methods.source(folder / "model")
-    source = read_source(path, backbone=_backbone_of(path, backbone))
+    source = read_source(path, backbone=clinc_methods.backbone_of(path, backbone))
     source.model.hf_config.id2label = dict(enumerate(classes))  # PEFT's folders have no names for them
     return TorchModel(source.kind, source.model, source.tokenizer or load_tokenizer(backbone))
 
@@ -238,7 +233,7 @@ def measure(
     for method in methods:
         folder = folder_of(out, method, seed)
         path = clinc_methods.source(folder / "model")
-        arguments = {"checkpoint": str(path), "compiled": False, "backbone": _backbone_of(path, backbone)}
+        arguments = {"checkpoint": str(path), "compiled": False, "backbone": clinc_methods.backbone_of(path, backbone)}
         contenders.append(Contender(f"{method}, eager", "torch_model", arguments))
         source = _read(folder, backbone, task.classes)
         for precision in PRECISIONS:

@@ -39,7 +39,7 @@ class Plan:
         batches, tokens: every combination; no tokens stand for 128 and 512, as far as the model allows.
         targets: of the compiled models; empty for the default one.
         precisions: of the compiled models, as far as their target has them, and of dense baselines whose weights have
-            as many bits; empty for those that ``--precision auto`` tries without calibration.
+            as many bits; empty for those that ``choose`` tries without calibration.
         rounds: for each input.
         threads: of each contender, 0 for all cores.
         skip: names of baselines to leave out.

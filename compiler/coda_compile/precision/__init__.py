@@ -38,7 +38,7 @@ class Precision:
             quantised too, which they may not where tasks swap them.
         calibrated: whether ``quantise`` needs inputs like those to come.
         shared: whether several tasks can share what is quantised.
-        chosen: whether ``--precision auto`` tries it, because it may be faster.
+        chosen: whether ``choose`` tries it, because it may be faster.
     """
 
     name: str
