@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coda_compile.cli import explain_table, main
+from coda_compile.cli import explain_table
+from coda_compile.cli.main import main
 from coda_compile.inspect.explain import Explanation, explain, layer_ranges
 from coda_compile.inspect.profile import Kernel, profile_bundle
 from coda_ops import native
@@ -70,7 +71,6 @@ def test_the_table_says_it_all(explanation: Explanation, capsys: pytest.CaptureF
     assert "layer 1: Route as " in out
     assert "TakeTokens as 1 kernel\n" in out
     assert "  layers 0-1: MultiHeadAttention 1, SkipLayerNormalization 2, BiasGelu 1\n" in out
-    assert "  layers 0-1: Gemm (3 times): its input must have a fixed shape" in out
     assert "could not be traced" not in out
 
 
