@@ -48,7 +48,9 @@ def task_model(seed: int, labels: int = 3, **config: Any) -> CodaModel:
 
 def expected(model: CodaModel) -> Any:
     with torch.inference_mode():
-        return model(torch.from_numpy(IDS), torch.ones(IDS.shape, dtype=torch.long)).logits.numpy()
+        return model(
+            input_ids=torch.from_numpy(IDS), attention_mask=torch.ones(IDS.shape, dtype=torch.long)
+        ).logits.numpy()
 
 
 def same(bundle: Bundle, task: str | None, model: CodaModel) -> None:

@@ -147,8 +147,8 @@ def test_a_pass_that_found_nothing_says_so(copied: Path, tmp_path: Path):
     _replace_report(copied, report)
     make_report(Bundle(copied), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text("utf-8")
-    assert "declined: found nothing to change" in text
-    assert "; left 3: too wide" in text
+    assert "found nothing to change" in text
+    assert "; declined 3: too wide" in text
 
 
 def _replace_report(folder: Path, report: dict[str, object]) -> None:

@@ -126,6 +126,6 @@ def test_weights_in_a_file_that_nothing_lists(copied: Path):
 def test_inputs_of_the_manifest_that_the_model_does_not_take(copied: Path):
     edit(copied, signature=asdict(Bundle(copied).manifest.signature.without("types")))
     with pytest.raises(
-        BundleError, match=r"inputs input_ids, attention_mask, its model input_ids, attention_mask, token"
+        BundleError, match=r"inputs input_ids, attention_mask, model.onnx has input_ids, attention_mask, token"
     ):
         verify_bundle(Bundle(copied))
