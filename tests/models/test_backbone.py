@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from coda_models import backbone as module
 from coda_models.backbone import build_backbone, load_backbone, load_tokenizer
 from coda_models.errors import BackboneError
-from coda_ops.errors import OptionError
+from coda_ops.errors import CodaError, OptionError
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_name_that_no_hub_in_reach_has(questions):
 def test_what_is_no_hub_name_is_one_sentence(name, tmp_path, monkeypatch):
     """The hub's own client refuses these before it asks anyone."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OptionError) as caught:
+    with pytest.raises(CodaError) as caught:
         load_backbone(name, "sequence-classification")
     assert "\n" not in str(caught.value)
 
