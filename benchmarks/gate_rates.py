@@ -23,7 +23,7 @@ from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.errors import CodaError
 from coda_compile.inspect.cost import multiply_adds
 from coda_compile.regression.ab import compare_latency
-from coda_compile.regression.check import BY, shared_inputs
+from coda_compile.regression.check import BY
 from coda_compile.regression.verdict import Verdict
 
 INJECTED = 0.10
@@ -60,7 +60,7 @@ class Study:
 
     def ratio(self, slow: Bundle) -> float:
         """Latency of a bundle over the baseline's, the geometric mean over launches."""
-        inputs = shared_inputs(self.baseline, slow, 1, self.tokens)
+        inputs = slow.manifest.signature.common(self.baseline.manifest.signature).random(1, self.tokens)
         contenders = [Contender.of_bundle("baseline", self.baseline.folder), Contender.of_bundle("slow", slow.folder)]
         ratios = []
         for launch in range(LAUNCHES):
@@ -96,15 +96,16 @@ class Study:
     def run(self, kind: str, candidate: Bundle, runs: int, by: float) -> list[dict[str, Any]]:
         """Ask the gate's clock until there are so many answers."""
         done: list[dict[str, Any]] = self.state.setdefault(kind, [])
-        inputs = shared_inputs(self.baseline, candidate, 1, self.tokens)
+        signature = candidate.manifest.signature.common(self.baseline.manifest.signature)
+        shape = (1, self.tokens)
         for seed in range(len(done), runs):
             timing = compare_latency(
-                self.baseline.folder, candidate.folder, inputs, by=by, threads=self.threads, seed=seed
+                self.baseline.folder, candidate.folder, signature, shape, by=by, threads=self.threads, seed=seed
             )
-            ratio, noise = timing.decision.ratio, timing.decision.noise
+            ratio, noise = timing.estimate.ratio, timing.estimate.noise
             done.append(
                 {
-                    "verdict": timing.decision.verdict.value,
+                    "verdict": timing.estimate.verdict.value,
                     "ratio": None if ratio is None else asdict(ratio),
                     "noise": None if noise is None else asdict(noise),
                     "launches": len(timing.launches),

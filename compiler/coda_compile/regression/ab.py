@@ -42,8 +42,7 @@ from coda_compile.bench.turns import Contender, MeasuringError, Worker, started,
 from coda_compile.regression.verdict import Verdict
 from coda_compile.statistics import Interval
 from coda_targets import Bundle
-from coda_targets.manifest import read_manifest
-from coda_targets.signature import Arrays
+from coda_targets.signature import Arrays, Signature
 
 FIRST_LOOK = 4  # launches; Student's t of fewer is too wide to decide anything
 MOST_LAUNCHES = 32
@@ -183,7 +182,8 @@ def decide(launches: Sequence[Launch], *, by: float, most: int) -> Estimate:
 def compare_latency(
     baseline: Bundle | Path,
     candidate: Bundle | Path,
-    inputs: Arrays,
+    signature: Signature,
+    shape: tuple[int, int],
     *,
     by: float = 0.05,
     threads: int = 0,
@@ -196,7 +196,8 @@ def compare_latency(
 
     Args:
         baseline, candidate: bundles, whose opened variants are timed, or their folders.
-        inputs: what both run.
+        signature: what both take; random inputs are made from it.
+        shape: batch and length of the input.
         by: the threshold, as a fraction.
         threads: of each process, 0 for all cores.
         most: launches, at least ``FIRST_LOOK``.
@@ -210,6 +211,7 @@ def compare_latency(
     """
     threads = thread_count(threads)
     load = psutil.getloadavg()[0]
+    inputs = signature.random(*shape)
     bundles = dict(zip(_NAMES, (baseline, baseline, candidate), strict=True))
     launches: list[Launch] = []
     estimate = decide(launches, by=by, most=most)
@@ -225,10 +227,8 @@ def compare_latency(
         on_launch(len(launches), estimate)
         if estimate.verdict is not Verdict.CANNOT_TELL:
             break
-    folder = candidate.folder if isinstance(candidate, Bundle) else candidate
-    batch, tokens = read_manifest(folder).signature.shape(inputs)
     took = time.monotonic() - began
-    return Timing(estimate, by, tuple(launches), most, budget, took, batch, tokens, threads, load)
+    return Timing(estimate, by, tuple(launches), most, budget, took, *shape, threads, load)
 
 
 def _orders(seed: int) -> Iterator[tuple[str, ...]]:

@@ -120,7 +120,8 @@ def check(
     timing = compare_latency(
         old,
         candidate,
-        signature.common(old.manifest.signature).random(batch, tokens or longest),
+        signature.common(old.manifest.signature),
+        (batch, tokens or longest),
         by=by,
         threads=threads,
         most=launches,

@@ -27,7 +27,7 @@ from coda_targets import Bundle
 from coda_targets.modalities.text import text_signature
 
 BY = 0.05
-INPUTS = text_signature(100, 66, types=2).random(1, 8)
+INPUTS = text_signature(100, 66, types=2), (1, 8)
 
 
 def stopped(given: Sequence[Launch], by: float = BY) -> Estimate:
@@ -140,7 +140,7 @@ def test_every_order_of_processes_comes_equally_often():
 def test_a_real_comparison_gives_all_its_parts(compiled: Bundle):
     told: list[tuple[int, Estimate]] = []
     timing = compare_latency(
-        *(compiled.folder,) * 2, INPUTS, threads=1, most=4, on_launch=lambda *given: told.append(given)
+        *(compiled.folder,) * 2, *INPUTS, threads=1, most=4, on_launch=lambda *given: told.append(given)
     )
     assert len(timing.launches) == 4
     assert [done for done, _ in told] == [1, 2, 3, 4]
@@ -171,20 +171,20 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Launch], float],
 
 def test_it_stops_when_the_interval_decides(launched: Callable[[list[Launch], float], None]):
     launched(launches(16, ratio=1.5, shift=0.001), 1.0)
-    timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1)
+    timing = compare_latency(Path("a"), Path("b"), *INPUTS, threads=1)
     assert timing.estimate.verdict is Verdict.REGRESSION
     assert len(timing.launches) == FIRST_LOOK
 
 
 def test_it_stops_after_the_most_launches(launched: Callable[[list[Launch], float], None]):
     launched(launches(32, ratio=1.05), 1.0)
-    timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, most=6)
+    timing = compare_latency(Path("a"), Path("b"), *INPUTS, threads=1, most=6)
     assert (timing.estimate.verdict, len(timing.launches)) == (Verdict.CANNOT_TELL, 6)
 
 
 def test_no_launch_is_begun_that_would_end_after_the_budget(launched: Callable[[list[Launch], float], None]):
     launched(launches(32, ratio=1.05), 10.0)
-    timing = compare_latency(Path("a"), Path("b"), INPUTS, threads=1, budget=35.0)
+    timing = compare_latency(Path("a"), Path("b"), *INPUTS, threads=1, budget=35.0)
     assert (len(timing.launches), timing.took) == (3, 30.0)
     assert timing.estimate.ratio is None
 
@@ -214,9 +214,9 @@ def test_all_processes_get_turns_of_the_same_form_for_some_seconds(
 
 def test_a_bundle_that_cannot_run_is_named(compiled: Bundle, tmp_path: Path):
     with pytest.raises(MeasuringError, match=r"^candidate cannot be measured: .*is no bundle"):
-        compare_latency(compiled.folder, tmp_path, INPUTS, threads=1)
+        compare_latency(compiled.folder, tmp_path, *INPUTS, threads=1)
 
 
 def test_more_threads_than_cores_are_refused(compiled: Bundle):
     with pytest.raises(CodaError, match="measure the scheduler"):
-        compare_latency(compiled.folder, compiled.folder, INPUTS, threads=10_000)
+        compare_latency(compiled.folder, compiled.folder, *INPUTS, threads=10_000)

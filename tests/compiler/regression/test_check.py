@@ -16,6 +16,7 @@ from coda_compile.regression.ab import BUDGET_SECONDS, MOST_LAUNCHES, Timing
 from coda_compile.regression.check import BY, advise, check, explain_timing, percent
 from coda_compile.regression.verdict import Verdict
 from coda_targets import Bundle, BundleError
+from coda_targets.signature import Signature
 
 
 def _no_clock(*_: object, **__: object) -> Timing:
@@ -42,8 +43,10 @@ def test_a_deterministic_regression_decides_without_a_clock(
 def test_less_work_is_timed(compiled: Bundle, slower: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def clock(baseline: Bundle, candidate: Bundle, inputs: dict[str, Any], **options: Any) -> Timing:
-        asked.update(options, folders=(baseline.folder, candidate.folder), shape=inputs["input_ids"].shape)
+    def clock(
+        baseline: Bundle, candidate: Bundle, signature: Signature, shape: tuple[int, int], **options: Any
+    ) -> Timing:
+        asked.update(options, folders=(baseline.folder, candidate.folder), shape=shape)
         return timing(launches(8))
 
     monkeypatch.setattr(module, "compare_latency", clock)
