@@ -17,7 +17,7 @@ from coda_ops.domain import BODY_OPSET
 
 OURS = [operator for operator in OPERATORS if operator.domain == DOMAIN]
 # Modules of the package that define no operator.
-OTHERS = {"__init__", "capacity", "catalogue", "cost", "domain", "errors", "files"}
+OTHERS = {"__init__", "capacity", "catalogue", "cost", "domain", "cpu", "errors", "files", "foreign_json", "records"}
 named = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 ours = pytest.mark.parametrize("operator", OURS, ids=lambda operator: operator.name)
 

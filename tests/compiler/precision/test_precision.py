@@ -9,9 +9,8 @@ from tests.conftest import tiny_coda
 
 from coda_compile import CompileOptions, compile
 from coda_compile.backends import backend_names, get_backend
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, OptionError
 from coda_compile.precision import UNQUANTISED, get_precision, precision_names
-from coda_targets import TargetError
 
 
 def test_names_are_those_of_the_files():
@@ -37,7 +36,7 @@ def test_an_unknown_one_lists_the_known(tmp_path: Path):
     with pytest.raises(CompileError, match=r"^precision 'int7' is unknown: use one of fp32, int4, int8, int8-static$"):
         get_precision("int7")
     with pytest.raises(
-        TargetError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"
+        OptionError, match=r"^target 'cpu' has no precision 'int7': use one of fp32, int8, int8-static, int4$"
     ):
         compile(tiny_coda("bert"), CompileOptions(precision="int7"), output=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
