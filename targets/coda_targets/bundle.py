@@ -1,4 +1,4 @@
-"""Opening a bundle and running it: all that an app needs."""
+"""Open and run a bundle: all that an app needs."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -355,7 +355,7 @@ def unlisted(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _of_no_reader(name: str) -> bool:
-    """Whether no program takes a file for a part of the model: what hubs, git and Kubernetes put beside it."""
+    """Whether a file is no part of the bundle: files that hubs, git and Kubernetes add."""
     path = PurePosixPath(name)
     return any(part.startswith(".") for part in path.parts) or path.suffix == ".md" or path.stem == "LICENSE"
 

@@ -1,7 +1,7 @@
-"""Reading what the routers of a compiled model decide.
+"""Read the routing decisions of a compiled model.
 
-A bundle's model gives its task's outputs alone; here scores, positions and gates of every Route node become outputs of
-a copy in memory.
+A bundle's model returns its task's outputs alone. Here, in a copy in memory, the scores, positions and gates of every
+Route node are outputs too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

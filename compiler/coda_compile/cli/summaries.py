@@ -76,14 +76,14 @@ def evaluated(found: Sequence["Evaluation"]) -> None:
 
     row("accuracy", (one.accuracy for one in found), ".2%")
     if len(found) > 1:
-        row("answers as the bundle's", (one.same for one in found), ".2%")
+        row("same predictions as the bundle", (one.same for one in found), ".2%")
     apart = [one.separation for one in found]
     row("AUROC", (None if one is None else one.auroc for one in apart), ".4f")
-    row("AUPR, others positive", (None if one is None else one.aupr for one in apart), ".4f")
+    row("AUPR, out-of-distribution positive", (None if one is None else one.aupr for one in apart), ".4f")
     row("FPR at 95 % TPR", (None if one is None else one.fpr95 for one in apart), ".2%")
-    row("known texts flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
+    row("in-distribution flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
     if any(apart):
-        row("others flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
+        row("out-of-distribution flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
     whole(table)
 
 
@@ -115,7 +115,7 @@ def inspected(bundle: Bundle) -> None:
         listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))
         out.print(f"  tasks    {listed}", soft_wrap=True)
     if m.ood is not None:
-        kept = f"{m.ood.kept:.0%} of known texts lie below"
+        kept = f"{m.ood.kept:.0%} of in-distribution data lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
     _variants(bundle)
@@ -162,9 +162,9 @@ def _scored(m: Manifest) -> str:
     if len(m.labels) == 1:
         return f"{made}, one number a text"
     ways = {
-        SINGLE_LABEL: "the best label is the answer",
-        MULTI_LABEL: "each label is right or wrong by itself",
-        REGRESSION: "each label names a number",
+        SINGLE_LABEL: "the best label is the prediction",
+        MULTI_LABEL: "each label is decided on its own",
+        REGRESSION: "each label is a number",
     }
     return f"{made}, {ways[m.logits.problem_type]}"
 

@@ -1,4 +1,4 @@
-"""How right a classifier is on somebody's texts, how well it tells others from them: a bundle beside its original."""
+"""Accuracy and out-of-distribution detection of a bundle on labelled data, beside its original model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from coda_targets.modalities.text import Text
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells texts of another kind, the positives, from known ones.
+    """How well a score separates out-of-distribution inputs, the positives, from in-distribution ones.
 
     Attributes:
         auroc: area under the ROC curve.
@@ -142,7 +142,7 @@ def _judged(name: str, answers: _Answers, labels: Sequence[str], first: Sequence
 
 
 def separate(known: Sequence[float], others: Sequence[float]) -> Separation:
-    """How well scores, higher for the others, tell the two apart."""
+    """How well scores separate the two; higher means out of distribution."""
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     truth = np.repeat([0, 1], [len(known), len(others)])

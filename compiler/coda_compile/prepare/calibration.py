@@ -21,7 +21,7 @@ _MOST = 128  # texts, spread over a longer file
 def inputs(
     calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", signature: Signature
 ) -> Iterator[Mapping[str, Tensor]]:
-    """What a model takes, text by text, so that no padding is among it.
+    """The model's inputs, one sequence at a time, so without padding.
 
     Args:
         calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name;
