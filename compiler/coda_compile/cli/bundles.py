@@ -10,8 +10,8 @@ from coda_compile.cli.variant import variant_options
 @click.command(short_help="Check a bundle's files and outputs on this machine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
-    """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones: of
-    every variant that this machine can run. It fails where it can run none.
+    """Check every file of BUNDLE against its SHA-256. Then run every variant that this machine can run, and compare
+    with the reference outputs. It is an error if this machine can run none.
     """
     from coda_compile.cli import summaries
     from coda_compile.verify.reference_vectors import check_bundle, verify_outputs
@@ -27,13 +27,15 @@ def verify(bundle: Path) -> None:
         for task in chosen.tasks or (None,):
             summaries.verified(verify_outputs(chosen, task), variant.name if task is None else task)
     if not proved:
-        raise TargetError(f"no variant of {bundle} runs here, so that its outputs were not verified")
+        raise TargetError(f"no variant of {bundle} runs here, so its outputs were not verified")
 
 
 @click.command(short_help="Show what a bundle holds.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def inspect(bundle: Path) -> None:
-    """Show BUNDLE: inputs, outputs, operators, tokens routed in each layer, multiply-adds against dense, file sizes."""
+    """Show BUNDLE: inputs, outputs, variants, operators, tokens routed in each layer, multiply-adds against dense, file
+    sizes.
+    """
     from coda_compile.cli import summaries
     from coda_targets import Bundle
 

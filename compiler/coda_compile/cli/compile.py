@@ -21,12 +21,12 @@ _AUTO = "auto"
 
 @click.command(short_help="Compile a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Where it will run, several too:")
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several variants:")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
     "--add-to",
     type=click.Path(path_type=Path),
-    help="Add MODEL as a task to this bundle; its other files stay unchanged.",
+    help="Add MODEL as a task to this bundle of several tasks; the other tasks stay unchanged.",
 )
 @click.option(
     "--backbone", metavar="PATH", help="Folder or hub name of the backbone, for a delta checkpoint or an adapter."
@@ -43,8 +43,8 @@ _AUTO = "auto"
     "-p",
     "precisions",
     multiple=True,
-    help=f"Of the frozen linear layers, several too: {', '.join(precision_names())}. Or auto, which measures on "
-    f"--data.  [default: {UNQUANTISED}]",
+    help=f"Precision of the frozen linear layers; repeat for several variants: {', '.join(precision_names())}. Or auto, "
+    f"which chooses by measuring on --data.  [default: {UNQUANTISED}]",
 )
 @click.option(
     "--calibrate",
@@ -121,7 +121,7 @@ def compile(
     coda-compile reviews.pt --precision int8             smaller, and faster with native kernels
     coda-compile reviews.pt --precision int8-static --calibrate train.csv
     coda-compile reviews.pt --precision int4             the smallest file
-    coda-compile reviews.pt -t cpu -t openvino -p fp32 -p int8
+    coda-compile reviews.pt -t cpu -t openvino -p fp32 -p int8       four variants in one bundle
     coda-compile reviews.pt --prune-gates 0.1 --calibrate train.csv
     coda-compile reviews.pt --ood energy --ood-data train.csv
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5

@@ -36,7 +36,7 @@ class _DefaultGroup(click.Group):
 @click.group(cls=_DefaultGroup, context_settings=_CONTEXT)
 @click.version_option(package_name="coda-compile", prog_name="coda-compile")
 def cli() -> None:
-    """Compile conditional-adapter (CoDA) transformers into verified, fast ONNX bundles.
+    """Compile transformer encoders, above all conditional-adapter (CoDA) models, into fast, verified ONNX bundles.
 
     \b
     coda-compile model.pt --target cpu -o DIR    compile (the default command)
@@ -49,9 +49,10 @@ def cli() -> None:
     coda-compile explain DIR                     show where the time goes, layer by layer
     coda-compile report DIR                      write one HTML page with all results
     coda-compile kernels build                   build native kernels for this machine's CPU
+    coda-compile COMMAND --help                  describe a command
 
     A bundle is a folder with an ONNX model, its tokenizer, and reference inputs and outputs to verify it. It runs in
-    onnxruntime, without torch. `coda-compile COMMAND --help` describes a command.
+    onnxruntime, without torch.
     """
 
 

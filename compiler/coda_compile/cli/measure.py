@@ -29,19 +29,19 @@ from coda_compile.precision import precision_names
     multiple=True,
     help="Reduction factor r; repeat for several.  [default: as trained]",
 )
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="To compile for, several too:")
+@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several:")
 @click.option(
     "--batch", "batches", multiple=True, type=click.IntRange(1), help="Batch size; repeat for several.  [default: 1]"
 )
 @click.option(
-    "--tokens", multiple=True, type=click.IntRange(1), help="Length; repeat for several.  [default: 128 and 512]"
+    "--tokens", multiple=True, type=click.IntRange(1), help="Sequence length; repeat for several.  [default: 128 and 512]"
 )
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     type=click.Choice(precision_names()),
-    help="Repeat for several.  [default: those that --precision auto tries without --calibrate]",
+    help="Precision to compile in; repeat for several.  [default: fp32 and int8]",
 )
 @click.option(
     "--skip", multiple=True, metavar="NAME", help="Baseline to leave out, e.g. 'torch.compile'; repeat for several."
@@ -124,7 +124,7 @@ def bench(
 @click.command(short_help="Check for a latency regression against a baseline, for CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
+@click.option("--against", required=True, metavar="BASELINE", help="Baseline: a bundle, or a git ref with --build-baseline.")
 @click.option(
     "--build-baseline",
     metavar="COMMAND",
@@ -223,7 +223,7 @@ def explain(
     runs: int,
     threads: int,
 ) -> None:
-    """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
+    """Show for each layer of BUNDLE where the time goes, which operators run where, and what onnxruntime fused.
 
     \b
     coda-compile explain reviews-cpu

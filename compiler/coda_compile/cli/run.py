@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", default=0, show_default=True, type=click.IntRange(0), help="Threads; 0 is onnxruntime's choice."
 )
-@click.option("--verbose", "-v", is_flag=True, help="Say which variant of BUNDLE runs, on stderr.")
+@click.option("--verbose", "-v", is_flag=True, help="Print on stderr which variant of BUNDLE runs.")
 def run(
     bundle: Path,
     texts: tuple[str, ...],

@@ -34,7 +34,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
-        out.print(f"  a text's embedding: {steps}", soft_wrap=True)
+        out.print(f"  embedding: {steps}", soft_wrap=True)
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()
@@ -160,7 +160,7 @@ def _scored(m: Manifest) -> str:
     assert m.logits is not None
     made = "the logits themselves" if m.logits.activation == "none" else f"{m.logits.activation} of the logits"
     if len(m.labels) == 1:
-        return f"{made}, one number a text"
+        return f"{made}, one number per text"
     ways = {
         SINGLE_LABEL: "the best label is the prediction",
         MULTI_LABEL: "each label is decided on its own",

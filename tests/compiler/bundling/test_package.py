@@ -154,7 +154,7 @@ def test_verify_fails_where_it_can_run_none(mine: Path, call: Call):
     edit(mine, cpu={"minimum_onnxruntime": "99.1"}, cpu_int8={"minimum_onnxruntime": "99.1"})
     ended = call("verify", str(mine))
     assert ended.status == 1
-    assert ended.err.endswith(f"no variant of {mine} runs here, so that its outputs were not verified\n")
+    assert ended.err.endswith(f"no variant of {mine} runs here, so its outputs were not verified\n")
 
 
 def test_verify_fails_on_any_variant(mine: Path, call: Call):
