@@ -21,7 +21,14 @@ _AUTO = "auto"
 
 @click.command(short_help="Compile a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several variants:")
+@click.option(
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    cls=TargetOption,
+    help="Runtime to compile for; repeat for several variants:",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
     "--add-to",
@@ -43,8 +50,8 @@ _AUTO = "auto"
     "-p",
     "precisions",
     multiple=True,
-    help=f"Precision of the frozen linear layers; repeat for several variants: {', '.join(precision_names())}. Or auto, "
-    f"which chooses by measuring on --data.  [default: {UNQUANTISED}]",
+    help=f"Precision of the frozen linear layers; repeat for several variants: {', '.join(precision_names())}. "
+    f"Or auto, which chooses by measuring on --data.  [default: {UNQUANTISED}]",
 )
 @click.option(
     "--calibrate",

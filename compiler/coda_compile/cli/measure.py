@@ -29,12 +29,17 @@ from coda_compile.precision import precision_names
     multiple=True,
     help="Reduction factor r; repeat for several.  [default: as trained]",
 )
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several:")
+@click.option(
+    "--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several:"
+)
 @click.option(
     "--batch", "batches", multiple=True, type=click.IntRange(1), help="Batch size; repeat for several.  [default: 1]"
 )
 @click.option(
-    "--tokens", multiple=True, type=click.IntRange(1), help="Sequence length; repeat for several.  [default: 128 and 512]"
+    "--tokens",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Sequence length; repeat for several.  [default: 128 and 512]",
 )
 @click.option(
     "--precision",
@@ -124,7 +129,9 @@ def bench(
 @click.command(short_help="Check for a latency regression against a baseline, for CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--against", required=True, metavar="BASELINE", help="Baseline: a bundle, or a git ref with --build-baseline.")
+@click.option(
+    "--against", required=True, metavar="BASELINE", help="Baseline: a bundle, or a git ref with --build-baseline."
+)
 @click.option(
     "--build-baseline",
     metavar="COMMAND",
