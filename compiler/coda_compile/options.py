@@ -1,4 +1,4 @@
-"""Every option of ``compile``, and what speaks against them before anything is loaded."""
+"""Every option of ``compile``, and the checks that need nothing loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

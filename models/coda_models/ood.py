@@ -75,7 +75,7 @@ class OodDetector(nn.Module):
 
     Attributes:
         method: one of ``METHODS``.
-        kept: the share of known texts that the threshold keeps in.
+        kept: the share of in-distribution data below the threshold.
     """
 
     def __init__(self, method: str, score: nn.Module, threshold: float, kept: float) -> None:

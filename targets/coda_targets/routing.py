@@ -72,7 +72,7 @@ class RoutingProbe:
     ) -> None:
         self.products: Arrays = {}
         self._decided: list[tuple[str, ...]] = []  # of every layer, what its decision is fed as
-        self._multiplied: list[tuple[str, str]] = []  # weight and input of every product in eight bits
+        self._multiplied: list[tuple[str, str]] = []  # weight and input of every int8 linear layer
         self._layers: list[int] = []
         self._names: list[str] = []
         proto = self._read(model)

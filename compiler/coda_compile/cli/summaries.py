@@ -127,7 +127,8 @@ def inspected(bundle: Bundle) -> None:
     for file in m.files:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
-    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+    made = ", ".join(f"{name} {version}" for name, version in sorted(m.versions.items()))
+    out.print(f"made with\n  {made}", soft_wrap=True)
 
 
 def _variants(bundle: Bundle) -> None:
@@ -152,7 +153,7 @@ def _variants(bundle: Bundle) -> None:
     whole(shown)
     for one in m.variants:
         counts = sorted(one.operators.items(), key=lambda item: (-item[1], item[0]))
-        out.print(f"operators of {one.name}\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+        out.print(f"operators of {one.name}\n  {', '.join(f'{name} {n}' for name, n in counts)}", soft_wrap=True)
 
 
 def _scored(m: Manifest) -> str:
@@ -170,7 +171,7 @@ def _scored(m: Manifest) -> str:
 
 
 def _embedding(m: Manifest) -> str:
-    """How tokens become one embedding, of models that embed texts and tell it."""
+    """How tokens become one embedding, of models that embed text and say how."""
     if m.task != "feature-extraction" or not m.coda_config:
         return ""
     pooling, modules = m.coda_config.get("pooling"), m.coda_config.get("modules")

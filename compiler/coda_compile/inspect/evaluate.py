@@ -24,7 +24,7 @@ class Separation:
     Attributes:
         auroc: area under the ROC curve.
         aupr: average precision.
-        fpr95: share of known texts that score as high as 95 % of the others.
+        fpr95: share of in-distribution inputs that score as high as 95 % of the others.
     """
 
     auroc: float
@@ -34,14 +34,14 @@ class Separation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one set of texts.
+    """One model on one data set.
 
     Attributes:
         name: of the model.
-        accuracy: share of known texts that got their own label.
-        same: share of known texts that got the label that the first model gives.
-        separation: ``None`` where there is no score, or nothing to tell apart.
-        flagged: shares of the known texts and of the others that the threshold puts out, where there is one.
+        accuracy: share of in-distribution inputs that got their own label.
+        same: share of in-distribution inputs that got the label that the first model gives.
+        separation: ``None`` without a score or without out-of-distribution inputs.
+        flagged: shares of the in-distribution and the other inputs above the threshold, where there is one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Texts like those to come: what the ranges of activations, and gates, are measured on."""
+"""Calibration data: sequences on which activation ranges and gates are measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
