@@ -1,4 +1,4 @@
-"""How often the latency gate is wrong: false alarms of a bundle against itself, and slow-downs of 10 % that it catches.
+"""Error rates of the regression check: false alarms of a bundle against itself, and slow-downs of 10 % that it detects.
 
 python benchmarks/gate_rates.py --model examples/reviews.pt --backbone FOLDER [--runs 50] [--slow-runs 10]
 

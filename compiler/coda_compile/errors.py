@@ -1,4 +1,4 @@
-"""Errors of the compiler, and the one place where foreign exceptions become sentences."""
+"""Errors of the compiler, and the one place that turns exceptions of other libraries into sentences."""
 
 import errno
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Every option of ``compile``, and what speaks against them before anything is loaded."""
+"""Every option of ``compile``, and the checks that need nothing loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class CompileOptions:
             its source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
         reduction: run at another r than the model was trained with, or at one a layer; 1 is the dense adapter.
-        calibration: for ``prune_gates``, and for precisions that are calibrated, texts like those to come: a CSV file
-            with the column ``text``, or the model's inputs by name, batch by batch without padding.
-        prune_gates: take away slots whose gates stay under this in all of those texts.
-        pack: compute valid tokens alone, for batches of texts of different lengths.
-        ood: score how far out a text is, by one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
-        ood_data: CSV file with the columns ``text`` and ``label`` of texts that the model is meant for; of several
-            tasks, one for each by its name.
+        calibration: calibration data, for ``prune_gates`` and for precisions that are calibrated: a CSV file with the
+            column ``text``, or the model's inputs by name, batch by batch without padding.
+        prune_gates: remove slots whose gates stay under this on all of the calibration data.
+        pack: run linear layers on valid tokens alone, for batches of sequences of different lengths.
+        ood: add an out-of-distribution score, one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
+        ood_data: in-distribution data, a CSV file with the columns ``text`` and ``label``; of several tasks, one for
+            each by its name.
     """
 
     target: "str | Backend | Sequence[str | Backend]" = DEFAULT_TARGET
@@ -134,7 +134,7 @@ class CompileOptions:
             return {}
         data = self.ood_data if isinstance(self.ood_data, Mapping) else dict.fromkeys(names[:1], self.ood_data)
         if set(data) != set(names):
-            raise OptionError("several tasks need {ood_data} once for each, in their order: texts it is meant for")
+            raise OptionError("several tasks need {ood_data} once for each, in their order")
         return {name: Path(data[name]) for name in names}
 
     def _check_classes(self) -> None:
@@ -150,10 +150,10 @@ class CompileOptions:
 
     def _check_calibration(self, recipes: Sequence[Precision]) -> None:
         if self.prune_gates is not None and self.calibration is None:
-            raise OptionError("{prune_gates} looks at gates in texts like those to come: give them as {calibration}")
+            raise OptionError("{prune_gates} measures gates on calibration data: give {calibration}")
         calibrated = next((recipe.name for recipe in recipes if recipe.calibrated), None)
         if calibrated is not None and self.calibration is None:
-            raise OptionError("{precision} {name} needs texts like those to come: give {calibration}", name=calibrated)
+            raise OptionError("{precision} {name} needs calibration data: give {calibration}", name=calibrated)
         if calibrated is None and self.prune_gates is None and self.calibration is not None:
             raise OptionError("{precision} {name} is not calibrated: leave {calibration} out", name=recipes[0].name)
 

@@ -1,4 +1,4 @@
-"""compile(): the whole story on one page."""
+"""compile(): read a source, prepare, export, run passes, verify, write a bundle."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""A pytest fixture around the latency gate.
+"""A pytest fixture for the regression check.
 
     def test_latency(coda_latency):
         coda_latency.assert_not_slower("build/reviews-cpu", than="baseline/reviews-cpu", by=0.05)
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("coda-compile").addoption(
         _STRICT,
         action="store_true",
-        help="fail where this machine cannot tell whether a bundle is slower, instead of skipping the test",
+        help="fail instead of skipping where this machine cannot tell whether a bundle is slower",
     )
 
 
@@ -34,7 +34,7 @@ class LatencyGate:
     """What the fixture gives.
 
     Args:
-        strict: whether a gate that cannot tell fails the test.
+        strict: whether a check that cannot tell fails the test.
     """
 
     def __init__(self, strict: bool) -> None:
@@ -54,8 +54,8 @@ class LatencyGate:
     ) -> None:
         """Fail if a bundle is slower than its baseline.
 
-        Where the machine cannot tell, the test is skipped, and says why: its noise is nobody's change. With
-        ``--coda-latency-strict`` it fails, which suits a machine that is kept for measuring.
+        Where the machine cannot tell, the test is skipped with the reason. With ``--coda-latency-strict`` it fails,
+        which suits a machine that is kept for measuring.
 
         Args:
             bundle, than: opened, or their folders.
@@ -92,5 +92,5 @@ class LatencyGate:
 
 @pytest.fixture
 def coda_latency(request: pytest.FixtureRequest) -> LatencyGate:
-    """The latency gate; see ``LatencyGate.assert_not_slower``."""
+    """The regression check; see ``LatencyGate.assert_not_slower``."""
     return LatencyGate(strict=bool(request.config.getoption(_STRICT)))

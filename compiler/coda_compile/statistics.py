@@ -1,4 +1,4 @@
-"""What is said of timings: middles, tails, and intervals of ratios."""
+"""Statistics of timings: medians, tails, and intervals of ratios."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Texts, pairs of them and their labels, from files and from whatever people type."""
+"""Read texts, text pairs and labels from files, stdin and arguments."""
 
 import csv
 import json

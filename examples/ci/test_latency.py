@@ -1,4 +1,4 @@
-"""The latency gate among a project's own tests.
+"""The regression check among a project's own tests.
 
 CODA_BUNDLE=build/bundle CODA_BASELINE=released/bundle pytest test_latency.py
 

@@ -1,4 +1,4 @@
-"""What makes a model a CoDA model: one frozen, versioned dataclass, saved with every checkpoint."""
+"""CodaConfig: a frozen, versioned dataclass, saved with every checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""What can go wrong with a model, each leaf one kind of mistake."""
+"""Errors of models, one class for each kind of mistake."""
 
 from coda_ops.errors import CodaError
 

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores (Cho et al. 2023), from what stands for a text and from its logits; higher is further out.
+"""Out-of-distribution scores (Cho et al. 2023) from the pooled hidden state and the logits; higher is further out.
 
 All of it is float32, whatever the precision of the layers below.
 """
@@ -26,7 +26,7 @@ class FromLogits(nn.Module):
 
 
 class Cosine(nn.Module):
-    """1 - the cosine of the nearest known text.
+    """1 - cosine similarity of the nearest in-distribution example.
 
     Args:
         known: [texts, width].
@@ -75,7 +75,7 @@ class OodDetector(nn.Module):
 
     Attributes:
         method: one of ``METHODS``.
-        kept: the share of known texts that the threshold keeps in.
+        kept: the share of in-distribution data below the threshold.
     """
 
     def __init__(self, method: str, score: nn.Module, threshold: float, kept: float) -> None:
@@ -87,7 +87,7 @@ class OodDetector(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Above which a text counts as out of distribution."""
+        """Above which an input counts as out of distribution."""
         return float(self.limit)
 
     def forward(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where a model came from, without the places of the machine that it was made on."""
+"""Where a model came from, without paths of the machine it was made on."""
 
 import re
 from pathlib import PureWindowsPath

@@ -1,5 +1,5 @@
-"""From the states of a text's tokens to its embedding: pooling and the modules behind it, as sentence-transformers
-computes them (Reimers and Gurevych 2019)."""
+"""From hidden states to a sentence embedding: pooling and the modules after it, as sentence-transformers computes them
+(Reimers and Gurevych 2019)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _WIDEST = 1 << 20
 
 @dataclass(frozen=True)
 class SentenceModule:
-    """One step behind pooling.
+    """A module after pooling.
 
     Attributes:
         kind: ``Dense``, ``LayerNorm``, ``Normalize`` to unit length, or ``Truncate`` to the first ``outputs`` values.

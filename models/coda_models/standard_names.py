@@ -1,4 +1,4 @@
-"""Which tensors transformers' own classes have a place for."""
+"""Names of the tensors that transformers' own classes load."""
 
 from collections.abc import Iterable
 from copy import deepcopy

@@ -1,5 +1,5 @@
-"""What a stranger's folder may say: nothing that makes transformers fetch code, read outside of the folder, or compute
-what no standard class does."""
+"""Checks of untrusted folders: no configuration may make transformers fetch code, read outside the folder, or use a
+class that is not its own."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy

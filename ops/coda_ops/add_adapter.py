@@ -1,4 +1,4 @@
-"""``ai.coda::AddAdapter`` and ``AddSwishAdapter``: a bottleneck and the residual sum behind it, in one.
+"""``ai.coda::AddAdapter`` and ``AddSwishAdapter``: a bottleneck and the residual sum behind it, fused.
 
 Passes make them, so they have no torch operators.
 """

@@ -1,4 +1,4 @@
-"""``ai.coda::AddGelu``: a bias and the GELU behind it, in one.
+"""``ai.coda::AddGelu``: a bias and the GELU behind it, fused.
 
 Passes make it, so it has no torch operator.
 """

@@ -1,4 +1,4 @@
-"""``ai.coda::AddNorm``: a residual sum and the layer norm of it, in one.
+"""``ai.coda::AddNorm``: a residual sum and its layer norm, fused.
 
 Passes make it, so it has no torch operator.
 """

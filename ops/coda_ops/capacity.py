@@ -1,4 +1,4 @@
-"""How many tokens a reduction lets through: the one place for the formula, needed with and without torch."""
+"""How many tokens a layer routes at reduction factor r: the one place for the formula, used with and without torch."""
 
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar

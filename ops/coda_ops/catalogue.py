@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantisedMatmul:
-    """A matmul of an operator that quantises what it multiplies to eight bits as it runs.
+    """A matmul of an operator that quantises its input to int8 as it runs.
 
     Attributes:
         weight: index of the weight among the node's inputs.

@@ -1,6 +1,6 @@
-"""``ai.coda::EmbedNorm``: words, types and positions looked up, added, and the layer norm of that, in one.
+"""``ai.coda::EmbedNorm``: lookups of words, types and positions, their sum and its layer norm, fused.
 
-``Int8EmbedNorm`` has words in eight bits, each with a scale of its own. Passes make both, so they have no torch
+``Int8EmbedNorm`` has int8 word embeddings, each row with its own scale. Passes make both, so they have no torch
 operators.
 """
 
@@ -68,7 +68,7 @@ def body() -> onnx.FunctionProto:
 
 
 def int8_body() -> onnx.FunctionProto:
-    """The same of words in eight bits."""
+    """The same with int8 word embeddings."""
     return function(
         f"Int8EmbedNorm <epsilon> (words, words_scale, ids, {_NAMES}) => (out)",
         f"""

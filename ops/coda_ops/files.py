@@ -1,9 +1,8 @@
-"""Files that are written whole or not at all, and what killed writers leave behind.
+"""Write files atomically, and clean up after killed writers.
 
-Whatever is half written lies in a private folder: beside the place where it belongs, or among the system's temporary
-files. Its writer holds a lock in it. A lock ends with its process, however that ends, so the next writer there knows
-what nobody works on any more, puts back what had been moved aside, and removes the rest. Without such locks, as on
-Windows, leftovers stay where they are.
+Unfinished files lie in a private folder: beside their destination, or among the system's temporary files. The writer
+holds a lock in it, which ends with its process. The next writer takes folders without a held lock, restores what had
+been moved aside, and removes the rest. Without such locks, as on Windows, leftovers stay.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""``ai.coda::Int8AddAdapter``: a bottleneck of two int8 linear layers and the residual sum behind it, in one.
+"""``ai.coda::Int8AddAdapter``: a bottleneck of two int8 linear layers and the residual sum behind it, fused.
 
 ``Int8RouterAdapter`` scores the tokens for the router beside it as well, while they are in the cache. Passes make both,
 so they have no torch operators.

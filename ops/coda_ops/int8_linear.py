@@ -1,4 +1,4 @@
-"""``ai.coda::Int8Linear``: a frozen linear layer with int8 weights, whose activations are quantised token by token.
+"""``ai.coda::Int8Linear``: a frozen linear layer with per-channel int8 weights and per-token int8 activations.
 
 Weights have a scale per output channel. Activations have one per token, not one for the whole batch, so that an answer
 does not depend on what else is in the batch. ``Int8LinearGelu`` is the GELU of it; passes make that one.
@@ -18,7 +18,7 @@ ZERO_POINT = 128  # of the weights, which are unsigned
 
 
 class Int8Weight(NamedTuple):
-    """A weight matrix in eight bits.
+    """An int8 weight matrix.
 
     Attributes:
         weight: [inputs, outputs] uint8, with zero point 128.

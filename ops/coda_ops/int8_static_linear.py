@@ -1,4 +1,4 @@
-"""``ai.coda::Int8StaticLinear``: a frozen linear layer with int8 weights, whose activations share one scale.
+"""``ai.coda::Int8StaticLinear``: a frozen linear layer with per-channel int8 weights and a static activation scale.
 
 Scale and zero point of the activations were calibrated beforehand. A pass lowers the operator to ``QuantizeLinear`` and
 ``DequantizeLinear`` around a ``MatMul``, the form that runtimes have int8 kernels of their own for.
@@ -17,7 +17,7 @@ QUANTISED_MAX = 255  # of the activations, from 0
 
 
 class SignedWeight(NamedTuple):
-    """A weight matrix in eight bits, as DequantizeLinear takes it.
+    """An int8 weight matrix, as DequantizeLinear takes it.
 
     Attributes:
         weight: [inputs, outputs] int8, with zero point 0.

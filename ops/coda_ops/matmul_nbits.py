@@ -1,6 +1,6 @@
-"""``com.microsoft::MatMulNBits``: a matmul with a weight that stays in four bits in memory, and its torch form.
+"""``com.microsoft::MatMulNBits``: a matmul with an int4 weight, also in memory, and its torch form.
 
-onnxruntime defines the operator. Here it has four bits, no zero points, and float32 arithmetic: it dequantises as it
+onnxruntime defines the operator. Here it has int4 weights, no zero points, and float32 arithmetic: it dequantises as it
 multiplies. Each output channel has a scale of its own for every block of input channels.
 """
 

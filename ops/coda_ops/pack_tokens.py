@@ -1,4 +1,4 @@
-"""``ai.coda::PackTokens``: the tokens of a ragged batch in use, one behind the other.
+"""``ai.coda::PackTokens``: gather the valid tokens of a ragged batch into [rows, hidden].
 
 Passes make it, so it has no torch operator.
 """

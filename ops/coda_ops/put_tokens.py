@@ -1,6 +1,6 @@
-"""``ai.coda::PutTokens``: add gated updates back at the positions they were taken from.
+"""``ai.coda::PutTokens``: scatter gated updates back to the positions they were gathered from.
 
-``PutDifference`` does so with the difference of two sets of tokens; the compiler alone puts it into models.
+``PutDifference`` scatters the difference of two sets of tokens; passes alone make it.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""``ai.coda::SelfAttention``: scores, mask, softmax and mixing of every head, from the output of one linear layer.
+"""``ai.coda::SelfAttention``: multi-head attention from the output of one fused query-key-value layer.
 
 Passes make it, so it has no torch operator.
 """

@@ -1,4 +1,4 @@
-"""``ai.coda::TakeTokens``: gather the selected tokens of every example."""
+"""``ai.coda::TakeTokens``: gather the routed tokens of every sequence."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``ai.coda::UnpackTokens``: packed rows back at their places in a ragged batch.
+"""``ai.coda::UnpackTokens``: scatter packed rows back to a ragged batch.
 
 Passes make it, so it has no torch operator.
 """

@@ -1,4 +1,4 @@
-"""Opening a bundle and running it: all that an app needs."""
+"""Open and run a bundle: all that an app needs."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -87,7 +87,7 @@ class Bundle:
 
         Raises:
             TargetError: this onnxruntime is older than the model needs, or of several variants that were asked for none
-                runs here: of each what is missing. What one variant alone is missing is told when it is loaded.
+                runs here: of each what is missing. What a single variant lacks is reported when it is loaded.
         """
         if len(self._asked) > 1 and self.lacks(self.variant):
             every = "; ".join(f"{one.name}: {self.lacks(one)}" for one in self._asked)
@@ -188,7 +188,7 @@ class Bundle:
         return self.manifest.logits if task is None else self._task(task).logits
 
     def ood(self, task: str | None = None) -> OodInfo | None:
-        """How texts out of distribution are told, by a task or by the only one.
+        """The out-of-distribution score of a task, or of the only one.
 
         Raises:
             InputError: no such task.

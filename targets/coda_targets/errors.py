@@ -1,4 +1,4 @@
-"""What can go wrong with targets and bundles."""
+"""Errors of targets and bundles."""
 
 from coda_ops.errors import CodaError
 

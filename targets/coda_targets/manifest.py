@@ -123,12 +123,12 @@ class LogitsInfo:
 
 @dataclass(frozen=True)
 class OodInfo:
-    """How texts unlike the known ones are told.
+    """The out-of-distribution score.
 
     Attributes:
         method: behind the output ``ood_score``.
         threshold: above which ``is_ood`` is true.
-        kept: the share of known texts that it keeps in.
+        kept: the share of in-distribution data below the threshold.
     """
 
     method: str
@@ -170,7 +170,7 @@ class Manifest:
     Attributes:
         variants: in the order of preference; a machine takes the first that it can run.
         outputs: of every variant.
-        layers: bottom first; none of a model that came as an ONNX file, as a graph does not tell where they begin.
+        layers: bottom first; none of a model that came as an ONNX file, as a graph does not show where they begin.
         coda_config: the CodaConfig that the model was compiled with, as plain values; empty without layers.
         width, feed_forward: d and f of the backbone's layers; 0 without layers.
         signature: what the model takes. The tokenizer truncates to its ``max_length``, the smallest of what positions,
@@ -355,7 +355,7 @@ def unlisted(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _of_no_reader(name: str) -> bool:
-    """Whether no program takes a file for a part of the model: what hubs, git and Kubernetes put beside it."""
+    """Whether a file is no part of the bundle: files that hubs, git and Kubernetes add."""
     path = PurePosixPath(name)
     return any(part.startswith(".") for part in path.parts) or path.suffix == ".md" or path.stem == "LICENSE"
 

@@ -1,7 +1,7 @@
-"""Reading what the routers of a compiled model decide.
+"""Read the routing decisions of a compiled model.
 
-A bundle's model gives its task's outputs alone; here scores, positions and gates of every Route node become outputs of
-a copy in memory.
+A bundle's model returns its task's outputs alone. Here, in a copy in memory, the scores, positions and gates of every
+Route node are outputs too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ class RoutingProbe:
     ) -> None:
         self.products: Arrays = {}
         self._decided: list[tuple[str, ...]] = []  # of every layer, what its decision is fed as
-        self._multiplied: list[tuple[str, str]] = []  # weight and input of every product in eight bits
+        self._multiplied: list[tuple[str, str]] = []  # weight and input of every int8 linear layer
         self._layers: list[int] = []
         self._names: list[str] = []
         proto = self._read(model)

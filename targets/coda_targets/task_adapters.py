@@ -1,4 +1,4 @@
-"""Tasks of one bundle: files in onnxruntime's own adapter format, swapped in for a run."""
+"""Tasks of one bundle: files in onnxruntime's adapter format, switched in for a run."""
 
 from collections.abc import Mapping
 from pathlib import Path

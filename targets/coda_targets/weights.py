@@ -1,7 +1,7 @@
-"""Weights beside an ONNX file: where they really lie.
+"""Resolve external weights of an ONNX file through links.
 
-The hub's cache keeps every file as a link into a folder of its own. onnxruntime loads such a model from its path, and
-refuses it from memory, as no weights may lie outside of the folder that it is told.
+The hub's cache stores every file as a link into another folder. onnxruntime loads such a model from its path, but
+refuses it from memory, because the weights then lie outside the folder that it was given.
 """
 
 import os

@@ -41,13 +41,13 @@ def test_every_target_in_every_precision_in_the_order_given():
         ({"target": ("cpu", "cpu")}, None, "target 'cpu' is given twice: give it once"),
         ({"precision": ("int8", "int8")}, None, "precision 'int8' is given twice: give it once"),
         ({"precision": ("fp32", "int7")}, None, "target 'cpu' has no precision 'int7': use one of fp32, int8,"),
-        ({"precision": "int8-static"}, None, "precision int8-static needs texts like those to come: give calib"),
-        ({"precision": ("fp32", "int8-static")}, None, "precision int8-static needs texts like those"),
+        ({"precision": "int8-static"}, None, "precision int8-static needs calibration data: give calib"),
+        ({"precision": ("fp32", "int8-static")}, None, "precision int8-static needs calibration data"),
         ({"calibration": "x.csv"}, None, "precision fp32 is not calibrated: leave calibration out"),
         (
             {"prune_gates": 0.1},
             None,
-            "prune_gates looks at gates in texts like those to come: give them as calibration",
+            "prune_gates measures gates on calibration data: give calibration",
         ),
         ({"ood": "energy"}, None, "ood and ood_data go together"),
         (

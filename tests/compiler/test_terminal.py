@@ -30,10 +30,10 @@ def test_a_table_wider_than_the_terminal_keeps_every_column(
 @pytest.mark.parametrize(
     ("activation", "kind", "labels", "said"),
     [
-        ("softmax", "single_label_classification", 3, "softmax of the logits, the best label is the answer"),
-        ("sigmoid", "multi_label_classification", 3, "sigmoid of the logits, each label is right or wrong by itself"),
-        ("none", "regression", 2, "the logits themselves, each label names a number"),
-        ("none", "regression", 1, "the logits themselves, one number a text"),
+        ("softmax", "single_label_classification", 3, "softmax of the logits, the best label is the prediction"),
+        ("sigmoid", "multi_label_classification", 3, "sigmoid of the logits, each label is decided on its own"),
+        ("none", "regression", 2, "the logits themselves, each label is a number"),
+        ("none", "regression", 1, "the logits themselves, one number per text"),
     ],
 )
 def test_inspect_says_what_logits_mean(

@@ -1,4 +1,4 @@
-"""The machine's fingerprint, kept beside every figure so that none is compared across machines unknowingly."""
+"""The machine's fingerprint, stored with every result, so that results of two machines are not compared by mistake."""
 
 import os
 import platform

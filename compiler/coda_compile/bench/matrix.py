@@ -1,4 +1,4 @@
-"""The machine's own matrix-product rate, measured in the same run as everything else."""
+"""The machine's matrix multiplication rate, measured in the same run as everything else."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a benchmark found, as people's JSON: versioned, and never without the machine it was measured on."""
+"""The result of a benchmark as JSON: versioned, always with the machine it was measured on."""
 
 from dataclasses import dataclass
 from pathlib import Path

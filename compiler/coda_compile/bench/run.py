@@ -1,4 +1,4 @@
-"""bench(): the compiled model against the dense adapter in every runtime a user would deploy instead."""
+"""bench(): the compiled model against the dense adapter in every common runtime."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""A benchmark in the terminal: one table an input, then the bound, then who was skipped."""
+"""A benchmark in the terminal: one table per input, then the bound, then the skipped baselines."""
 
 from collections.abc import Mapping
 from itertools import groupby

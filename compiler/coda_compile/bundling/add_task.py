@@ -1,4 +1,4 @@
-"""Adding a task to a bundle: one more small file, verified; the model that all share is left as it is."""
+"""Add a task to a bundle: one more small, verified file. The shared model stays as it is."""
 
 import os
 import shutil

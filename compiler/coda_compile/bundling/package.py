@@ -1,4 +1,4 @@
-"""Writing a bundle of one variant or several: whole or not at all, and the same bytes for the same inputs."""
+"""Write a bundle of one variant or several; the same inputs give the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

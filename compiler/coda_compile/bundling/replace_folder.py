@@ -1,4 +1,4 @@
-"""A folder takes another's place: whenever a process ends, the old one is there or the new one, whole."""
+"""Replace a folder atomically: whenever the process ends, either the old folder or the new one is there, complete."""
 
 import ctypes
 import errno

@@ -1,7 +1,7 @@
 """What makes a bundle a sentence-transformers model: ``SentenceTransformer(bundle, backend="onnx")``.
 
-That library takes ``last_hidden_state`` alone from a graph and pools it by itself, so a bundle lists every module once
-more, in files that each of its releases reads.
+sentence-transformers takes ``last_hidden_state`` alone from a graph and pools it itself. So the bundle repeats every
+module in files that each of its releases reads.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Many tasks on one backbone: what each trained becomes a file that is swapped in for a run."""
+"""Several tasks on one backbone: the trained parameters of each are a file that a run switches in."""
 
 import re
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""What a bundle says of the model in it, whatever the variants: its configuration and its tokenizer, and where bundles
-may be written at all."""
+"""The files of a bundle that all variants share, its configuration and tokenizer, and where bundles may be written."""
 
 import json
 import warnings

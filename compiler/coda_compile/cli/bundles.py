@@ -7,11 +7,11 @@ import click
 from coda_compile.cli.variant import variant_options
 
 
-@click.command(short_help="Is a bundle intact, and right on this machine?")
+@click.command(short_help="Check a bundle's files and outputs on this machine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def verify(bundle: Path) -> None:
-    """Check every file of BUNDLE against its SHA-256, and its outputs on this machine against the expected ones: of
-    every variant that this machine can run. It fails where it can run none.
+    """Check every file of BUNDLE against its SHA-256. Then run every variant that this machine can run, and compare
+    with the reference outputs. It is an error if this machine can run none.
     """
     from coda_compile.cli import summaries
     from coda_compile.verify.reference_vectors import check_bundle, verify_outputs
@@ -27,26 +27,32 @@ def verify(bundle: Path) -> None:
         for task in chosen.tasks or (None,):
             summaries.verified(verify_outputs(chosen, task), variant.name if task is None else task)
     if not proved:
-        raise TargetError(f"no variant of {bundle} runs here, so that its outputs were not verified")
+        raise TargetError(f"no variant of {bundle} runs here, so its outputs were not verified")
 
 
-@click.command(short_help="What is inside a bundle.")
+@click.command(short_help="Show what a bundle holds.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def inspect(bundle: Path) -> None:
-    """Summarise BUNDLE: operators, tokens routed in each layer, multiply-adds against dense, sizes."""
+    """Show BUNDLE: inputs, outputs, variants, operators, tokens routed in each layer, multiply-adds against dense, file
+    sizes.
+    """
     from coda_compile.cli import summaries
     from coda_targets import Bundle
 
     summaries.inspected(Bundle(bundle))
 
 
-@click.command(short_help="Accuracy on your texts, and how well unknown ones are told.")
+@click.command(short_help="Measure accuracy and out-of-distribution detection.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file, text,label.")
-@click.option("--outside", type=click.Path(path_type=Path), help="CSV file with texts the model is not meant for.")
-@click.option("--model", type=click.Path(path_type=Path), help="The model behind BUNDLE, to compare with.")
-@click.option("--ood-data", type=click.Path(path_type=Path), help="What the bundle's --ood was fitted on.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Labelled data: CSV with text,label (and text_pair)."
+)
+@click.option(
+    "--outside", type=click.Path(path_type=Path), help="Out-of-distribution data: CSV with text (and text_pair)."
+)
+@click.option("--model", type=click.Path(path_type=Path), help="The model that BUNDLE was made from, to compare with.")
+@click.option("--ood-data", type=click.Path(path_type=Path), help="The --ood-data that BUNDLE was compiled with.")
 @click.option("--backbone", metavar="PATH", help="Folder or hub name of the model's backbone.")
 def evaluate(
     bundle: Path,
@@ -58,8 +64,8 @@ def evaluate(
     ood_data: Path | None,
     backbone: str | None,
 ) -> None:
-    """Label the texts of a CSV file with BUNDLE: its accuracy and, with texts that the model is not meant for, AUROC,
-    AUPR and FPR at 95 % TPR of its out-of-distribution score. With the model that it was made from, both side by side.
+    """Measure the accuracy of BUNDLE on a CSV file. With --outside, also measure AUROC, AUPR and FPR at 95 % TPR of its
+    out-of-distribution score. With --model, show the original model's figures beside them.
 
     \b
     coda-compile evaluate reviews-cpu --data test.csv
@@ -70,7 +76,7 @@ def evaluate(
     from coda_targets import Bundle
 
     if outside is not None and model is not None and ood_data is None:
-        raise click.UsageError("scoring with the model takes what the bundle was fitted on: --ood-data FILE")
+        raise click.UsageError("scoring with --model needs the data that the bundle was fitted on: --ood-data FILE")
     opened = Bundle(bundle, target=target, precision=precision)
     source = None
     if model is not None:

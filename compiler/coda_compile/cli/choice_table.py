@@ -17,7 +17,7 @@ def show(choice: Choice) -> None:
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for name in ("accuracy", "points lost", "same answers", "ms", "faster", "multiply-adds", ""):
+    for name in ("accuracy", "points lost", "same predictions", "ms", "faster", "multiply-adds", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for candidate in sorted(choice.candidates, key=lambda c: c.seconds):
         table.add_row(

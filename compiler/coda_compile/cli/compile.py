@@ -19,56 +19,77 @@ _BUDGET = 0.5  # points
 _AUTO = "auto"
 
 
-@click.command(short_help="Turn a model into a verified bundle.")
+@click.command(short_help="Compile a model into a verified bundle.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="Where it will run, several too:")
+@click.option(
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    cls=TargetOption,
+    help="Runtime to compile for; repeat for several variants:",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder.  [default: MODEL-TARGET]")
 @click.option(
-    "--add-to", type=click.Path(path_type=Path), help="Add MODEL to a bundle of several tasks, and touch nothing else."
+    "--add-to",
+    type=click.Path(path_type=Path),
+    help="Add MODEL as a task to this bundle of several tasks; the other tasks stay unchanged.",
 )
-@click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
-@click.option("--tokenizer", metavar="PATH", help="Folder of a tokenizer to use instead of the model's own.")
+@click.option(
+    "--backbone", metavar="PATH", help="Folder or hub name of the backbone, for a delta checkpoint or an adapter."
+)
+@click.option("--tokenizer", metavar="PATH", help="Tokenizer folder.  [default: the model's own]")
 @click.option(
     "--problem-type",
     type=click.Choice(("single_label_classification", "multi_label_classification", "regression")),
-    help="What the logits stand for, where the model does not say so.",
+    help="What the logits mean, if the model does not say so.",
 )
-@click.option("--labels", help="Names of the classes in order of the logits, as no,yes.  [default: the model's]")
+@click.option("--labels", help="Class names in the order of the logits, e.g. no,yes.  [default: the model's]")
 @click.option(
     "--precision",
     "-p",
     "precisions",
     multiple=True,
-    help=f"Of the frozen linear layers, several too: {', '.join(precision_names())}. Or auto, which measures on "
-    f"--data.  [default: {UNQUANTISED}]",
+    help=f"Precision of the frozen linear layers; repeat for several variants: {', '.join(precision_names())}. "
+    f"Or auto, which chooses by measuring on --data.  [default: {UNQUANTISED}]",
 )
 @click.option(
     "--calibrate",
     "calibration",
     type=click.Path(path_type=Path),
-    help="CSV file, text (and text_pair), for int8-static and --prune-gates; auto then tries int8-static too.",
+    help="Calibration data: CSV with text (and text_pair), for int8-static, --prune-gates and auto.",
 )
 @click.option(
     "--prune-gates",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Take away slots whose gates stay under this in all texts of --calibrate.",
+    help="Remove slots whose gates stay below this value on all of --calibrate.",
 )
-@click.option("--reduction", "-r", help="Run at another r than trained: 4, 7/2, or one a layer as 2,2,4,4. 1 is dense.")
-@click.option("--pack", is_flag=True, help="For batches of texts of different lengths: multiply no padding.")
-@click.option("--ood", metavar="SCORE", help="Also tell unknown texts: msp, energy, maxlogit, cosine, mahalanobis.")
+@click.option(
+    "--reduction",
+    "-r",
+    help="Reduction factor r: 4, 7/2, or one per layer, e.g. 2,2,4,4. 1 is dense.  [default: as trained]",
+)
+@click.option(
+    "--pack", is_flag=True, help="Skip padding in linear layers. Faster for batches of very different lengths."
+)
+@click.option(
+    "--ood", metavar="SCORE", help="Add an out-of-distribution score: msp, energy, maxlogit, cosine, mahalanobis."
+)
 @click.option(
     "--ood-data",
     "ood_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="CSV file, text,label (and text_pair): texts MODEL is meant for. Of several, repeat in their order.",
+    help="In-distribution data: CSV with text,label (and text_pair). For several MODELs repeat it in their order.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="CSV file, text,label (and text_pair), for auto.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Evaluation data for auto: CSV with text,label (and text_pair)."
+)
 @click.option(
     "--accuracy-budget",
     "budget",
     type=click.FloatRange(0, 100),
-    help=f"Points that auto may lose.  [default: {_BUDGET}]",
+    help=f"Accuracy that auto may lose, in percentage points.  [default: {_BUDGET}]",
 )
 def compile(
     models: tuple[Path, ...],
@@ -89,30 +110,31 @@ def compile(
     data: Path | None,
     budget: float | None,
 ) -> None:
-    """Compile MODEL, a model.pt, a CoDA checkpoint folder, a Hugging Face folder, adapters that PEFT or AdapterHub
-    saved, or an ONNX file of another exporter, into a verified bundle. Several CoDA checkpoints of one backbone become
-    one bundle: the backbone once, and a small file for each task, named after its checkpoint.
+    """Compile MODEL into a verified bundle.
+
+    MODEL is a CoDA checkpoint (model.pt or folder), a Hugging Face, sentence-transformers, PEFT or AdapterHub folder,
+    or an ONNX file. Several CoDA checkpoints of one backbone become one bundle: the backbone once, and a small file
+    for each task, named after its checkpoint.
 
     \b
     coda-compile reviews.pt --target cpu -o reviews-cpu
     coda-compile reviews.pt --backbone ./all-MiniLM-L6-v2 -o reviews-cpu
     coda-compile intents.pt topics.pt -o both            two tasks, one backbone
     coda-compile moods.pt --add-to both                  a third one, later
-    coda-compile lora-folder --backbone ./base           LoRA merged, at no cost
+    coda-compile lora-folder --backbone ./base           LoRA is merged into the weights
     coda-compile toxicity-lora --problem-type multi_label_classification --labels toxic,spam,rude
-    coda-compile lora.onnx                               the same, from what another exporter wrote
+    coda-compile lora.onnx                               the same, from an ONNX file
     coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
-    coda-compile reviews.pt --precision int8             smaller, and faster where the CPU multiplies bytes
+    coda-compile reviews.pt --precision int8             smaller, and faster with native kernels
     coda-compile reviews.pt --precision int8-static --calibrate train.csv
     coda-compile reviews.pt --precision int4             the smallest file
-    coda-compile reviews.pt -t cpu -t openvino -p fp32 -p int8
+    coda-compile reviews.pt -t cpu -t openvino -p fp32 -p int8       four variants in one bundle
     coda-compile reviews.pt --prune-gates 0.1 --calibrate train.csv
     coda-compile reviews.pt --ood energy --ood-data train.csv
     coda-compile reviews.pt --precision auto --data test.csv --accuracy-budget 0.5
 
-    With auto, precision and r are chosen by measuring accuracy and latency of candidates on your own texts: the
-    fastest one that loses no more than the budget against the model as it was trained. For models that take pairs of
-    texts every CSV file has a column text_pair too.
+    auto compiles candidates of several precisions and r, measures their accuracy and latency on your data, and takes
+    the fastest that loses no more than the budget. CSV files for models of text pairs have a column text_pair too.
     """
     _check_auto(precisions, len(models), data, budget, prune_gates)
     names = [_stem(path) for path in models]
@@ -175,7 +197,7 @@ def _check_auto(
     if len(precisions) > 1:
         raise click.UsageError("--precision auto tries every precision itself: give it alone")
     if data is None:
-        raise click.UsageError("--precision auto measures on texts of yours: give a CSV file with --data FILE")
+        raise click.UsageError("--precision auto measures on your data: give a CSV file with --data FILE")
     if prune_gates is not None:
         raise click.UsageError("--precision auto tries other r itself: leave --prune-gates out")
     if models > 1:

@@ -7,17 +7,17 @@ import click
 
 @click.group(short_help="Native CPU kernels of the CoDA operators.")
 def kernels() -> None:
-    """Native CPU kernels of the CoDA operators. Bundles run without them, and the same file runs faster with them.
+    """Native CPU kernels of the CoDA operators. Bundles run without them; with them the same file runs faster.
 
     \b
     coda-compile kernels status
     coda-compile kernels build --include onnxruntime-linux-x64-1.22.0/include
 
-    The environment variable CODA_KERNELS=portable leaves them unused.
+    CODA_KERNELS=portable in the environment leaves them unused.
     """
 
 
-@kernels.command(short_help="Compile them on this machine.")
+@kernels.command(short_help="Build the kernels on this machine.")
 @click.option("--include", type=click.Path(path_type=Path), help="Folder of onnxruntime's C++ headers.")
 def build(include: Path | None) -> None:
     """Compile the kernels with this machine's C++ compiler and CMake, into the installed package."""
@@ -30,9 +30,9 @@ def build(include: Path | None) -> None:
     summaries.kernels()
 
 
-@kernels.command(short_help="Are they here, and does onnxruntime load them?")
+@kernels.command(short_help="Show whether kernels are installed and loaded.")
 def status() -> None:
-    """Say where the kernels are and whether this onnxruntime loads them, or what building them lacks."""
+    """Show where the kernels are and whether this onnxruntime loads them, or what is missing to build them."""
     from coda_compile.cli import summaries
 
     summaries.kernels()

@@ -36,22 +36,23 @@ class _DefaultGroup(click.Group):
 @click.group(cls=_DefaultGroup, context_settings=_CONTEXT)
 @click.version_option(package_name="coda-compile", prog_name="coda-compile")
 def cli() -> None:
-    """Compile conditional-adapter (CoDA) transformers into verified, fast ONNX bundles.
+    """Compile transformer encoders, above all conditional-adapter (CoDA) models, into fast, verified ONNX bundles.
 
     \b
     coda-compile model.pt --target cpu -o DIR    compile (the default command)
-    coda-compile run DIR "some text"             predict with a bundle
-    coda-compile inspect DIR                     what is inside
-    coda-compile verify DIR                      is it intact, and right on this machine?
-    coda-compile evaluate DIR --data FILE        how right, and does it know what it does not know?
-    coda-compile bench model.pt                  how fast, against the dense adapter in every runtime?
-    coda-compile check DIR --against OLD         is it slower than it was? for CI
-    coda-compile explain DIR                     where the time goes, layer by layer
-    coda-compile report DIR                      all of it on one page
-    coda-compile kernels build                   native kernels for this machine's CPU
+    coda-compile run DIR "some text"             predict
+    coda-compile inspect DIR                     show what a bundle holds
+    coda-compile verify DIR                      check files and outputs on this machine
+    coda-compile evaluate DIR --data FILE        measure accuracy and out-of-distribution detection
+    coda-compile bench model.pt                  compare latency with the dense adapter in other runtimes
+    coda-compile check DIR --against OLD         regression check, for CI
+    coda-compile explain DIR                     show where the time goes, layer by layer
+    coda-compile report DIR                      write one HTML page with all results
+    coda-compile kernels build                   build native kernels for this machine's CPU
+    coda-compile COMMAND --help                  describe a command
 
-    A bundle is a folder with model.onnx, its tokenizer, and the proof that it computes what the model did. It needs
-    onnxruntime to run, no torch. `coda-compile COMMAND --help` tells more.
+    A bundle is a folder with an ONNX model, its tokenizer, and reference inputs and outputs to verify it. It runs in
+    onnxruntime, without torch.
     """
 
 

@@ -11,26 +11,51 @@ from coda_compile.cli.variant import variant_options
 from coda_compile.precision import precision_names
 
 
-@click.command(short_help="Latency against the dense adapter in every common runtime.")
+@click.command(short_help="Compare latency with the dense adapter in other runtimes.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--shape", help="Random weights of a known size instead of a model: bert-base, minilm-l6, …")
-@click.option("--backbone", metavar="PATH", help="Folder or hub name of a delta checkpoint's backbone.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The model behind a bundle, for dense baselines.")
-@click.option("--reduction", "-r", "reductions", multiple=True, help="r to compile at; repeat for several.")
-@click.option("--target", "-t", "targets", multiple=True, cls=TargetOption, help="To compile for, several too:")
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 1]")
-@click.option("--tokens", multiple=True, type=click.IntRange(1), help="Repeat for several.  [default: 128 and 512]")
+@click.option("--shape", help="Instead of MODEL, random weights of a known size: bert-base, minilm-l6, …")
+@click.option(
+    "--backbone", metavar="PATH", help="Folder or hub name of the backbone, for a delta checkpoint or an adapter."
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="The checkpoint that a bundle was made from, for the dense baselines.",
+)
+@click.option(
+    "--reduction",
+    "-r",
+    "reductions",
+    multiple=True,
+    help="Reduction factor r; repeat for several.  [default: as trained]",
+)
+@click.option(
+    "--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several:"
+)
+@click.option(
+    "--batch", "batches", multiple=True, type=click.IntRange(1), help="Batch size; repeat for several.  [default: 1]"
+)
+@click.option(
+    "--tokens",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Sequence length; repeat for several.  [default: 128 and 512]",
+)
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     type=click.Choice(precision_names()),
-    help="Repeat for several.  [default: those that --precision auto tries without --calibrate]",
+    help="Precision to compile in; repeat for several.  [default: fp32 and int8]",
 )
-@click.option("--skip", multiple=True, metavar="NAME", help="A baseline to leave out, as 'torch.compile'.")
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="For each input.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="Of each contender, equal.  [default: all cores]")
-@click.option("--json", "result_file", type=click.Path(path_type=Path), help="Write the result here, for report.")
+@click.option(
+    "--skip", multiple=True, metavar="NAME", help="Baseline to leave out, e.g. 'torch.compile'; repeat for several."
+)
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(4), help="Rounds per input.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Threads of each contender.  [default: all cores]")
+@click.option(
+    "--json", "result_file", type=click.Path(path_type=Path), help="Write the result as JSON, for report --bench."
+)
 def bench(
     model: Path | None,
     shape: str | None,
@@ -46,11 +71,11 @@ def bench(
     threads: int,
     result_file: Path | None,
 ) -> None:
-    """Compare MODEL, compiled, with what would be deployed instead: the dense adapter in torch, onnxruntime, optimum
-    and OpenVINO, in fp32 and int8.
+    """Compare the latency of MODEL, compiled, with the dense adapter in torch, onnxruntime, optimum and OpenVINO, in
+    fp32 and int8.
 
-    MODEL is a checkpoint, or a bundle to measure as it is. Every contender has a process of its own; they run in
-    turns, one at a time, on the same inputs and as many threads.
+    MODEL is a checkpoint, or a bundle to measure as it is. Every contender has its own process. They run in turns, one
+    at a time, on the same inputs with the same number of threads.
 
     \b
     coda-compile bench reviews.pt --json bench.json
@@ -101,19 +126,25 @@ def bench(
         write_text(result_file, result.dump())
 
 
-@click.command(short_help="Did latency regress against a baseline? For CI.")
+@click.command(short_help="Check for a latency regression against a baseline, for CI.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--against", required=True, metavar="BASELINE", help="A bundle; with --build-baseline, a git ref.")
-@click.option("--build-baseline", metavar="COMMAND", help="Run in a checkout of the ref; writes to $CODA_OUTPUT.")
-@click.option("--by", default=0.05, show_default=True, help="How much slower is accepted, as a fraction.")
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the timed input.")
+@click.option(
+    "--against", required=True, metavar="BASELINE", help="Baseline: a bundle, or a git ref with --build-baseline."
+)
+@click.option(
+    "--build-baseline",
+    metavar="COMMAND",
+    help="Command that builds the baseline in a checkout of the ref, and writes it to $CODA_OUTPUT.",
+)
+@click.option("--by", default=0.05, show_default=True, help="Accepted slow-down, as a fraction.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Batch size of the timed input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the timed input.  [default: the longest]")
-@click.option("--threads", default=0, type=click.IntRange(0), help="Of each process.  [default: all cores]")
-@click.option("--launches", default=32, show_default=True, type=click.IntRange(4), help="At most so many.")
-@click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(1), help="At most so many seconds.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result here.")
-@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report here.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Threads of each process.  [default: all cores]")
+@click.option("--launches", default=32, show_default=True, type=click.IntRange(4), help="Maximum number of launches.")
+@click.option("--budget", default=300.0, show_default=True, type=click.FloatRange(1), help="Maximum time in seconds.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON.")
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
 def check(
     bundle: Path,
     target: str | None,
@@ -131,9 +162,9 @@ def check(
 ) -> None:
     """Decide whether BUNDLE is slower than a baseline.
 
-    First what needs no clock: multiply-adds, bytes, fusions lost, nodes placed elsewhere. Then both bundles are timed
-    in turns, in fresh processes, until the interval decides; the baseline is also timed against itself, and a
-    threshold below that noise is refused. In a GitHub job it annotates the run.
+    The check first compares what needs no clock: multiply-adds, bytes, lost fusions, nodes placed elsewhere. Then it
+    times both bundles in turns, in fresh processes, until an interval decides. It also times the baseline against
+    itself: a threshold below that noise gives no verdict. In a GitHub job it annotates the run.
 
     \b
     coda-compile check build/reviews-cpu --against released/reviews-cpu
@@ -181,13 +212,15 @@ def check(
     sys.exit(result.verdict.exit_code)
 
 
-@click.command(short_help="Per layer: what runs where, what was fused, where the time goes.")
+@click.command(short_help="Show where the time goes, layer by layer.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Texts in the profiled input.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Batch size of the profiled input.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of the profiled input.  [default: the longest]")
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled, after one to warm up.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="[default: onnxruntime's choice]")
+@click.option(
+    "--runs", default=10, show_default=True, type=click.IntRange(1), help="Profiled runs, after one warm-up run."
+)
+@click.option("--threads", default=0, type=click.IntRange(0), help="Threads.  [default: onnxruntime's choice]")
 def explain(
     bundle: Path,
     target: str | None,
@@ -197,7 +230,7 @@ def explain(
     runs: int,
     threads: int,
 ) -> None:
-    """Say per layer which operators BUNDLE runs where, what onnxruntime fused, and where the time goes.
+    """Show for each layer of BUNDLE where the time goes, which operators run where, and what onnxruntime fused.
 
     \b
     coda-compile explain reviews-cpu
@@ -213,14 +246,18 @@ def explain(
     explain_table.show(explain_profile(profile))
 
 
-@click.command(short_help="One self-contained HTML page about a bundle.")
+@click.command(short_help="Write one self-contained HTML page about a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @variant_options
-@click.option("--bench", type=click.Path(path_type=Path), help="What coda-compile bench --json wrote.")
+@click.option("--bench", type=click.Path(path_type=Path), help="JSON of coda-compile bench --json.")
 @click.option("--text", help="Show the routing of this text.  [default: a short review]")
-@click.option("--data", type=click.Path(path_type=Path), help="CSV file with the columns text,label: adds accuracy.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="Of the profile.  [default: the benchmark's]")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: BUNDLE-report.html beside BUNDLE]")
+@click.option("--data", type=click.Path(path_type=Path), help="CSV with text,label (and text_pair): adds accuracy.")
+@click.option(
+    "--threads", default=0, type=click.IntRange(0), help="Threads of the profile.  [default: the benchmark's]"
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="HTML file.  [default: BUNDLE-report.html beside BUNDLE]"
+)
 def report(
     bundle: Path,
     target: str | None,
@@ -231,8 +268,8 @@ def report(
     threads: int,
     output: Path | None,
 ) -> None:
-    """Write everything known of BUNDLE into one HTML page that needs no network: latency and its bound, where the time
-    goes, memory, passes, parity, what the routers do, and how to reproduce it.
+    """Write one HTML page about BUNDLE that needs no network: latency and its bound, where the time goes, memory,
+    passes, parity, routing, and how to reproduce all of it.
 
     \b
     coda-compile bench reviews.pt --json bench.json

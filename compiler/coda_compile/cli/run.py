@@ -15,26 +15,32 @@ if TYPE_CHECKING:
     from coda_targets.modalities.text import Text
 
 
-@click.command(short_help="Predict with a bundle, one JSON line a text.")
+@click.command(short_help="Predict with a bundle; one JSON line per text.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--text-pair", "others", multiple=True, metavar="TEXT", help="Text beside TEXTS; repeat for several pairs."
+    "--text-pair",
+    "others",
+    multiple=True,
+    metavar="TEXT",
+    help="Second text of a pair with TEXTS; repeat for several pairs.",
 )
 @click.option(
     "--file",
     "-f",
     "source",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="One text a line, or .csv or .jsonl with text and text_pair; - is stdin.",
+    help="One text per line, or .csv or .jsonl with text and text_pair; - is stdin.",
 )
 @variant_options
-@click.option("--task", metavar="NAME", help="Of a bundle with several.  [default: the first]")
+@click.option("--task", metavar="NAME", help="Task to run, in a bundle with several.  [default: the first]")
 @click.option("--raw", is_flag=True, help="Print the logits of all labels instead of scores.")
-@click.option("--show-routing", is_flag=True, help="Print the words that each layer sent through the heavy path.")
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Texts run at once.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0: onnxruntime's choice.")
-@click.option("--verbose", "-v", is_flag=True, help="Say which variant of BUNDLE runs, on stderr.")
+@click.option("--show-routing", is_flag=True, help="Print the words that each layer routed.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Batch size.")
+@click.option(
+    "--threads", default=0, show_default=True, type=click.IntRange(0), help="Threads; 0 is onnxruntime's choice."
+)
+@click.option("--verbose", "-v", is_flag=True, help="Print on stderr which variant of BUNDLE runs.")
 def run(
     bundle: Path,
     texts: tuple[str, ...],
@@ -49,11 +55,13 @@ def run(
     threads: int,
     verbose: bool,
 ) -> None:
-    """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin; one JSON line a result.
+    """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin. One JSON line per prediction.
 
-    Scores are what transformers' pipelines give, and sentence-transformers for cross-encoders: of the best label, or of
-    all labels, best first, where each is right or wrong by itself. Models that compare two texts take pairs: one of
-    TEXTS with each --text-pair, each with one, or as many, in order; or a .csv or .jsonl file with text and text_pair.
+    Scores are those of transformers' pipelines, and of sentence-transformers for cross-encoders: the best label's, or
+    for multi-label models all labels', best first.
+
+    Models that take text pairs combine TEXTS with --text-pair: one with each, each with one, or as many of both, in
+    order. A .csv or .jsonl file gives pairs by its columns text and text_pair.
 
     \b
     coda-compile run reviews-cpu "A slow start, then a triumph."

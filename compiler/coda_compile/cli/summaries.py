@@ -34,7 +34,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
-        out.print(f"  a text's embedding: {steps}", soft_wrap=True)
+        out.print(f"  embedding: {steps}", soft_wrap=True)
     try_it = (
         f'coda-compile run {folder} "some text"'
         if (folder / "tokenizer.json").is_file()
@@ -76,14 +76,14 @@ def evaluated(found: Sequence["Evaluation"]) -> None:
 
     row("accuracy", (one.accuracy for one in found), ".2%")
     if len(found) > 1:
-        row("answers as the bundle's", (one.same for one in found), ".2%")
+        row("same predictions as the bundle", (one.same for one in found), ".2%")
     apart = [one.separation for one in found]
     row("AUROC", (None if one is None else one.auroc for one in apart), ".4f")
-    row("AUPR, others positive", (None if one is None else one.aupr for one in apart), ".4f")
+    row("AUPR, out-of-distribution positive", (None if one is None else one.aupr for one in apart), ".4f")
     row("FPR at 95 % TPR", (None if one is None else one.fpr95 for one in apart), ".2%")
-    row("known texts flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
+    row("in-distribution flagged", (None if one.flagged is None else one.flagged[0] for one in found), ".2%")
     if any(apart):
-        row("others flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
+        row("out-of-distribution flagged", (None if one.flagged is None else one.flagged[1] for one in found), ".2%")
     whole(table)
 
 
@@ -115,7 +115,7 @@ def inspected(bundle: Bundle) -> None:
         listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))
         out.print(f"  tasks    {listed}", soft_wrap=True)
     if m.ood is not None:
-        kept = f"{m.ood.kept:.0%} of known texts lie below"
+        kept = f"{m.ood.kept:.0%} of in-distribution data lie below"
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
     _variants(bundle)
@@ -127,7 +127,8 @@ def inspected(bundle: Bundle) -> None:
     for file in m.files:
         files.add_row(file.path, f"{file.bytes / 1e3:,.1f} kB")
     out.print(files)
-    out.print(f"made with\n  {', '.join(f'{name} {version}' for name, version in sorted(m.versions.items()))}")
+    made = ", ".join(f"{name} {version}" for name, version in sorted(m.versions.items()))
+    out.print(f"made with\n  {made}", soft_wrap=True)
 
 
 def _variants(bundle: Bundle) -> None:
@@ -152,7 +153,7 @@ def _variants(bundle: Bundle) -> None:
     whole(shown)
     for one in m.variants:
         counts = sorted(one.operators.items(), key=lambda item: (-item[1], item[0]))
-        out.print(f"operators of {one.name}\n  {', '.join(f'{name} {count}' for name, count in counts)}")
+        out.print(f"operators of {one.name}\n  {', '.join(f'{name} {n}' for name, n in counts)}", soft_wrap=True)
 
 
 def _scored(m: Manifest) -> str:
@@ -160,17 +161,17 @@ def _scored(m: Manifest) -> str:
     assert m.logits is not None
     made = "the logits themselves" if m.logits.activation == "none" else f"{m.logits.activation} of the logits"
     if len(m.labels) == 1:
-        return f"{made}, one number a text"
+        return f"{made}, one number per text"
     ways = {
-        SINGLE_LABEL: "the best label is the answer",
-        MULTI_LABEL: "each label is right or wrong by itself",
-        REGRESSION: "each label names a number",
+        SINGLE_LABEL: "the best label is the prediction",
+        MULTI_LABEL: "each label is decided on its own",
+        REGRESSION: "each label is a number",
     }
     return f"{made}, {ways[m.logits.problem_type]}"
 
 
 def _embedding(m: Manifest) -> str:
-    """How tokens become one embedding, of models that embed texts and tell it."""
+    """How tokens become one embedding, of models that embed text and say how."""
     if m.task != "feature-extraction" or not m.coda_config:
         return ""
     pooling, modules = m.coda_config.get("pooling"), m.coda_config.get("modules")

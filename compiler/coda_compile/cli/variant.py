@@ -10,5 +10,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def variant_options(command: _Command) -> _Command:
     """Add ``--target`` and ``--precision``; without them the first variant that this machine can run is taken."""
-    command = click.option("--precision", "-p", metavar="NAME", help="Of the variant.  [default: any]")(command)
-    return click.option("--target", "-t", metavar="NAME", help="Of the variant.  [default: any that runs]")(command)
+    command = click.option(
+        "--precision", "-p", metavar="NAME", help="Use the variant of this precision.  [default: any]"
+    )(command)
+    return click.option(
+        "--target", "-t", metavar="NAME", help="Use the variant of this target.  [default: any that runs here]"
+    )(command)

@@ -1,4 +1,4 @@
-"""Accuracy of a bundle on somebody's labelled texts."""
+"""Accuracy of a bundle on labelled data."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from coda_targets import Bundle
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many texts a classifier labelled right.
+    """How many predictions of a classifier are correct.
 
     Attributes:
         name: of the file.

@@ -1,4 +1,4 @@
-"""How right a classifier is on somebody's texts, how well it tells others from them: a bundle beside its original."""
+"""Accuracy and out-of-distribution detection of a bundle on labelled data, beside its original model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from coda_targets.modalities.text import Text
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells texts of another kind, the positives, from known ones.
+    """How well a score separates out-of-distribution inputs, the positives, from in-distribution ones.
 
     Attributes:
         auroc: area under the ROC curve.
         aupr: average precision.
-        fpr95: share of known texts that score as high as 95 % of the others.
+        fpr95: share of in-distribution inputs that score as high as 95 % of the others.
     """
 
     auroc: float
@@ -34,14 +34,14 @@ class Separation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one set of texts.
+    """One model on one data set.
 
     Attributes:
         name: of the model.
-        accuracy: share of known texts that got their own label.
-        same: share of known texts that got the label that the first model gives.
-        separation: ``None`` where there is no score, or nothing to tell apart.
-        flagged: shares of the known texts and of the others that the threshold puts out, where there is one.
+        accuracy: share of in-distribution inputs that got their own label.
+        same: share of in-distribution inputs that got the label that the first model gives.
+        separation: ``None`` without a score or without out-of-distribution inputs.
+        flagged: shares of the in-distribution and the other inputs above the threshold, where there is one.
     """
 
     name: str
@@ -142,7 +142,7 @@ def _judged(name: str, answers: _Answers, labels: Sequence[str], first: Sequence
 
 
 def separate(known: Sequence[float], others: Sequence[float]) -> Separation:
-    """How well scores, higher for the others, tell the two apart."""
+    """How well scores separate the two; higher means out of distribution."""
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     truth = np.repeat([0, 1], [len(known), len(others)])

@@ -1,4 +1,4 @@
-"""Predictions for texts, batch by batch, with the words that each layer routed."""
+"""Predictions batch by batch, with the words that each layer routed."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Give every ``ai.coda`` operator in use its body of standard operators."""
+"""Attach the function body of every ``ai.coda`` operator in use."""
 
 from collections.abc import Sequence
 from typing import Any

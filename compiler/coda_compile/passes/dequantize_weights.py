@@ -1,4 +1,4 @@
-"""Int8 linear layers as runtimes know them that quantise activations themselves."""
+"""Int8 linear layers as ``DequantizeLinear`` and ``MatMul``, for runtimes that quantise activations themselves."""
 
 import numpy as np
 import onnx_ir as ir

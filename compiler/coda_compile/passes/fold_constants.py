@@ -1,4 +1,4 @@
-"""What a graph computes from constants alone becomes a constant."""
+"""Fold what a graph computes from constants alone."""
 
 import onnx_ir as ir
 from onnxscript import optimizer

@@ -1,4 +1,4 @@
-"""Bottlenecks with the residual sum behind them in one operator."""
+"""Fuse a bottleneck and the residual sum behind it."""
 
 from dataclasses import dataclass
 

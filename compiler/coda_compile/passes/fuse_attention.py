@@ -1,4 +1,4 @@
-"""Scores, mask, softmax and weighted sum of every head in one operator."""
+"""Fuse attention scores, mask, softmax and weighted sum of all heads."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Everything that is computed from ids before the first layer in one operator."""
+"""Fuse the lookups of words, types and positions, their sum and its layer norm."""
 
 from dataclasses import dataclass
 

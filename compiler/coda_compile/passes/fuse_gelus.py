@@ -1,4 +1,4 @@
-"""GELU in one operator with the bias, or the int8 linear layer, before it."""
+"""Fuse GELU with the bias, or the int8 linear layer, before it."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""A residual sum with the layer norm behind it in one operator."""
+"""Fuse a residual sum and the layer norm behind it."""
 
 from dataclasses import dataclass
 

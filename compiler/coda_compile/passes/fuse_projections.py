@@ -1,4 +1,4 @@
-"""Query, key and value of self-attention from one linear layer."""
+"""Fuse the query, key and value projections of self-attention into one linear layer."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The difference between tokens after and before a layer, scattered back in one operator."""
+"""Fuse the difference that a post-norm layer made to its tokens with the scatter behind it."""
 
 import onnx_ir as ir
 

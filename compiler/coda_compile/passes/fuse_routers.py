@@ -1,4 +1,4 @@
-"""A router's scores from the operator that reads the same tokens."""
+"""Fuse a router into the int8 adapter that reads the same tokens."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""What all fusions share: an attempt at every place, its outcome, and how often each outcome came.
+"""Base of fusions: they attempt every place, and count the outcomes.
 
 ``fuse_attention`` calls the rules of onnxscript's rewriter. The others match by hand: a rewrite rule finds a place or
 says nothing, and here most reasons to decline lie in the pattern itself (a sum that others read too, a weight that is

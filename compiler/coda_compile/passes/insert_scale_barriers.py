@@ -1,4 +1,4 @@
-"""A barrier between a quantised linear layer and a residual sum, where OpenVINO would move its scale behind the sum."""
+"""Keep OpenVINO from moving the scale of an int8 linear layer behind the residual sum that follows it."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""Int8 linear layers with a static scale of their activations, in the operators that every runtime knows."""
+"""Int8 linear layers with static activation scales as ``QuantizeLinear`` and ``DequantizeLinear``."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""LoRA's branches, merged into the weights that they adapt."""
+"""Merge LoRA branches into the weights that they adapt."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What came of one attempt to rewrite a place of a graph: a type, so that no ``None`` has to be read two ways."""
+"""The outcome of one attempt to rewrite a place of a graph, as a type, because ``None`` could mean two of them."""
 
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""Linear layers over the valid tokens of a ragged batch alone."""
+"""Run linear layers on the valid tokens of a ragged batch alone."""
 
 from collections.abc import Iterator
 

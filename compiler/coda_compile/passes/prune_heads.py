@@ -1,4 +1,4 @@
-"""Attention heads whose output is multiplied by 0 are not computed."""
+"""Remove attention heads whose output projection is 0."""
 
 import numpy as np
 import onnx_ir as ir

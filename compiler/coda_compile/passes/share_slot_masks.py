@@ -1,4 +1,4 @@
-"""One mask of the slots in use for all layers that route the same share of the tokens."""
+"""Compute once, for all layers of the same r, which slots are in use."""
 
 import onnx_ir as ir
 

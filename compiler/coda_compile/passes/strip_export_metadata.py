@@ -1,4 +1,4 @@
-"""Remove what the exporter notes about its own run."""
+"""Remove the metadata that the exporter writes about its own run."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""Which inputs of an operator hold tokens that it treats one by one, and who asks for no more than their number."""
+"""Which inputs of an operator it processes token by token, and which nodes read nothing but the number of tokens."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""What the output never reads is not computed: with first-token pooling the last layer needs one query."""
+"""With first-token pooling, compute one query in the last layer: the output reads no other."""
 
 import onnx_ir as ir
 

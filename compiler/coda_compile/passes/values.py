@@ -1,4 +1,4 @@
-"""What passes ask of values, and how they add constants and replace nodes."""
+"""Helpers of passes: queries on values, adding constants, replacing nodes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

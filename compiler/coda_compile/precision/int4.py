@@ -1,4 +1,4 @@
-"""int4: weights in four bits, blocks of input channels sharing a scale; activations and arithmetic stay float32."""
+"""int4: weights with a scale per block of input channels; activations and arithmetic stay float32."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,7 +13,7 @@ from coda_ops import matmul_nbits
 
 
 class Int4Linear(QuantisedLinear):
-    """In four bits: weight [outputs, blocks, 16] uint8, scale [outputs * blocks]."""
+    """Int4: weight [outputs, blocks, 16] uint8, scale [outputs * blocks]."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear, *matmul_nbits.quantise(linear.weight.detach().T))

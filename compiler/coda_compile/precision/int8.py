@@ -1,4 +1,4 @@
-"""int8: weights with a scale per output channel, activations with one per token, taken as they come."""
+"""int8: weights with a scale per output channel, activations with one per token, computed in the run."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,7 +13,7 @@ from coda_ops import int8_linear
 
 
 class Int8Linear(QuantisedLinear):
-    """In eight bits: weight [inputs, outputs] uint8."""
+    """Int8: weight [inputs, outputs] uint8."""
 
     quantises_input = True
 

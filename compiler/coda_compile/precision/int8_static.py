@@ -1,4 +1,4 @@
-"""int8-static: as int8, but the activations of a linear layer share a scale and a zero point, calibrated beforehand."""
+"""int8-static: as int8, but with one calibrated activation scale and zero point per linear layer."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from coda_ops import int8_static_linear
 
 
 class Int8StaticLinear(QuantisedLinear):
-    """In eight bits: weight [inputs, outputs] int8.
+    """Int8 with a static activation scale: weight [inputs, outputs] int8.
 
     Args:
         low, high: the range of the activations.

@@ -1,4 +1,4 @@
-"""Texts like those to come: what the ranges of activations, and gates, are measured on."""
+"""Calibration data: sequences on which activation ranges and gates are measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ _MOST = 128  # texts, spread over a longer file
 def inputs(
     calibration: Calibration | None, tokenizer: "PreTrainedTokenizerBase | None", signature: Signature
 ) -> Iterator[Mapping[str, Tensor]]:
-    """What a model takes, text by text, so that no padding is among it.
+    """The model's inputs, one sequence at a time, so without padding.
 
     Args:
         calibration: a CSV file with the column ``text``, and ``text_pair`` of pairs, or arrays by name;

@@ -1,4 +1,4 @@
-"""Fitting an out-of-distribution detector on known texts, to be compiled into the graph."""
+"""Fit an out-of-distribution detector on in-distribution examples, to be compiled into the graph."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def check(task: str, logits: LogitsInfo | None, labels: tuple[str, ...]) -> None
 def fit(
     model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase | None", method: str, data: Path
 ) -> OodDetector:
-    """A detector of texts unlike those of a file.
+    """Fit a detector on the examples of a file.
 
     Cosine and Mahalanobis are fitted on four fifths of the texts, drawn by a fixed seed, and take their threshold from
     the others; the other scores have nothing to fit and take it from all.

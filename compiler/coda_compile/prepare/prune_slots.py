@@ -1,4 +1,4 @@
-"""Slots whose gates stay under a threshold on texts like those to come, taken away before a model is exported."""
+"""Remove, before export, slots whose gates stay under a threshold on calibration data."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -90,9 +90,9 @@ def _dropped(routings: Sequence[Routing], ratio: Fraction) -> float:
 
 
 def _compare(old: CodaOutput, new: CodaOutput, each: bool) -> tuple[Tensor, Tensor]:
-    """Which answers are others now, and how far each of them moved. [answers] each
+    """Which predictions changed, and how far each moved. [predictions] each
 
-    An answer is the best label or, where ``each`` is right or wrong by itself, all that are more likely than not.
+    A prediction is the best label or, where ``each`` label is decided on its own, all that are more likely than not.
     """
     if old.logits is not None and new.logits is not None:
         if each:

@@ -1,4 +1,4 @@
-"""What was pruned from a model before it was exported, as report.json tells it. Loads no torch."""
+"""What was pruned before export, as stored in report.json. Loads no torch."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +23,7 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What was taken away, and what that changed on the texts.
+    """What was removed, and what that changed on the calibration data.
 
     Attributes:
         threshold: of the gates.

@@ -1,1 +1,1 @@
-"""The latency gate: did this bundle become slower than that one? First what is deterministic, then an A/B in turns."""
+"""The regression check: is one bundle slower than another? First deterministic facts, then an A/B test in turns."""

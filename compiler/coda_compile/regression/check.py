@@ -1,4 +1,4 @@
-"""check(): the whole gate on one page."""
+"""check(): compare facts, then time both bundles until an interval decides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class CheckResult:
     Attributes:
         verdict: with its exit code.
         reason: one sentence.
-        advice: what would help, where the gate cannot tell.
+        advice: what would help, where the check cannot tell.
         bundle, baseline: as the caller names them.
         by: the threshold, as a fraction.
         differences: deterministic ones, regressions first.
@@ -176,7 +176,7 @@ def explain_timing(timing: Timing) -> str:
 
 
 def advise(timing: Timing, machine: Machine, longest: int) -> tuple[str, ...]:
-    """What would help a gate that cannot tell, nearest first."""
+    """What would help a check that cannot tell, most effective first."""
     estimate = timing.estimate
     if estimate.verdict is not Verdict.CANNOT_TELL:
         return ()

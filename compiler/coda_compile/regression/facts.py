@@ -2,7 +2,7 @@
 
 A difference is a regression by itself where it cannot make a model faster:
 
-- multiply-adds, or bytes of the model's files, that grew by more than the threshold of the gate;
+- multiply-adds, or bytes of the model's files, that grew by more than the threshold;
 - a fused operator that stands in the graph less often, while the graph as a whole has more nodes. A lost fusion puts
   several nodes where one was; a graph that shrinks was fused better, or simply has less to do;
 - more nodes away from the target's preferred execution provider.

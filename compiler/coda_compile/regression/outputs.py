@@ -1,4 +1,4 @@
-"""What the gate found, for people, programs, test reports and GitHub."""
+"""The result of a check for the terminal, JSON, JUnit and GitHub."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The three answers of the gate."""
+"""The three verdicts of the regression check."""
 
 from enum import Enum
 

@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a bundle: how fast, why, how right, and what the routers do."""
+"""One self-contained HTML page about a bundle: latency, where the time goes, accuracy, routing."""

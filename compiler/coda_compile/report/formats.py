@@ -1,4 +1,4 @@
-"""Numbers as people read them: the same units and digits everywhere on the page."""
+"""Number formats: the same units and digits everywhere on the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Figures of the bundle itself: where its time goes, how exactly it computes, which words its layers route."""
+"""Figures of the bundle itself: time, parity with torch, routed words."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Assemble the page and write it, whole or not at all."""
+"""Assemble the page and write it atomically."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What the routers do with a text: words, layers, and how often each word took the heavy path."""
+"""Routing of one sequence: which layers routed each word."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a classifier's logits stand for: the names of its classes, and whether one of them holds, several, or none."""
+"""What a classifier's logits mean: class names, and whether it is single-label, multi-label or regression."""
 
 from collections.abc import Sequence
 from pathlib import Path

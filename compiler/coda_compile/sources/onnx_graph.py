@@ -1,4 +1,4 @@
-"""ONNX files of any exporter: encoders in float32 that nothing but their graph describes."""
+"""ONNX files of any exporter: float32 encoders known by their graph alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

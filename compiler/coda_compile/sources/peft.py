@@ -1,4 +1,4 @@
-"""Folders that PEFT saved: weights that an adapter changed are merged, prefixes and prompts become constants."""
+"""PEFT folders: changed weights are merged, prefixes and prompts become constants."""
 
 import warnings
 from pathlib import Path

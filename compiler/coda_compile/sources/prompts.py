@@ -1,4 +1,4 @@
-"""Prompts of sentence-transformers: whoever gives a text chooses one, so that none may go in front by itself."""
+"""Prompts of sentence-transformers: the caller chooses one, so a default prompt is refused."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What another library's own model computes, to hold a converted one against."""
+"""Reference outputs of another library's own model, to compare a converted one with."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def few_tokens(signature: Signature, *, padded: bool = False) -> dict[str, Tenso
 
 
 def answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Logits or, without a head, states."""
+    """Logits or, without a head, hidden states."""
     plain = {} if isinstance(model, CodaModel) else {"return_dict": True}  # some configurations ask for tuples
     with torch.inference_mode():
         output = model(**inputs, **plain)
@@ -35,7 +35,7 @@ def answers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def wanted_answers(model: Any, inputs: dict[str, Tensor], whose: str, what: str = "this model") -> Tensor:
-    """The answers of a library's own model.
+    """The outputs of a library's own model.
 
     Args:
         whose: the library's name.
@@ -53,7 +53,7 @@ def wanted_answers(model: Any, inputs: dict[str, Tensor], whose: str, what: str 
 
 
 def check_same(model: CodaModel, inputs: dict[str, Tensor], wanted: Tensor, whose: str) -> None:
-    """Compare a converted model's answers with those of its original, where there are tokens.
+    """Compare a converted model's outputs with those of its original, at valid tokens.
 
     Raises:
         CompileError: they differ.

@@ -1,4 +1,4 @@
-"""What sentence-transformers keeps beside a transformer: how texts are pooled, and what follows pooling."""
+"""sentence-transformers' configuration beside a transformer: pooling, and the modules after it."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath

@@ -1,4 +1,4 @@
-"""The modules behind a Pooling, as sentence-transformers saves them: a folder each."""
+"""The modules after pooling, as sentence-transformers saves them: one folder each."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many tokens texts are cut to: the smallest of what positions, tokenizer and sentence-transformers allow."""
+"""Truncation: the smallest length that positions, tokenizer and sentence-transformers allow."""
 
 from dataclasses import dataclass
 from pathlib import Path

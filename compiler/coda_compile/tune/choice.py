@@ -1,4 +1,4 @@
-"""choose(): precision, r and kernels by measuring accuracy and latency on somebody's own texts."""
+"""choose(): precision, r and kernels by measured accuracy and latency on the user's data."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

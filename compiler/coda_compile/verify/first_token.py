@@ -1,7 +1,7 @@
-"""Decisions under which every layer runs the first token, which routers may leave out.
+"""Routing decisions that send the first token through every layer.
 
-Where a task reads the first token alone, what attention does in the last layer counts only while that token is routed
-there. Routers may leave it out of any text, and no choice of texts says otherwise; so the decisions are given.
+Where a head reads the first token alone, attention in the last layer matters only if that token is routed there. No
+choice of inputs guarantees that, because routers may skip it. So verification also runs once with given decisions.
 """
 
 from collections.abc import Sequence

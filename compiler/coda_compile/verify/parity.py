@@ -2,7 +2,7 @@
 
 Two implementations may differ only where scores are closer than their arithmetic error. So scores are compared first,
 tightly; then the selected sets; then every differing slot is explained by its margin or refused; outputs come last.
-``allclose`` on outputs alone would either hide a bug or fail on a tie.
+``allclose`` on outputs alone would hide a bug or fail on a tie.
 """
 
 from collections.abc import Mapping, Sequence

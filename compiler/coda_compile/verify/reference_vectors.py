@@ -1,4 +1,4 @@
-"""Known inputs and outputs inside a bundle, so that it can be verified anywhere without torch.
+"""Reference inputs and outputs in a bundle, to verify it anywhere without torch.
 
 Tensors are laid out as ONNX's own test data are (``test_data_set_0/input_0.pb``, ``output_0.pb``); what the routers
 decided, and by which margins, stands in ``expected.json``; what a model gives where the first token is routed in every

@@ -1,4 +1,4 @@
-"""Torch's side of verification: what a model computes from the decisions of the compiled one."""
+"""torch's side of verification: replay the compiled model's routing decisions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a failed verification leaves behind: enough to reproduce it without the original model."""
+"""Files that reproduce a failed verification without the original model."""
 
 import os
 import shutil

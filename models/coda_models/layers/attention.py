@@ -1,4 +1,4 @@
-"""Multi-head attention over tokens that may have been gathered from anywhere in the text."""
+"""Multi-head attention over gathered tokens."""
 
 from collections.abc import Callable
 

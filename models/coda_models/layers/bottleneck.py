@@ -1,5 +1,5 @@
 """Adapters inside a layer, at the end of its sublayers: serial ones (Houlsby et al. 2019, Pfeiffer et al. 2021) and
-parallel ones (He et al. 2022), one or several behind each other."""
+parallel ones (He et al. 2022), one or several in sequence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Learned tokens in front of a text: prefixes that every layer attends to (Li and Liang 2021), and prompts among the
+"""Learned tokens before a sequence: prefixes that every layer attends to (Li and Liang 2021), and prompts among the
 embeddings (Lester et al. 2021; P-tuning, Liu et al. 2021)."""
 
 import inspect

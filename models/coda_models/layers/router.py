@@ -1,4 +1,4 @@
-"""The router: one vector a layer that scores tokens."""
+"""The router: one vector per layer that scores tokens."""
 
 import torch
 from torch import Tensor, nn

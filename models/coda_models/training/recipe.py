@@ -1,4 +1,4 @@
-"""The training recipe: the dense adapter first, then a light routed phase that starts from it and is taught by it."""
+"""The training recipe: first the dense adapter, then the routed model, which starts from it and distils it."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ _MARK = "epochs-of-fit.txt"
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of one training run.
+    """The parameters of one training phase.
 
     Attributes:
         epochs: passes over the training texts.

@@ -1,7 +1,7 @@
-"""Native CPU kernels of the ``ai.coda`` operators: where they are, and building them.
+"""Native CPU kernels of the ``ai.coda`` operators: finding and building the library.
 
-A bundle never needs them: its model carries function bodies of standard operators. Where onnxruntime has loaded this
-library, its kernels of those in ``OPERATORS`` take their place, in the same file and with the same results.
+A bundle does not need it: the model carries function bodies of standard operators. Once onnxruntime has loaded the
+library, its kernels replace the bodies of ``OPERATORS``, in the same file and with the same results.
 """
 
 import os

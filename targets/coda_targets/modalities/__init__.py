@@ -1,4 +1,4 @@
-"""What people give a model and get of it: one file a modality, found by the one that the signature names."""
+"""What users give a model and get from it: one file per modality, found by the one that the signature names."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module

@@ -89,7 +89,7 @@ class TextCodec:
         return Encoded({one.name: np.asarray(columns[one.name], dtype=one.dtype) for one in inputs}, encodings)
 
     def decode(self, outputs: Arrays, encoded: Encoded, *, raw: bool = False) -> list[dict[str, Any]]:
-        """One plain record a text, as transformers' pipelines score them.
+        """One prediction per sequence, with scores as in transformers' pipelines.
 
         ``label`` and ``score`` where one label is right or there is but one number, ``labels``, best first, where each
         is right or wrong by itself, ``tokens`` with a label and a score each, or an ``embedding``.

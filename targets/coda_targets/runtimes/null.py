@@ -1,4 +1,4 @@
-"""A target that runs nothing, so that tests of everything around a runtime need none."""
+"""A target that runs nothing, for tests of everything around a runtime."""
 
 from coda_targets.runtimes import Runtime
 

@@ -1,4 +1,4 @@
-"""Execution providers that come in a package of their own and register with onnxruntime when they are needed.
+"""Execution providers from packages of their own, registered with onnxruntime when needed.
 
 OpenVINO's is the one that targets use.
 """

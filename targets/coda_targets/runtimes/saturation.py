@@ -1,4 +1,4 @@
-"""Whether this processor multiplies bytes exactly."""
+"""Whether this processor multiplies int8 exactly, or saturates at 16 bits."""
 
 from coda_ops import cpu
 

@@ -113,7 +113,7 @@ def test_refusals_leave_nothing_behind(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-p", "auto"], "measures on texts of yours: give a CSV file with --data FILE"),
+        (["-p", "auto"], "measures on your data: give a CSV file with --data FILE"),
         (["--data", "x.csv"], "--data and --accuracy-budget are for --precision auto"),
         (["-p", "int8", "--accuracy-budget", "1"], "--data and --accuracy-budget are for --precision auto"),
         (["-p", "auto", "--data", "x.csv", "--accuracy-budget", "-1"], "-1.0 is not in the range"),
@@ -134,7 +134,7 @@ def test_auto_shows_what_it_chose_from(call: Call, checkpoint: Path, compiled: B
 
 
 def test_calibrated_activations(call: Call, checkpoint: Path, compiled: Bundle):
-    assert "go together" in call(str(checkpoint), "-p", "int8-static").refused()
+    assert "needs calibration data: give --calibrate" in call(str(checkpoint), "-p", "int8-static").refused()
     assert "is not calibrated: leave --calibrate out" in call(str(checkpoint), "--calibrate", "texts.csv").refused()
     assert list(Path.cwd().iterdir()) == []
     Path("texts.csv").write_text("text\ngood film\nbad plot w1 w2\n")

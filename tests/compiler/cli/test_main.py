@@ -93,7 +93,7 @@ def test_evaluate_shows_both_sides(call: Call, checkpoint: Path, compiled: Bundl
         (
             ["--data", "texts.csv", "--outside", "texts.csv", "--model", "x.pt"],
             2,
-            "takes what the bundle was fitted on",
+            "needs the data that the bundle was fitted on",
         ),
         (["--data", "strange.csv"], 1, "line 2 of strange.csv has the label 'LABEL_9': this model knows LABEL_0"),
     ],

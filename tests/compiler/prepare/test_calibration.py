@@ -49,7 +49,7 @@ def test_arrays_are_taken_as_they_are():
     assert list(calibration.inputs(None, None, TAKEN)) == []
 
 
-NEEDED = "^precision int8-static needs texts like those to come: give calibration$"
+NEEDED = "^precision int8-static needs calibration data: give calibration$"
 
 
 @pytest.mark.parametrize(

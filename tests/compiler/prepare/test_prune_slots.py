@@ -130,7 +130,7 @@ def test_what_cannot_be_pruned_is_said(tokenizer: PreTrainedTokenizerFast, tmp_p
     routed = tiny_coda("bert", CodaConfig(reduction=2))
     with pytest.raises(CodaError, match=r"calibration holds none: give some$"):
         prune_slots(routed, 0.1, [])
-    with pytest.raises(CodaError, match=r"^prune_gates looks at gates in texts like those to come: give them as"):
+    with pytest.raises(CodaError, match=r"^prune_gates measures gates on calibration data: give"):
         compile(routed, CompileOptions(prune_gates=0.1), output=tmp_path / "b")
     with pytest.raises(CodaError, match=r"^several tasks cannot be pruned together: leave prune_gates out, or compile"):
         compile(

@@ -1,1 +1,1 @@
-"""Torch modules that take the places of frozen layers, and putting them there."""
+"""Quantised torch modules that replace frozen layers."""

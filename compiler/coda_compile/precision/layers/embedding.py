@@ -1,4 +1,4 @@
-"""A table of embeddings in eight bits."""
+"""An int8 embedding table."""
 
 import torch
 import torch.nn.functional as F

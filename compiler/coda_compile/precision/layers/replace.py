@@ -1,4 +1,4 @@
-"""Where in a model the layers stand that a precision replaces, in place."""
+"""Replace the layers that a precision quantises, in place."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def replace_adapters(model: CodaModel, make: Callable[[nn.Linear], nn.Module]) -
 
 
 def quantise_embeddings(model: CodaModel) -> None:
-    """Quantise large tables of embeddings to eight bits.
+    """Quantise large embedding tables to int8.
 
     Raises:
         CompileError: a table that is not finite.
