@@ -50,7 +50,7 @@ class _Exported(nn.Module):
         names = model.signature.names
 
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            output = model(**dict(zip(names, inputs, strict=True)))
+            output = self.model(**dict(zip(names, inputs, strict=True)))
             return tuple(getattr(output, name) for name in self.outputs)
 
         parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]

@@ -84,7 +84,7 @@ def test_permissions_are_those_of_any_new_folder(tmp_path: Path):
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from coda_compile import replace_folder
+from coda_compile.bundling import replace_folder
 from coda_ops import files
 from tests.compiler.bundling.test_replace_folder import NEW, OLD, state, write_new
 

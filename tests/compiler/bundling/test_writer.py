@@ -20,7 +20,6 @@ import coda_compile.sources.torch_model
 import coda_compile.verify.against_torch
 from coda_compile import CompileOptions, compile
 from coda_compile.backends import get_backend
-from coda_compile.bundling import package
 from coda_compile.bundling.writer import check_output, replacing, write_tokenizer
 from coda_compile.errors import CompileError, CompileWarning, OutputError
 from coda_compile.passes import pass_name
@@ -255,13 +254,13 @@ def test_folder_of_another_manifest_is_refused_and_untouched(model, tmp_path: Pa
 
 @pytest.mark.usefixtures("quick")
 def test_file_put_into_the_older_bundle_meanwhile_survives(model, copied: Path, monkeypatch: pytest.MonkeyPatch):
-    write_config = package.write_config
+    write_config = coda_compile.pipeline.write_config
 
     def slow(*args: Any) -> None:
         write_config(*args)
         (copied / "notes.txt").write_text("precious")
 
-    monkeypatch.setattr(package, "write_config", slow)
+    monkeypatch.setattr(coda_compile.pipeline, "write_config", slow)
     before = contents(copied)
     with pytest.raises(OutputError, match=r"notes\.txt is not part of the bundle there"):
         compile(model, output=copied)

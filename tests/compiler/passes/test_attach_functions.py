@@ -46,6 +46,7 @@ def test_bodies_of_a_runtimes_own_take_the_place_of_everyones(raw: ir.Model):
     assert {name for name in names(raw) if written[raw][name] != written[other][name]} == {
         "Route",
         "TakeTokens",
+        "PutTokens",
     }
 
 

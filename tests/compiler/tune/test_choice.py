@@ -57,12 +57,12 @@ def test_reference_loses_nothing_and_the_chosen_one_is_compiled(
     assert all(c.right == c.same for c in choice.candidates)  # the labels are the reference's own answers
     assert choice.lost(choice.chosen) == 0
     assert choice.chosen.seconds == min(c.seconds for c in choice.candidates if c.right == len(TEXTS))
-    manifest = Bundle(tmp_path / "bundle").manifest
-    assert {layer.reduction for layer in manifest.layers} == {choice.chosen.reduction}
-    assert manifest.precision == choice.chosen.precision
+    chosen = Bundle(tmp_path / "bundle")
+    assert {layer.reduction for layer in chosen.manifest.layers} == {choice.chosen.reduction}
+    assert chosen.variant.precision == choice.chosen.precision
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     assert (choice.kernels is None) == (native.library() is None)
-    assert manifest.session.native == (choice.kernels is None or choice.kernels >= 1)
+    assert chosen.variant.session.native == (choice.kernels is None or choice.kernels >= 1)
 
 
 def test_with_texts_to_calibrate_with_static_activations_are_tried_too(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,6 @@ import coda_compile.sources.torch_model
 from coda_compile import compile
 from coda_compile.backends import get_backend
 from coda_compile.errors import VerificationError
-from coda_compile.export import save_onnx
 from coda_compile.verify.against_torch import reference, verify
 from coda_compile.verify.cases import cases, make_case
 from coda_compile.verify.reference_vectors import verify_bundle
@@ -173,13 +173,21 @@ def quick(once, monkeypatch: pytest.MonkeyPatch) -> None:
 def corrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the compiler write a wrong adapter."""
 
-    def save(compiled: ir.Model, path: Path) -> None:
-        save_onnx(compiled, path)
-        proto = onnx.load(str(path))
-        nudge("model.layers.0.adapter.up", 0.5)(proto)
-        onnx.save(proto, str(path))
+    change_saved(monkeypatch, nudge("model.layers.0.adapter.up", 0.5))
 
-    monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
+
+def change_saved(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None]) -> None:
+    """Let the compiler write something else than it made."""
+    save_variants = coda_compile.pipeline.save_variants
+
+    def save(folder: Path, variants: Any) -> Any:
+        (file,) = files = save_variants(folder, variants)
+        proto = onnx.load(str(file.path))
+        change(proto)
+        onnx.save(proto, str(file.path))
+        return files
+
+    monkeypatch.setattr(coda_compile.pipeline, "save_variants", save)
 
 
 @pytest.mark.usefixtures("quick")
@@ -204,13 +212,7 @@ def test_failed_compile_leaves_a_reproduction_and_no_bundle(model, tmp_path: Pat
 
 @pytest.mark.usefixtures("quick")
 def test_reproduction_of_wrong_outputs_prints_the_difference(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def save(compiled: ir.Model, path: Path) -> None:
-        save_onnx(compiled, path)
-        proto = onnx.load(str(path))
-        nudge("model.head.2.bias", 1.0)(proto)
-        onnx.save(proto, str(path))
-
-    monkeypatch.setattr(coda_compile.pipeline, "save_onnx", save)
+    change_saved(monkeypatch, nudge("model.head.2.bias", 1.0))
     with pytest.raises(VerificationError, match=r"logits differ by 1 "):
         compile(model, output=tmp_path / "b")
     script = tmp_path / "b-failed" / "reproduce.py"
