@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from onnx.defs import OpSchema
 
 
+FLOAT, FLOAT16 = "float", "float16"
+_HALF = (FLOAT, FLOAT16)  # of operators that graphs in float16 keep
+
+
 @dataclass(frozen=True)
 class QuantisedMatmul:
     """A matmul of an operator that quantises its input to int8 as it runs.
@@ -48,8 +52,10 @@ class Operator:
         token_inputs: indices of the inputs, [..., tokens, hidden size], that it treats token by token.
         weights: indices of the inputs that those tokens are multiplied by.
         quantised_matmuls: in the order in which they run.
-        attention: whether it mixes the tokens of a sequence, as many as its first input has.
-        native: whether the library of native kernels has one of it.
+        attention: whether it mixes the tokens of a sequence, for as many as its first input has.
+        types: what its tokens may be, as onnx names element types: what ``T`` of its schema allows. Function bodies and
+            every library of native kernels compute in all of them.
+        kernels: libraries of native kernels that have one of it, by their names in ``coda_ops.native.LIBRARIES``.
     """
 
     name: str
@@ -63,7 +69,8 @@ class Operator:
     weights: tuple[int, ...] = ()
     quantised_matmuls: tuple[QuantisedMatmul, ...] = ()
     attention: bool = False
-    native: bool = False
+    types: tuple[str, ...] = (FLOAT,)
+    kernels: tuple[str, ...] = ()
 
     def module(self) -> ModuleType:
         """The operator's file, with its torch operator and its schema registered."""
@@ -88,30 +95,53 @@ class Operator:
         return body
 
 
-_ADAPTER_MATMULS = (QuantisedMatmul(2, 1), QuantisedMatmul(5, 1, inside=True))
+_ON_CPUS = ("cpu",)
+_ON_EITHER = ("cpu", "cuda")
+_MATMULS_OF_TWO = (QuantisedMatmul(2, 1), QuantisedMatmul(5, 1, inside=True))
 
 OPERATORS = (
     Operator(
         "Route",
         "route",
-        bodies={"openvino": "openvino_body"},
+        bodies={"openvino": "openvino_body", "cuda": "cuda_body", "tensorrt": "tensorrt_body"},
         body_attributes=("iterations", "epsilon_start", "epsilon_decay", "epsilon_final"),
         torch="route",
-        native=True,
+        kernels=_ON_EITHER,
     ),
-    Operator("TakeTokens", "take_tokens", bodies={"openvino": "openvino_body"}, torch="take_tokens", native=True),
-    Operator("PutTokens", "put_tokens", bodies={"openvino": "openvino_body"}, torch="put_tokens", native=True),
-    Operator("PutDifference", "put_tokens", body="difference_body", native=True),
-    Operator("PackTokens", "pack_tokens", native=True),
-    Operator("UnpackTokens", "unpack_tokens", native=True),
-    Operator("EmbedNorm", "embed_norm", native=True),
-    Operator("Int8EmbedNorm", "embed_norm", body="int8_body", native=True),
-    Operator("AddNorm", "add_norm", token_inputs=(0, 1), native=True),
-    Operator("AddGelu", "add_gelu", token_inputs=(0,), native=True),
-    Operator("SelfAttention", "self_attention", attention=True, native=True),
-    Operator("Adapter", "adapter", torch="adapter", token_inputs=(0,), weights=(1, 3)),
-    Operator("AddAdapter", "add_adapter", token_inputs=(0, 1), weights=(2, 4), native=True),
-    Operator("AddSwishAdapter", "add_adapter", body="swish_body", token_inputs=(0, 1), weights=(2, 4), native=True),
+    Operator(
+        "TakeTokens",
+        "take_tokens",
+        bodies={"openvino": "openvino_body"},
+        torch="take_tokens",
+        types=_HALF,
+        kernels=_ON_EITHER,
+    ),
+    Operator(
+        "PutTokens",
+        "put_tokens",
+        bodies={"openvino": "openvino_body"},
+        torch="put_tokens",
+        types=_HALF,
+        kernels=_ON_EITHER,
+    ),
+    Operator("PutDifference", "put_tokens", body="difference_body", types=_HALF, kernels=_ON_EITHER),
+    Operator("BlendTokens", "put_tokens", body="blend_body", types=_HALF, kernels=_ON_CPUS),
+    Operator("SetTokens", "set_tokens", torch="set_tokens", types=_HALF, kernels=_ON_CPUS),
+    Operator("PackTokens", "pack_tokens", types=_HALF, kernels=_ON_CPUS),
+    Operator("UnpackTokens", "unpack_tokens", types=_HALF, kernels=_ON_CPUS),
+    Operator("EmbedNorm", "embed_norm", kernels=_ON_CPUS),
+    Operator("Int8EmbedNorm", "embed_norm", body="int8_body", kernels=_ON_CPUS),
+    Operator("AddNorm", "add_norm", token_inputs=(0, 1), kernels=_ON_CPUS),
+    Operator("AddGelu", "add_gelu", token_inputs=(0,), kernels=_ON_CPUS),
+    Operator("SelfAttention", "self_attention", attention=True, types=_HALF, kernels=_ON_CPUS),
+    Operator("KToAllAttention", "k_to_all_attention", attention=True, types=_HALF, kernels=_ON_CPUS),
+    Operator("CrossAttention", "k_to_all_attention", body="cross_body", attention=True, types=_HALF, kernels=_ON_CPUS),
+    Operator("Adapter", "adapter", torch="adapter", token_inputs=(0,), weights=(1, 3), types=_HALF),
+    Operator("AddAdapter", "add_adapter", token_inputs=(0, 1), weights=(2, 4), kernels=_ON_CPUS),
+    Operator(
+        "AddSwishAdapter", "add_adapter", body="swish_body", token_inputs=(0, 1), weights=(2, 4), kernels=_ON_CPUS
+    ),
+    Operator("AddLowRank", "add_low_rank", token_inputs=(0, 1), weights=(2, 3), kernels=_ON_CPUS),
     Operator(
         "Int8Linear",
         "int8_linear",
@@ -119,7 +149,7 @@ OPERATORS = (
         token_inputs=(0,),
         weights=(1,),
         quantised_matmuls=(QuantisedMatmul(1, 0),),
-        native=True,
+        kernels=_ON_CPUS,
     ),
     Operator(
         "Int8LinearGelu",
@@ -128,15 +158,15 @@ OPERATORS = (
         token_inputs=(0,),
         weights=(1,),
         quantised_matmuls=(QuantisedMatmul(1, 0),),
-        native=True,
+        kernels=_ON_CPUS,
     ),
     Operator(
         "Int8AddAdapter",
         "int8_add_adapter",
         token_inputs=(0, 1),
         weights=(2, 5),
-        quantised_matmuls=_ADAPTER_MATMULS,
-        native=True,
+        quantised_matmuls=_MATMULS_OF_TWO,
+        kernels=_ON_CPUS,
     ),
     Operator(
         "Int8RouterAdapter",
@@ -144,8 +174,25 @@ OPERATORS = (
         body="router_body",
         token_inputs=(0, 1),
         weights=(2, 5, 8),
-        quantised_matmuls=_ADAPTER_MATMULS,
-        native=True,
+        quantised_matmuls=_MATMULS_OF_TWO,
+        kernels=_ON_CPUS,
+    ),
+    Operator(
+        "Int8AddLowRank",
+        "int8_add_low_rank",
+        token_inputs=(0, 1),
+        weights=(2, 5),
+        quantised_matmuls=_MATMULS_OF_TWO,
+        kernels=_ON_CPUS,
+    ),
+    Operator(
+        "Int8RouterLowRank",
+        "int8_add_low_rank",
+        body="router_body",
+        token_inputs=(0, 1),
+        weights=(2, 5, 8),
+        quantised_matmuls=_MATMULS_OF_TWO,
+        kernels=_ON_CPUS,
     ),
     Operator(
         "Int8StaticLinear",

@@ -8,6 +8,7 @@ import onnx.parser
 from onnx.defs import OpSchema
 
 from coda_ops import DOMAIN, VERSION
+from coda_ops.catalogue import find_operator
 
 BODY_OPSET = 18  # the default-domain opset that every function body is written in
 
@@ -43,12 +44,14 @@ def schema(
     inputs: list[OpSchema.FormalParameter],
     outputs: list[OpSchema.FormalParameter],
     *,
-    floats: bool = True,
     attributes: list[OpSchema.Attribute] | None = None,
     domain: str = DOMAIN,
 ) -> OpSchema:
-    """A registered schema of a domain; ``T`` ranges over the floating-point tensors when ``floats`` is set."""
-    constraints = [("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "Activations.")] if floats else []
+    """A registered schema of an operator in the catalogue; ``T`` ranges over the types of its record."""
+    operator = find_operator(domain, name)
+    assert operator is not None
+    generic = any(one.type_str == "T" for one in inputs)
+    constraints = [("T", [f"tensor({one})" for one in operator.types], "Tokens.")] if generic else []
     return register(
         OpSchema(
             name,

@@ -31,7 +31,6 @@ SCHEMA = schema(
         *_REST,
     ],
     _OUT,
-    floats=False,
     attributes=_EPSILON,
 )
 
@@ -45,7 +44,6 @@ INT8_SCHEMA = schema(
         *_REST,
     ],
     _OUT,
-    floats=False,
     attributes=_EPSILON,
 )
 

@@ -10,7 +10,7 @@ from onnx.defs import OpSchema
 from coda_ops.domain import formal, function, schema
 from coda_ops.int8_linear import statements
 
-_INPUTS = [
+INPUTS = [
     formal("residual", "tensor(float)", "[..., width]"),
     formal("x", "tensor(float)", "[..., width]"),
     formal("down", "tensor(uint8)", "[width, bottleneck], with zero point 128."),
@@ -20,43 +20,43 @@ _INPUTS = [
     formal("up_scale", "tensor(float)", "[width]"),
     formal("up_bias", "tensor(float)", "[width]"),
 ]
-_OUTPUTS = [
+OUTPUTS = [
     formal("y", "tensor(float)", "[..., width]"),
     formal("hidden", "tensor(float)", "[..., bottleneck], what the second linear layer is given."),
 ]
-SCHEMA = schema("Int8AddAdapter", "y = residual + Int8Linear(relu(Int8Linear(x))).", _INPUTS, _OUTPUTS, floats=False)
+ROUTER = formal("router", "tensor(float)", "[width, 1]")
+SCORES = formal("scores", "tensor(float)", "[...], one for each token.")
+SCHEMA = schema("Int8AddAdapter", "y = residual + Int8Linear(relu(Int8Linear(x))).", INPUTS, OUTPUTS)
 ROUTER_SCHEMA = schema(
     "Int8RouterAdapter",
     "y = residual + Int8Linear(relu(Int8Linear(x))), scores = x · router.",
-    [*_INPUTS, formal("router", "tensor(float)", "[width, 1]")],
-    [*_OUTPUTS, formal("scores", "tensor(float)", "[...], one for each token.")],
-    floats=False,
+    [*INPUTS, ROUTER],
+    [*OUTPUTS, SCORES],
 )
 
 
 def body() -> onnx.FunctionProto:
     """The function body, standard operators only."""
-    return function(f"Int8AddAdapter ({_names(_INPUTS)}) => (y, hidden)", _statements())
+    return fused(SCHEMA, "Relu")
 
 
 def router_body() -> onnx.FunctionProto:
     """That of Int8RouterAdapter."""
-    return function(
-        f"Int8RouterAdapter ({_names(_INPUTS)}, router) => (y, hidden, scores)",
-        f"""{_statements()}
-        column = MatMul(x, router)
-        scores = Squeeze(column, last)""",
-    )
+    return fused(ROUTER_SCHEMA, "Relu")
 
 
-def _names(inputs: list[OpSchema.FormalParameter]) -> str:
-    return ", ".join(each.name for each in inputs)
-
-
-def _statements() -> str:
+def fused(of: OpSchema, activation: str) -> onnx.FunctionProto:
+    """The function body of a schema of this kind: two linear layers with an operator between them, and the sum."""
     constants, down = statements("x", "down", "down_scale", "down_bias", "low")
     _, up = statements("hidden", "up", "up_scale", "up_bias", "high")
-    return f"""{constants}{down}
-        hidden = Relu(low)
+    inputs, outputs = (", ".join(each.name for each in formals) for formals in (of.inputs, of.outputs))
+    scores = """
+        column = MatMul(x, router)
+        scores = Squeeze(column, last)"""
+    return function(
+        f"{of.name} ({inputs}) => ({outputs})",
+        f"""{constants}{down}
+        hidden = {activation}(low)
         {up}
-        y = Add(residual, high)"""
+        y = Add(residual, high){scores if len(of.outputs) > len(OUTPUTS) else ""}""",
+    )

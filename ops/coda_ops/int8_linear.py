@@ -86,11 +86,8 @@ SCHEMA = schema(
     "is not finite give NaN.",
     _INPUTS,
     _OUTPUTS,
-    floats=False,
 )
-GELU_SCHEMA = schema(
-    "Int8LinearGelu", "y = gelu(Int8Linear(x)), by the error function.", _INPUTS, _OUTPUTS, floats=False
-)
+GELU_SCHEMA = schema("Int8LinearGelu", "y = gelu(Int8Linear(x)), by the error function.", _INPUTS, _OUTPUTS)
 
 
 def body() -> onnx.FunctionProto:

@@ -118,7 +118,6 @@ SCHEMA = schema(
         formal("x_zero_point", "tensor(uint8)", "[]"),
     ],
     [formal("y", "tensor(float)", "[..., outputs]")],
-    floats=False,
 )
 
 

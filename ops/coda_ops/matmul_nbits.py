@@ -117,7 +117,6 @@ SCHEMA = schema(
         formal("scales", "tensor(float)", "[N * blocks]"),
     ],
     [formal("y", "tensor(float)", "[..., N]")],
-    floats=False,
     attributes=[
         OpSchema.Attribute(name, OpSchema.AttrType.INT, about, required=True) for name, about in _SIZES.items()
     ],

@@ -1,6 +1,7 @@
 """``ai.coda::PutTokens``: scatter gated updates back to the positions they were gathered from.
 
-``PutDifference`` scatters the difference of two sets of tokens; passes alone make it.
+``PutDifference`` scatters the difference of two sets of tokens, and ``BlendTokens`` that of tokens and what is there;
+passes alone make them.
 """
 
 from typing import Any
@@ -57,32 +58,54 @@ def put_tokens(base: Tensor, indices: Tensor, gates: Tensor, update: Tensor) -> 
     return result
 
 
+_SLOTS = [
+    formal("base", "T", "[batch, tokens, width]"),
+    formal("indices", "tensor(int64)", "[batch, slots]"),
+    formal("gates", "tensor(float)", "[batch, slots]"),
+]
+_NOW = formal("now", "T", "[batch, slots, width]")
+_OUTPUTS = [formal("out", "T", "[batch, tokens, width]")]
 SCHEMA = schema(
     "PutTokens",
     "Add gated updates: out[b, indices[b, j]] = base[b, indices[b, j]] + gates[b, j] * update[b, j]. Indices are "
     "distinct within a row; a slot with gate 0 writes nothing.",
-    [
-        formal("base", "T", "[batch, tokens, width]"),
-        formal("indices", "tensor(int64)", "[batch, slots]"),
-        formal("gates", "tensor(float)", "[batch, slots]"),
-        formal("update", "T", "[batch, slots, width]"),
-    ],
-    [formal("out", "T", "[batch, tokens, width]")],
+    [*_SLOTS, formal("update", "T", "[batch, slots, width]")],
+    _OUTPUTS,
 )
-
-
 DIFFERENCE_SCHEMA = schema(
     "PutDifference",
     "PutTokens whose update is now - before.",
-    [
-        formal("base", "T", "[batch, tokens, width]"),
-        formal("indices", "tensor(int64)", "[batch, slots]"),
-        formal("gates", "tensor(float)", "[batch, slots]"),
-        formal("now", "T", "[batch, slots, width]"),
-        formal("before", "T", "[batch, slots, width]"),
-    ],
-    [formal("out", "T", "[batch, tokens, width]")],
+    [*_SLOTS, _NOW, formal("before", "T", "[batch, slots, width]")],
+    _OUTPUTS,
 )
+BLEND_SCHEMA = schema(
+    "BlendTokens", "PutTokens whose update is now - base[b, indices[b, j]].", [*_SLOTS, _NOW], _OUTPUTS
+)
+
+
+def gathered(base: str) -> str:
+    """Statements of a body: ``old``, the tokens of ``base`` at ``indices``."""
+    return f"""
+        last = Constant <value_ints: ints = [-1]> ()
+        positions = Unsqueeze(indices, last)
+        old = GatherND <batch_dims: int = 1> ({base}, positions)"""
+
+
+def scattered(base: str, out: str) -> str:
+    """Statements behind those of ``gathered``: ``new`` in the places of ``old``; exact, as the indices are distinct."""
+    return f"""
+        zero = Constant <value_int: int = 0> ()
+        one = Constant <value_int: int = 1> ()
+        batch = Shape <start: int = 0, end: int = 1> (indices)
+        count = Squeeze(batch)
+        examples = Range(zero, count, one)
+        axes = Constant <value_ints: ints = [1, 2]> ()
+        column = Unsqueeze(examples, axes)
+        shape = Shape(positions)
+        each = Expand(column, shape)
+        where = Concat <axis: int = -1> (each, positions)
+        {out} = ScatterND({base}, where, new)"""
+
 
 _NEW = """
         none = Constant <value_float: float = 0.0> ()
@@ -93,28 +116,15 @@ _NEW = """
         sum = Add(old, weighted)
         new = Where(open, sum, old)"""
 _SIGNATURE = "PutTokens (base, indices, gates, update) => (out)"
-_BODY = f"""
-        last = Constant <value_ints: ints = [-1]> ()
-        positions = Unsqueeze(indices, last)
-        old = GatherND <batch_dims: int = 1> (base, positions)
+_OLD = gathered("base")
+_SCATTER = f"""
         {_NEW}
-
-        zero = Constant <value_int: int = 0> ()
-        one = Constant <value_int: int = 1> ()
-        batch = Shape <start: int = 0, end: int = 1> (indices)
-        rows_end = Squeeze(batch)
-        rows = Range(zero, rows_end, one)
-        rows_axes = Constant <value_ints: ints = [1, 2]> ()
-        rows_column = Unsqueeze(rows, rows_axes)
-        shape = Shape(positions)
-        rows_all = Expand(rows_column, shape)
-        where = Concat <axis: int = -1> (rows_all, positions)
-        out = ScatterND(base, where, new)"""
+        {scattered("base", "out")}"""
 
 
 def body() -> onnx.FunctionProto:
     """The function body: gather, add, scatter without a reduction, exact because the indices are distinct."""
-    return function(_SIGNATURE, _BODY)
+    return function(_SIGNATURE, _OLD + _SCATTER)
 
 
 def difference_body() -> onnx.FunctionProto:
@@ -123,7 +133,17 @@ def difference_body() -> onnx.FunctionProto:
         "PutDifference (base, indices, gates, now, before) => (out)",
         f"""
         update = Sub(now, before)
-        {_BODY}""",
+        {_OLD}{_SCATTER}""",
+    )
+
+
+def blend_body() -> onnx.FunctionProto:
+    """BlendTokens'."""
+    return function(
+        "BlendTokens (base, indices, gates, now) => (out)",
+        f"""{_OLD}
+        update = Sub(now, old)
+        {_SCATTER}""",
     )
 
 

@@ -4,7 +4,7 @@ msgspec is imported where a file is read, so that importing this module costs no
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Record = TypeVar("_Record", bound="DataclassInstance")
+_ADDED = "added"
+
+
+def added(default: Any) -> Any:
+    """A field that files of earlier releases do not hold: a closed file may lack it, and then means the default."""
+    return field(default=default, metadata={_ADDED: True})
 
 
 def record_json(record: "DataclassInstance") -> str:
@@ -42,7 +48,7 @@ def read_record(
         what: the file is, such as ``"benchmark result"``, for the message.
         remedy: what the user does about a file that cannot be read, such as ``"measure again"``.
         version: that its field ``schema_version`` must have; checked before anything else.
-        closed: whether the file has to hold every field of its dataclasses, and nothing else.
+        closed: whether the file has to hold every field of its dataclasses but those ``added``, and nothing else.
         error: to raise.
 
     Raises:
@@ -64,7 +70,7 @@ def read_record(
                 raise error(f"{path} has schema version {found!r}, this release reads a {what} of version {version}")
         record = msgspec.json.decode(content, type=kind)
         if closed:
-            _require_same_keys(msgspec.json.decode(content), asdict(record), f"{path} is damaged", remedy, error)
+            _require_same_keys(msgspec.json.decode(content), record, f"{path} is damaged", remedy, error)
         return record
     except msgspec.ValidationError as problem:
         reason, _, place = str(problem).partition(" - at `$")
@@ -75,14 +81,16 @@ def read_record(
 
 
 def _require_same_keys(plain: Any, known: Any, damaged: str, remedy: str, error: type[CodaError], at: str = "") -> None:
-    """Compare the keys of what a file holds with those of the record that was read from it."""
-    if isinstance(plain, dict):
+    """Compare the keys of what a file holds with the fields of the record that was read from it."""
+    if is_dataclass(known):
         where = f" in {at}" if at else ""
-        for name in sorted(plain.keys() ^ known.keys()):
-            what = f"unknown field `{name}`" if name in plain else f"object missing field `{name}`"
-            raise error(f"{damaged}: {what}{where}; {remedy}")
+        optional = {one.name: bool(one.metadata.get(_ADDED)) for one in fields(known)}
+        for name in sorted(plain.keys() ^ optional.keys()):
+            if not optional.get(name):
+                what = f"unknown field `{name}`" if name in plain else f"object missing field `{name}`"
+                raise error(f"{damaged}: {what}{where}; {remedy}")
         for name, value in plain.items():
-            _require_same_keys(value, known[name], damaged, remedy, error, f"{at}.{name}" if at else name)
-    elif isinstance(plain, list):
+            _require_same_keys(value, getattr(known, name), damaged, remedy, error, f"{at}.{name}" if at else name)
+    elif isinstance(known, (list, tuple)):
         for i, (value, other) in enumerate(zip(plain, known, strict=True)):
             _require_same_keys(value, other, damaged, remedy, error, f"{at}[{i}]")

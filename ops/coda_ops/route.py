@@ -170,7 +170,6 @@ SCHEMA = schema(
         formal("gates", "tensor(float)", "[batch, K] in [0, 1]."),
         formal("used", "tensor(bool)", "[batch, K], true for the slots in use."),
     ],
-    floats=False,
     attributes=[
         OpSchema.Attribute("numerator", OpSchema.AttrType.INT, "p of the reduction r = p/q.", required=True),
         OpSchema.Attribute("denominator", OpSchema.AttrType.INT, "q of the reduction r = p/q.", required=True),
@@ -182,10 +181,14 @@ SCHEMA = schema(
 )
 
 
-def _by_token(t: int, epsilon: float) -> str:
-    """Statements of one iteration: u and the bound b as above."""
+def _by_token(t: int, epsilon: float, wide: str) -> str:
+    """Statements of one iteration: u and the bound b as above.
+
+    Args:
+        wide: the type that is iterated in, in ONNX's text syntax.
+    """
     return f"""
-        e{t} = Constant <value = double {{{epsilon!r}}}> ()
+        e{t} = Constant <value = {wide} {{{epsilon!r}}}> ()
         x{t} = Div(u{t}, e{t})
         l{t} = ReduceLogSumExp <keepdims: int = 1> (x{t}, last)
         d{t} = Sub(l{t}, log_k)
@@ -193,11 +196,11 @@ def _by_token(t: int, epsilon: float) -> str:
         u{t + 1} = Min(s, b{t})"""
 
 
-def _by_row(t: int, epsilon: float) -> str:
+def _by_row(t: int, epsilon: float, wide: str) -> str:
     """The same with the bound alone: the highest u is m = min(0, b), so that nobody has to look for it."""
     return f"""
-        e{t} = Constant <value = double {{{epsilon!r}}}> ()
-        i{t} = Constant <value = double {{{1 / epsilon!r}}}> ()
+        e{t} = Constant <value = {wide} {{{epsilon!r}}}> ()
+        i{t} = Constant <value = {wide} {{{1 / epsilon!r}}}> ()
         v{t} = Sub(s, m{t})
         c{t} = Min(v{t}, none_wide)
         x{t} = Mul(c{t}, i{t})
@@ -208,6 +211,11 @@ def _by_row(t: int, epsilon: float) -> str:
         w{t} = Mul(d{t}, e{t})
         b{t} = Add(w{t}, m{t})
         m{t + 1} = Min(b{t}, none_wide)"""
+
+
+_ROW_START = """less_log_k = Neg(log_k)
+        m0 = Identity(none_wide)"""
+_FAR = 1 << 32  # tokens that no sequence has
 
 
 def body(iterations: int, epsilon_start: float, epsilon_decay: float, epsilon_final: float) -> onnx.FunctionProto:
@@ -221,14 +229,44 @@ def openvino_body(
 ) -> onnx.FunctionProto:
     """The same for OpenVINO, which makes fewer operators of it this way and, in float32, rounds less."""
     schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
-    start = """less_log_k = Neg(log_k)
-        m0 = Identity(none_wide)"""
-    return _body(schedule, start, _by_row)
+    return _body(schedule, _ROW_START, _by_row)
 
 
-def _body(schedule: Schedule, start: str, iteration: Callable[[int, float], str]) -> onnx.FunctionProto:
+def cuda_body(iterations: int, epsilon_start: float, epsilon_decay: float, epsilon_final: float) -> onnx.FunctionProto:
+    """The same for onnxruntime's CUDA provider, which keeps sizes in the host's memory: no kernel reads one, so that
+    nothing is copied to the device in a run and CUDA graphs can be captured."""
+    schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
+    far = f"far = Constant <value_int: int = {_FAR}> ()"
+    return _body(schedule, f"{_ROW_START}\n{far}", _by_row, far="far")
+
+
+def tensorrt_body(
+    iterations: int, epsilon_start: float, epsilon_decay: float, epsilon_final: float
+) -> onnx.FunctionProto:
+    """The same for TensorRT, which has no float64 and would compute in float32 without a word: what is verified
+    elsewhere then is what it runs."""
+    schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
+    return _body(schedule, _ROW_START, _by_row, wide="float")
+
+
+def _body(
+    schedule: Schedule,
+    start: str,
+    iteration: Callable[[int, float, str], str],
+    *,
+    far: str = "tokens",
+    wide: str = "double",
+) -> onnx.FunctionProto:
+    """The statements around an iteration.
+
+    Args:
+        start: statements before the first.
+        far: what the positions of unused slots are moved by, behind all others; at least the number of tokens.
+        wide: the type that is iterated in, in ONNX's text syntax.
+    """
     epsilons = schedule.epsilons()
-    iterate = "\n".join(iteration(t, epsilon) for t, epsilon in enumerate(epsilons))
+    iterate = "\n".join(iteration(t, epsilon, wide) for t, epsilon in enumerate(epsilons))
+    width = onnx.TensorProto.DataType.Value(wide.upper())
     final = len(epsilons) - 1
     return function(
         "Route <numerator, denominator, iterations, epsilon_start, epsilon_decay, epsilon_final>"
@@ -243,12 +281,12 @@ def _body(schedule: Schedule, start: str, iteration: Callable[[int, float], str]
         high = Constant <value_float: float = {LIMIT!r}> ()
         pad = Constant <value_float: float = {PADDING!r}> ()
         none = Constant <value_float: float = 0.0> ()
-        none_wide = Constant <value = double {{0.0}}> ()
+        none_wide = Constant <value = {wide} {{0.0}}> ()
         p_less = Sub(p, one)
 
         clamped = Clip(scores, low, high)
         saturated = Where(mask, clamped, pad)
-        wide = Cast <to: int = 11> (saturated)
+        wide = Cast <to: int = {width}> (saturated)
         highest = ReduceMax <keepdims: int = 1> (wide, last)
         s = Sub(wide, highest)
         ones = Cast <to: int = 7> (mask)
@@ -258,7 +296,7 @@ def _body(schedule: Schedule, start: str, iteration: Callable[[int, float], str]
         k = Div(nq_up, p)
 
         k_some = Max(k, one)
-        k_wide = Cast <to: int = 11> (k_some)
+        k_wide = Cast <to: int = {width}> (k_some)
         log_k = Log(k_wide)
         {start}
         {iterate}
@@ -280,10 +318,10 @@ def _body(schedule: Schedule, start: str, iteration: Callable[[int, float], str]
         first = Squeeze(slots)
         ranks = Range(zero, first, one)
         used = Less(ranks, k)
-        behind = Add(ranked, tokens)
+        behind = Add(ranked, {far})
         keys = Where(used, ranked, behind)
         ascending, order = TopK <axis: int = -1, largest: int = 0, sorted: int = 1> (keys, slots)
-        indices = Mod(ascending, tokens)
+        indices = Mod(ascending, {far})
         picked = GatherElements <axis: int = 1> (all_gates, indices)
         gates = Where(used, picked, none)""",
     )

@@ -9,6 +9,10 @@ from onnx.defs import OpSchema
 from coda_ops import RUNTIME_DOMAIN
 from coda_ops.domain import formal, function, schema
 
+ATTRIBUTES = [  # of every attention
+    OpSchema.Attribute("num_heads", OpSchema.AttrType.INT, "Heads, which share the width.", required=True),
+    OpSchema.Attribute("scale", OpSchema.AttrType.FLOAT, "Of the scores.", required=True),
+]
 SCHEMA = schema(
     "SelfAttention",
     "softmax(query · keyᵀ * scale + bias) · value in every head, of queries, keys and values that lie side by side.",
@@ -17,10 +21,7 @@ SCHEMA = schema(
         formal("bias", "T", "[batch, 1, 1, tokens], of the keys."),
     ],
     [formal("out", "T", "[batch, tokens, width]")],
-    attributes=[
-        OpSchema.Attribute("num_heads", OpSchema.AttrType.INT, "Heads, which share the width.", required=True),
-        OpSchema.Attribute("scale", OpSchema.AttrType.FLOAT, "Of the scores.", required=True),
-    ],
+    attributes=ATTRIBUTES,
 )
 
 

@@ -1,5 +1,6 @@
 """A model of one ai.coda node that carries its function body, run on onnxruntime."""
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -8,6 +9,7 @@ from onnx import helper, numpy_helper
 from coda_ops import DOMAIN, VERSION, cpu, native
 from coda_ops.domain import BODY_OPSET
 
+CPU_KERNELS = native.LIBRARIES["cpu"].path
 needs_int8_kernels = pytest.mark.skipif(
     native.library() is None or not cpu.allowed("avx2"), reason="no native kernel multiplies bytes here"
 )
@@ -33,6 +35,8 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
     names = list(body.output)
     node = helper.make_node(body.name, list(inputs), names, domain=DOMAIN, **(attributes or {}))
     types = {"indices": onnx.TensorProto.INT64, "used": onnx.TensorProto.BOOL}
+    half = any(array.dtype == np.float16 for array in inputs.values())
+    tokens = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [node],
         "one_node",
@@ -48,7 +52,7 @@ def open_node(body, inputs, attributes=None, library=None, threads=1, constants=
         [
             helper.make_tensor_value_info(
                 name,
-                types.get(name, onnx.TensorProto.FLOAT),
+                types.get(name, tokens),
                 [f"{name}_{axis}" for axis in range(_rank(body.name, name, next(iter(inputs.values())).ndim))],
             )
             for name in names

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
 from coda_ops import DOMAIN, add_adapter, native
 
-libraries = [None] if native.library() is None else [None, native.LIBRARY]
+libraries = [None] if native.library() is None else [None, CPU_KERNELS]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 BODIES = {"AddAdapter": add_adapter.body, "AddSwishAdapter": add_adapter.swish_body}
 
@@ -59,17 +59,17 @@ def test_body_and_kernel_are_the_oracle(
 def test_company_and_threads_change_nothing(operator: str, width: int, bottleneck: int):
     given_ = drawn(3, (3, 71), width, bottleneck)
     body = BODIES[operator]()
-    one, four = (run_node(body, given_, None, native.LIBRARY, threads)[0] for threads in (1, 4))
+    one, four = (run_node(body, given_, None, CPU_KERNELS, threads)[0] for threads in (1, 4))
     assert one.tobytes() == four.tobytes()
     alone = {name: array[1:2, 5:6] if name in ("residual", "x") else array for name, array in given_.items()}
-    assert run_node(body, alone, None, native.LIBRARY)[0].tobytes() == one[1:2, 5:6].tobytes()
+    assert run_node(body, alone, None, CPU_KERNELS)[0].tobytes() == one[1:2, 5:6].tobytes()
 
 
 @needs_kernels
 def test_the_residual_may_be_what_it_reads():
     given_ = drawn(4, (2, 40), 64, 16)
     given_["residual"] = given_["x"]
-    found = run_node(add_adapter.body(), given_, None, native.LIBRARY)[0]
+    found = run_node(add_adapter.body(), given_, None, CPU_KERNELS)[0]
     np.testing.assert_allclose(found, oracle("AddAdapter", **given_), rtol=0, atol=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_shapes_that_do_not_fit_are_refused(name: str):
     given_[name] = given_[name][..., :2]
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="AddAdapter: residual and x must be"):
-        run_node(add_adapter.body(), given_, None, native.LIBRARY)
+        run_node(add_adapter.body(), given_, None, CPU_KERNELS)
 
 
 @pytest.mark.parametrize("library", libraries)

@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
 from coda_ops import DOMAIN, add_norm, native
 
-libraries = [None] if native.library() is None else [None, native.LIBRARY]
+libraries = [None] if native.library() is None else [None, CPU_KERNELS]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 
 
@@ -54,9 +54,7 @@ def test_the_schema_is_registered():
 @needs_kernels
 def test_threads_share_many_rows():
     given_ = arrays(0, (4, 130, 384))
-    one, four = (
-        run_node(add_norm.body(), given_, {"epsilon": 1e-12}, native.LIBRARY, threads)[0] for threads in (1, 4)
-    )
+    one, four = (run_node(add_norm.body(), given_, {"epsilon": 1e-12}, CPU_KERNELS, threads)[0] for threads in (1, 4))
     assert one.tobytes() == four.tobytes()
     np.testing.assert_allclose(one, oracle(**given_, epsilon=1e-12), rtol=0, atol=1e-5)
 
@@ -68,4 +66,4 @@ def test_shapes_that_do_not_fit_are_refused(name: str):
     given_[name] = given_[name][..., :4]
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="AddNorm: x and y must be"):
-        run_node(add_norm.body(), given_, {"epsilon": 1e-12}, native.LIBRARY)
+        run_node(add_norm.body(), given_, {"epsilon": 1e-12}, CPU_KERNELS)

@@ -6,13 +6,13 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
 from coda_ops import DOMAIN, native
 from coda_ops.embed_norm import body, int8_body
 
 EPSILON = {"epsilon": 1e-5}
-libraries = [None] if native.library() is None else [None, native.LIBRARY]
+libraries = [None] if native.library() is None else [None, CPU_KERNELS]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 
 
@@ -79,7 +79,7 @@ def test_one_id_may_serve_all_tokens(library: str | None, name: str):
 @needs_kernels
 def test_threads_share_many_tokens():
     given_ = arrays(1, 4, 130, 384, quantised=True)
-    one, four = (run_node(int8_body(), given_, EPSILON, native.LIBRARY, threads)[0] for threads in (1, 4))
+    one, four = (run_node(int8_body(), given_, EPSILON, CPU_KERNELS, threads)[0] for threads in (1, 4))
     assert one.tobytes() == four.tobytes()
 
 
@@ -112,7 +112,7 @@ def test_shapes_that_do_not_fit_are_refused(name: str, wrong: np.ndarray):
     given_ = arrays(3, 2, 5, 8, quantised=True) | {name: wrong}
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="Int8EmbedNorm: tables must be"):
-        run_node(int8_body(), given_, EPSILON, native.LIBRARY)
+        run_node(int8_body(), given_, EPSILON, CPU_KERNELS)
 
 
 def test_the_schemas_are_registered():

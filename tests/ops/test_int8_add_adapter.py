@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.ops.one_node import needs_int8_kernels, open_node
+from tests.ops.one_node import CPU_KERNELS, needs_int8_kernels, open_node
 from tests.ops.test_add_adapter import drawn, libraries, needs_kernels
 
-from coda_ops import DOMAIN, int8_add_adapter, int8_linear, native
+from coda_ops import DOMAIN, int8_add_adapter, int8_linear
 
 
 def quantised(seed: int, lead: tuple[int, ...], width: int, bottleneck: int) -> dict[str, np.ndarray]:
@@ -69,11 +69,11 @@ def test_what_is_no_number_stays_in_its_row(value: float, library: Any):
 @needs_kernels
 def test_company_and_threads_change_nothing():
     given_ = quantised(8, (3, 71), 64, 24)
-    one, four = (run(given_, native.LIBRARY, threads) for threads in (1, 4))
+    one, four = (run(given_, CPU_KERNELS, threads) for threads in (1, 4))
     for a, b in zip(one, four, strict=True):
         assert a.tobytes() == b.tobytes()
     alone = {name: array[2:3] if name in ("residual", "x") else array for name, array in given_.items()}
-    assert run(alone, native.LIBRARY)[0].tobytes() == one[0][2:3].tobytes()
+    assert run(alone, CPU_KERNELS)[0].tobytes() == one[0][2:3].tobytes()
 
 
 @pytest.mark.parametrize("library", libraries)
@@ -95,7 +95,7 @@ def test_with_a_router_it_is_the_adapter_and_the_scores(
 @needs_kernels
 def test_scores_do_not_depend_on_threads():
     given_ = {**quantised(8, (3, 71), 64, 24), "router": np.ones((64, 1), np.float32)}
-    one, four = (run(given_, native.LIBRARY, threads) for threads in (1, 4))
+    one, four = (run(given_, CPU_KERNELS, threads) for threads in (1, 4))
     assert [a.tobytes() for a in one] == [b.tobytes() for b in four]
 
 
@@ -103,7 +103,7 @@ def test_scores_do_not_depend_on_threads():
 def test_a_router_of_another_width_is_refused():
     given_ = {**quantised(8, (3, 7), 64, 24), "router": np.ones((63, 1), np.float32)}
     with pytest.raises(Exception, match=r"router must be \[width, 1\]"):
-        run(given_, native.LIBRARY)
+        run(given_, CPU_KERNELS)
 
 
 def test_the_schemas_are_registered():

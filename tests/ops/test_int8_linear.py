@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import needs_int8_kernels, open_node
+from tests.ops.one_node import CPU_KERNELS, needs_int8_kernels, open_node
 
 from coda_ops import DOMAIN, native
 from coda_ops.int8_linear import body, gelu_body, int8_linear, quantise
@@ -23,7 +23,7 @@ def library(request, monkeypatch):
         return None
     if request.param:
         monkeypatch.setenv("CODA_ISA", request.param)
-    return native.LIBRARY
+    return CPU_KERNELS
 
 
 def oracle(x, weight, scale, bias):
@@ -154,12 +154,12 @@ def test_opcheck_and_schema():
 def test_the_kernel_refuses_what_does_not_fit():
     x, weight, scale, bias = drawn(3)
     with pytest.raises(Exception, match=r"weight must be \[inputs, outputs\], scale and bias \[outputs\]"):
-        node((x, weight, scale[:-1], bias), native.LIBRARY)
+        node((x, weight, scale[:-1], bias), CPU_KERNELS)
     with pytest.raises(Exception, match=r"x must be \[\.\.\., inputs\]"):
-        node((x[:, :-1], weight, scale, bias), native.LIBRARY)
+        node((x[:, :-1], weight, scale, bias), CPU_KERNELS)
     inputs = dict(zip(("x", "weight", "scale", "bias"), (x, weight, scale, bias), strict=True))
     with pytest.raises(Exception, match="must be constants"):
-        open_node(body(), inputs, library=native.LIBRARY)
+        open_node(body(), inputs, library=CPU_KERNELS)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import open_node, route_attributes, run_node
+from tests.ops.one_node import CPU_KERNELS, open_node, route_attributes, run_node
 
 from coda_ops import add_gelu, add_norm, cpu, embed_norm, native, put_tokens, route, take_tokens
 from coda_ops.native import KernelError
@@ -37,7 +37,7 @@ class Both:
         schedule = route.Schedule(final=final)
         self.portable, self.kernel = (
             open_node(route.body(*astuple(schedule)), like, route_attributes(Fraction(reduction), schedule), library)
-            for library in (None, native.LIBRARY)
+            for library in (None, CPU_KERNELS)
         )
 
     def compare(self, scores, mask):
@@ -118,7 +118,7 @@ def test_an_answer_does_not_depend_on_threads():
             route.body(*astuple(schedule)),
             {"scores": scores, "mask": mask},
             route_attributes(Fraction(4), schedule),
-            native.LIBRARY,
+            CPU_KERNELS,
             threads,
         )
         for threads in (1, 4)
@@ -143,17 +143,17 @@ def test_take_and_put_are_their_bodies(seed, batch, tokens, width, data):
     count = data.draw(st.integers(0, tokens))
     base, indices, gates, update = slots(seed, batch, tokens, count, width)
     inputs = {"x": base, "indices": indices}
-    (taken,), (wanted,) = (run_node(take_tokens.body(), inputs, library=x) for x in (native.LIBRARY, None))
+    (taken,), (wanted,) = (run_node(take_tokens.body(), inputs, library=x) for x in (CPU_KERNELS, None))
     np.testing.assert_array_equal(taken, wanted)
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
-    (out,), (wanted,) = (run_node(put_tokens.body(), inputs, library=x) for x in (native.LIBRARY, None))
+    (out,), (wanted,) = (run_node(put_tokens.body(), inputs, library=x) for x in (CPU_KERNELS, None))
     np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-6)  # a fused multiply-add rounds once
     untouched = np.ones(base.shape[:2], bool)
     np.put_along_axis(untouched, indices, gates == 0, axis=1)
     assert out[untouched].tobytes() == base[untouched].tobytes()
     before = np.random.default_rng(seed).normal(size=update.shape).astype(np.float32)
     inputs = {"base": base, "indices": indices, "gates": gates, "now": update, "before": before}
-    (out,), (wanted,) = (run_node(put_tokens.difference_body(), inputs, library=x) for x in (native.LIBRARY, None))
+    (out,), (wanted,) = (run_node(put_tokens.difference_body(), inputs, library=x) for x in (CPU_KERNELS, None))
     np.testing.assert_allclose(out, wanted, rtol=0, atol=2e-6)
     assert out[untouched].tobytes() == base[untouched].tobytes()
 
@@ -166,7 +166,7 @@ def test_a_closed_gate_writes_nothing_and_large_texts_are_shared_among_threads()
     given_ = inputs | {"now": update, "before": np.ones_like(update)}
     del given_["update"]
     for made, arrays in ((put_tokens.body(), inputs), (put_tokens.difference_body(), given_)):
-        (one,), (four,) = (run_node(made, arrays, library=native.LIBRARY, threads=n) for n in (1, 4))
+        (one,), (four,) = (run_node(made, arrays, library=CPU_KERNELS, threads=n) for n in (1, 4))
         assert np.isfinite(one).all()
         assert one.tobytes() == four.tobytes()
 
@@ -185,13 +185,13 @@ def test_put_leaves_a_base_that_others_read_alone():
     }}"""
     model = onnx.parser.parse_model(text)
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(native.LIBRARY))
+    options.register_custom_ops_library(str(CPU_KERNELS))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     base, indices, gates, update = slots(1, 2, 12, 5, 8)
     out, kept = session.run(None, {"x": -base, "indices": indices, "gates": gates, "update": update})
     np.testing.assert_array_equal(kept, np.abs(base))
     (wanted,) = run_node(
-        put_tokens.body(), {"base": base, "indices": indices, "gates": gates, "update": update}, library=native.LIBRARY
+        put_tokens.body(), {"base": base, "indices": indices, "gates": gates, "update": update}, library=CPU_KERNELS
     )
     np.testing.assert_array_equal(out, wanted)
 
@@ -202,10 +202,10 @@ def test_an_index_outside_of_the_text_is_refused(bad):
     base, indices, gates, update = slots(2, 2, 12, 5, 8)
     indices[1, 3] = bad
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
-        run_node(take_tokens.body(), {"x": base, "indices": indices}, library=native.LIBRARY)
+        run_node(take_tokens.body(), {"x": base, "indices": indices}, library=CPU_KERNELS)
     inputs = {"base": base, "indices": indices, "gates": gates, "update": update}
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="outside of the sequence"):
-        run_node(put_tokens.body(), inputs, library=native.LIBRARY)
+        run_node(put_tokens.body(), inputs, library=CPU_KERNELS)
 
 
 @needs_kernels
@@ -213,27 +213,45 @@ def test_shapes_that_do_not_fit_are_refused():
     base, indices, gates, update = slots(3, 2, 12, 5, 8)
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="TakeTokens: x must be"):
-        run_node(take_tokens.body(), {"x": base, "indices": indices[:1]}, library=native.LIBRARY)
+        run_node(take_tokens.body(), {"x": base, "indices": indices[:1]}, library=CPU_KERNELS)
     for wrong in ({"gates": gates[:, :4]}, {"update": update[..., :7]}, {"indices": indices[:1]}):
         inputs = {"base": base, "indices": indices, "gates": gates, "update": update, **wrong}
         with pytest.raises(fails, match="PutTokens: base must be"):
-            run_node(put_tokens.body(), inputs, library=native.LIBRARY)
+            run_node(put_tokens.body(), inputs, library=CPU_KERNELS)
     for wrong in ({"now": update[:, :4]}, {"before": update[..., :7]}):
         inputs = {"base": base, "indices": indices, "gates": gates, "now": update, "before": update, **wrong}
         with pytest.raises(fails, match="PutDifference: base must be"):
-            run_node(put_tokens.difference_body(), inputs, library=native.LIBRARY)
+            run_node(put_tokens.difference_body(), inputs, library=CPU_KERNELS)
     with pytest.raises(fails, match="scores and mask must both be"):
         run_node(
             route.body(*astuple(route.Schedule())),
             {"scores": np.zeros((2, 5), np.float32), "mask": np.ones((2, 4), bool)},
             route_attributes(Fraction(2), route.Schedule()),
-            native.LIBRARY,
+            CPU_KERNELS,
         )
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"denominator": 3}, "r = numerator / denominator must be at least 1"),
+        ({"denominator": 0}, "r = numerator / denominator must be at least 1"),
+        ({"iterations": 0}, "iterations must be 1 to 1000"),
+        ({"epsilon_final": 0.0}, "epsilons and their decay must be above 0"),
+        ({"epsilon_start": math.inf}, "epsilons and their decay must be above 0"),
+    ],
+)
+def test_attributes_that_make_no_sense_are_refused(wrong, message):
+    inputs = {"scores": np.zeros((1, 4), np.float32), "mask": np.ones((1, 4), bool)}
+    attributes = {**route_attributes(Fraction(2), route.Schedule()), **wrong}
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException, match=f"Route: {message}"):
+        open_node(route.body(*astuple(route.Schedule())), inputs, attributes, CPU_KERNELS)
 
 
 def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CODA_KERNELS", "portable")
-    assert native.library() is None
+    assert [native.library(name) for name in native.LIBRARIES] == [None, None]
     monkeypatch.setenv("CODA_KERNELS", "fast")
     with pytest.raises(KernelError, match=r"^CODA_KERNELS is 'fast': set it to auto or portable$"):
         native.library()
@@ -244,12 +262,12 @@ def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch):
 def test_a_lesser_machine_is_one_that_is_known(monkeypatch):
     inputs = {"x": np.ones((1, 4), np.float32), "bias": np.zeros(4, np.float32)}
     monkeypatch.setenv("CODA_ISA", "baseline")
-    open_node(add_gelu.body(), inputs, library=native.LIBRARY)
+    open_node(add_gelu.body(), inputs, library=CPU_KERNELS)
     monkeypatch.setenv("CODA_ISA", "avx3")
     with pytest.raises(
         Exception, match=r"CODA_ISA=avx3 is unknown: use baseline avx2 avx-vnni avx512 avx512-vnni amx-int8"
     ):
-        open_node(add_gelu.body(), inputs, library=native.LIBRARY)
+        open_node(add_gelu.body(), inputs, library=CPU_KERNELS)
 
 
 def bytes_of_loops() -> dict[str, str]:
@@ -277,9 +295,10 @@ def bytes_of_loops() -> dict[str, str]:
         "EmbedNorm": (embed_norm.body(), {"words": rows["words"], **looked_up}, {"epsilon": 1e-5}),
         "Int8EmbedNorm": (embed_norm.int8_body(), {**bytes_, **looked_up}, {"epsilon": 1e-5}),
         "PutTokens": (put_tokens.body(), {**put, "update": update}, None),
+        "BlendTokens": (put_tokens.blend_body(), {**put, "now": update}, None),
         "PutDifference": (put_tokens.difference_body(), {**put, "now": update, "before": -update}, None),
     }
-    return {name: run_node(*node, native.LIBRARY)[0].tobytes().hex() for name, node in nodes.items()}
+    return {name: run_node(*node, CPU_KERNELS)[0].tobytes().hex() for name, node in nodes.items()}
 
 
 @needs_kernels
@@ -325,9 +344,9 @@ def test_what_building_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(native.compiler() is None or shutil.which("cmake") is None, reason="needs a compiler and CMake")
 def test_a_failed_build_leaves_the_library_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    kept = tmp_path / native.LIBRARY.name
+    kept = tmp_path / CPU_KERNELS.name
     kept.write_text("an older one")
-    monkeypatch.setattr(native, "LIBRARY", kept)
+    monkeypatch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", "CPUs", kept))
     with pytest.raises(KernelError, match=r"^native kernels cannot be built, cmake says: .*wrong headers"):
         native.build_kernels(headers(tmp_path / "include", "#error wrong headers\n"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coda_ops.so", "include"]

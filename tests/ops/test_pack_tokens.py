@@ -6,12 +6,12 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
 from coda_ops import DOMAIN, native
 from coda_ops.pack_tokens import body
 
-libraries = [None] if native.library() is None else [None, native.LIBRARY]
+libraries = [None] if native.library() is None else [None, CPU_KERNELS]
 
 
 def ragged(seed: int, batch: int, tokens: int, width: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def test_the_schema_is_registered():
 @pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 def test_threads_share_large_batches():
     x, used = ragged(0, 8, 300, 384, 0.6)
-    one, four = (run_node(body(), {"x": x, "used": used}, None, native.LIBRARY, n)[0] for n in (1, 4))
+    one, four = (run_node(body(), {"x": x, "used": used}, None, CPU_KERNELS, n)[0] for n in (1, 4))
     assert one.tobytes() == four.tobytes() == oracle(x, used).tobytes()
 
 
@@ -51,4 +51,4 @@ def test_shapes_that_do_not_fit_are_refused():
     x, used = ragged(0, 2, 5, 4, 0.5)
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="PackTokens: x must be"):
-        run_node(body(), {"x": x, "used": used[:, :4]}, library=native.LIBRARY)
+        run_node(body(), {"x": x, "used": used[:, :4]}, library=CPU_KERNELS)

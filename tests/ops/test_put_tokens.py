@@ -4,14 +4,17 @@ import math
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
-from coda_ops import DOMAIN
-from coda_ops.put_tokens import body, difference_body, openvino_body, put_tokens
+from coda_ops import DOMAIN, native
+from coda_ops.put_tokens import blend_body, body, difference_body, openvino_body, put_tokens
+
+LIBRARIES = [None] if native.library() is None else [None, CPU_KERNELS]
 
 
 def oracle(base, indices, gates, update):
@@ -37,8 +40,8 @@ def put(*arrays):
     return put_tokens(*map(torch.tensor, arrays)).numpy()
 
 
-def in_onnx(make, arrays):
-    return run_node(make(), dict(zip(make().input, arrays, strict=True)))[0]
+def in_onnx(make, arrays, library=None, threads=1):
+    return run_node(make(), dict(zip(make().input, arrays, strict=True)), library=library, threads=threads)[0]
 
 
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 9), st.data())
@@ -105,8 +108,7 @@ def test_opcheck():
 
 
 def test_the_schemas_are_registered():
-    assert onnx.defs.has("PutTokens", DOMAIN)
-    assert onnx.defs.has("PutDifference", DOMAIN)
+    assert all(onnx.defs.has(name, DOMAIN) for name in ("PutTokens", "PutDifference", "BlendTokens"))
 
 
 @pytest.mark.parametrize("make", [body, openvino_body])
@@ -125,3 +127,58 @@ def test_a_difference_is_put_as_an_update(batch, tokens, slots):
     before = np.random.default_rng(9).normal(size=update.shape).astype(np.float32)
     out = in_onnx(difference_body, (base, indices, gates, update, before))
     np.testing.assert_array_equal(out, in_onnx(body, (base, indices, gates, update - before)))
+
+
+def blended(base, indices, gates, now):
+    return oracle(base, indices, gates, now - np.take_along_axis(base, indices[..., None], 1).astype(np.float64))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 20), st.integers(1, 40), st.data())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_tokens_are_blended_with_what_is_there(library, seed, batch, tokens, width, data):
+    arrays = drawn(seed, batch, tokens, data.draw(st.integers(0, tokens)), width)
+    np.testing.assert_allclose(in_onnx(blend_body, arrays, library), blended(*arrays), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_blend_is_the_difference_from_what_is_there(library):
+    """Bit for bit, as kernels compute both alike."""
+    base, indices, gates, now = drawn(9, 2, 40, 17, 33)
+    before = np.take_along_axis(base, indices[..., None], 1)
+    out = in_onnx(blend_body, (base, indices, gates, now), library)
+    np.testing.assert_array_equal(out, in_onnx(difference_body, (base, indices, gates, now, before), library))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_gates_of_a_blend(library, dtype):
+    """0 writes nothing, whatever the slot holds; 1 leaves the new token; what is tied stays."""
+    base, indices, gates, now = drawn(10, dtype=dtype)
+    gates = gates.astype(np.float32)
+    gates[:, 1] = 1
+    now[:, 0] = math.nan
+    now[:, 3] = base[np.arange(3), indices[:, 3]]
+    out = in_onnx(blend_body, (base, indices, gates, now), library)
+    for b in range(3):
+        np.testing.assert_allclose(out[b, indices[b, 1]], now[b, 1], rtol=0, atol=5e-7 if dtype == np.float32 else 4e-3)
+        for token in set(range(base.shape[1])) - {int(indices[b, 1])}:
+            assert out[b, token].tobytes() == base[b, token].tobytes()
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_blending_does_not_depend_on_threads():
+    arrays = drawn(11, 2, 500, 125, 384)
+    one, four = (in_onnx(blend_body, arrays, CPU_KERNELS, threads) for threads in (1, 4))
+    assert one.tobytes() == four.tobytes()
+
+
+@pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
+def test_a_blend_that_does_not_fit_is_refused():
+    base, indices, gates, now = drawn(12)
+    fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+    with pytest.raises(fails, match="BlendTokens: base must be"):
+        in_onnx(blend_body, (base, indices, gates, now[..., :4]), CPU_KERNELS)
+    indices[1, 2] = 8
+    with pytest.raises(fails, match="BlendTokens: an index lies outside of the sequence"):
+        in_onnx(blend_body, (base, indices, gates, now), CPU_KERNELS)

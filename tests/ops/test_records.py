@@ -1,15 +1,17 @@
 """Our own JSON files: what is written comes back, and what is damaged is refused by file and field."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coda_ops.errors import CodaError
-from coda_ops.records import read_record, record_json
+from coda_ops.records import added, read_record, record_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,35 @@ def test_values_of_other_types_are_named(path: Path, changes: dict[str, object],
         read(path)
     assert str(path) in str(caught.value)
     assert sentence in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Grown:
+    axes: tuple[Axis, ...]
+    by_name: dict[str, Axis]
+    more: int = added(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, ""),
+        ({"more": 2}, ""),
+        ({"fewer": 2}, "unknown field `fewer`; draw it again"),
+        ({"axes": [{"size": 1}]}, "object missing field `scale` in axes[0]; draw it again"),
+        ({"axes": [{"size": 1, "scale": 1, "colour": 1}]}, "unknown field `colour` in axes[0]; draw it again"),
+        ({"by_name": None}, "object missing required field `by_name`; draw it again"),
+    ],
+)
+def test_a_closed_file_may_lack_what_was_added_and_nothing_else(path: Path, changes: dict[str, Any], sentence: str):
+    plain = {"axes": [{"size": 1, "scale": 1}], "by_name": {"a": {"size": 2, "scale": 2.0}}, **changes}
+    path.write_text(json.dumps({name: value for name, value in plain.items() if value is not None}))
+    if not sentence:
+        read = read_record(path, Grown, what="shape", remedy="draw it again", closed=True)
+        assert read == Grown((Axis(1),), {"a": Axis(2, 2.0)}, changes.get("more", 0))
+        return
+    with pytest.raises(CodaError, match=re.escape(sentence)):
+        read_record(path, Grown, what="shape", remedy="draw it again", closed=True)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.ops.route_oracle import gates_oracle, selection_oracle
 
 from coda_ops import DOMAIN
 from coda_ops.capacity import slot_count
-from coda_ops.route import Schedule, body, openvino_body, route, soft_top_k
+from coda_ops.route import Schedule, body, cuda_body, openvino_body, route, soft_top_k
 
 REDUCTIONS = [Fraction(1), Fraction(2), Fraction(3), Fraction(4), Fraction(7, 2), Fraction(9, 8), Fraction(100)]
 EPSILONS = [0.03, 1.0]
@@ -273,7 +273,7 @@ def test_the_schema_is_registered():
     assert onnx.defs.has("Route", DOMAIN)
 
 
-bodies = pytest.mark.parametrize("make", [body, openvino_body])
+bodies = pytest.mark.parametrize("make", [body, cuda_body, openvino_body])
 
 
 def check_body(make, scores, mask, reduction, final):

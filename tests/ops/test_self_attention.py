@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.one_node import run_node
+from tests.ops.one_node import CPU_KERNELS, run_node
 
 from coda_ops import DOMAIN, native, self_attention
 
-libraries = [None] if native.library() is None else [None, native.LIBRARY]
+libraries = [None] if native.library() is None else [None, CPU_KERNELS]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 HIDDEN = np.finfo(np.float32).min
 
@@ -72,9 +72,9 @@ def test_threads_and_company_change_nothing():
     given_ = drawn(1, 4, 200, 3, 32)
     attributes = {"num_heads": 3, "scale": 0.2}
     body = self_attention.body()
-    one, four = (run_node(body, given_, attributes, native.LIBRARY, threads)[0] for threads in (1, 4))
+    one, four = (run_node(body, given_, attributes, CPU_KERNELS, threads)[0] for threads in (1, 4))
     assert one.tobytes() == four.tobytes()
-    alone = run_node(body, {name: array[2:3] for name, array in given_.items()}, attributes, native.LIBRARY)[0]
+    alone = run_node(body, {name: array[2:3] for name, array in given_.items()}, attributes, CPU_KERNELS)[0]
     assert alone.tobytes() == one[2:3].tobytes()
 
 
@@ -85,4 +85,4 @@ def test_shapes_that_do_not_fit_are_refused(name: str, heads: int):
     given_["bias"] = given_["bias"][..., :4] if name == "bias" else given_["bias"]
     fails = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
     with pytest.raises(fails, match="SelfAttention: qkv must be"):
-        run_node(self_attention.body(), given_, {"num_heads": heads, "scale": 1.0}, native.LIBRARY)
+        run_node(self_attention.body(), given_, {"num_heads": heads, "scale": 1.0}, CPU_KERNELS)

@@ -1,7 +1,8 @@
-"""Native CPU kernels of the ``ai.coda`` operators: finding and building the library.
+"""Native kernels of the ``ai.coda`` operators: finding and building the libraries, one a kind of processor.
 
-A bundle does not need it: the model carries function bodies of standard operators. Once onnxruntime has loaded the
-library, its kernels replace the bodies of ``OPERATORS``, in the same file and with the same results.
+A bundle needs none of them: the model carries function bodies of standard operators. Once onnxruntime has loaded a
+library, its kernels replace the bodies of its operators, in the same file and with the same results. A session loads
+one library: the kernels of two would pull nodes from one processor to the other.
 """
 
 import os
@@ -9,15 +10,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from coda_ops import catalogue
 from coda_ops.errors import CodaError
 from coda_ops.files import replacing_file
+from coda_ops.native import nvcc
 
 HERE = Path(__file__).resolve().parent
-LIBRARY = HERE / ("coda_ops.dll" if sys.platform == "win32" else "coda_ops.so")
-OPERATORS = tuple(operator.name for operator in catalogue.OPERATORS if operator.native)
+_SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 SWITCH = "CODA_KERNELS"  # environment: auto (the default) or portable
 _HEADER = "onnxruntime_cxx_api.h"
 _VENDORED = HERE / "include" / "onnxruntime"  # of the oldest release that the kernels are loaded by
@@ -25,6 +27,35 @@ _VENDORED = HERE / "include" / "onnxruntime"  # of the oldest release that the k
 
 class KernelError(CodaError):
     """Native kernels that cannot be built, or are asked for and not there."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The native kernels of one kind of processor.
+
+    Attributes:
+        name: in ``LIBRARIES`` and in the catalogue's ``Operator.kernels``.
+        processors: that it runs on, for people.
+        path: where it is once it is built; what onnxruntime's ``register_custom_ops_library`` takes.
+    """
+
+    name: str
+    processors: str
+    path: Path
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The operators that it has kernels of."""
+        return tuple(operator.name for operator in catalogue.OPERATORS if self.name in operator.kernels)
+
+
+LIBRARIES = {
+    library.name: library
+    for library in (
+        Library("cpu", "CPUs", HERE / f"coda_ops{_SUFFIX}"),
+        Library("cuda", "NVIDIA GPUs", HERE / f"coda_ops_cuda{_SUFFIX}"),
+    )
+}
 
 
 def switched_off() -> bool:
@@ -39,9 +70,10 @@ def switched_off() -> bool:
     return value == "portable"
 
 
-def library() -> Path | None:
-    """What onnxruntime's ``register_custom_ops_library`` takes; ``None`` where it is not built, or switched off."""
-    return None if switched_off() or not LIBRARY.is_file() else LIBRARY
+def library(name: str = "cpu") -> Path | None:
+    """The file of one of ``LIBRARIES``; ``None`` where it is not built, or kernels are switched off."""
+    path = LIBRARIES[name].path
+    return None if switched_off() or not path.is_file() else path
 
 
 def include_dir(given: Path | None = None) -> Path:
@@ -63,19 +95,21 @@ def compiler() -> str | None:
     )
 
 
-def missing(given: Path | None = None) -> str | None:
-    """What building lacks here, with what to do about it; ``None`` where nothing is."""
+def missing(given: Path | None = None, *, name: str = "cpu") -> str | None:
+    """What building one of ``LIBRARIES`` lacks here, with what to do about it; ``None`` where nothing is."""
     if compiler() is None:
         return "a C++ compiler is missing: apt-get install g++"
     if not (include_dir(given) / _HEADER).is_file():
         return f"{include_dir(given)} has no {_HEADER}: name the include folder of an onnxruntime release, or none"
+    if name == "cuda":
+        return None if nvcc.find() is not None else f"nvcc is missing: {nvcc.INSTALL}"
     if shutil.which("cmake") is None:
         return "CMake is missing: apt-get install cmake, or pip install cmake"
     return None
 
 
-def build_kernels(given: Path | None = None) -> Path:
-    """Build the library into this package.
+def build_kernels(given: Path | None = None, *, name: str = "cpu") -> Path:
+    """Build one of ``LIBRARIES`` into this package.
 
     Args:
         given: the folder of onnxruntime's C++ headers, by default found by ``include_dir``.
@@ -86,20 +120,34 @@ def build_kernels(given: Path | None = None) -> Path:
     Raises:
         KernelError: what is missing, or the compiler's first complaint.
     """
-    lacks = missing(given)
+    lacks = missing(given, name=name)
     if lacks is not None:
         raise KernelError(f"native kernels cannot be built: {lacks}")
+    path = LIBRARIES[name].path
     with tempfile.TemporaryDirectory(prefix="coda-kernels-") as folder:
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        _run(["cmake", *generator, "-S", str(HERE), "-B", folder, f"-DORT_INCLUDE_DIR={include_dir(given)}"])
-        _run(["cmake", "--build", folder, "--config", "Release"])
-        built = next(Path(folder).rglob(LIBRARY.name))
+        built = (_build_cuda if name == "cuda" else _build_cpu)(Path(folder), include_dir(given), path.name)
         try:
-            with replacing_file(LIBRARY) as new:
+            with replacing_file(path) as new:
                 shutil.copyfile(built, new)
         except PermissionError:
             raise KernelError(f"{HERE} cannot be written: build from an environment of your own") from None
-    return LIBRARY
+    return path
+
+
+def _build_cpu(folder: Path, include: Path, file_name: str) -> Path:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    _run(["cmake", *generator, "-S", str(HERE), "-B", str(folder), f"-DORT_INCLUDE_DIR={include}"])
+    _run(["cmake", "--build", str(folder), "--config", "Release"])
+    return next(folder.rglob(file_name))
+
+
+def _build_cuda(folder: Path, include: Path, file_name: str) -> Path:
+    program = nvcc.find()
+    numbers = nvcc.architectures(program) if program is not None else ()
+    if program is None or not numbers:
+        raise KernelError(f"native kernels cannot be built: {program} knows none of our architectures: {nvcc.INSTALL}")
+    _run(nvcc.command(program, HERE / "cuda", include, folder / file_name, numbers))
+    return folder / file_name
 
 
 def _run(command: list[str]) -> None:
@@ -107,4 +155,4 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         said = (done.stderr + done.stdout).splitlines()
         first = next((line.strip() for line in said if "rror" in line), "no reason given")
-        raise KernelError(f"native kernels cannot be built, {command[0]} says: {first}")
+        raise KernelError(f"native kernels cannot be built, {Path(command[0]).name} says: {first}")

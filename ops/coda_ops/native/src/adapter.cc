@@ -50,7 +50,7 @@ CODA_INLINE void add_inline(const AdapterWeights& w, Activation activation, cons
     for (int64_t r = 0; r < count; ++r) {
       if (activation == Activation::kRelu) {
         relu(hidden + r * w.hidden, w.down_bias, w.hidden);
-      } else {
+      } else if (activation == Activation::kSwish) {
         swish(hidden + r * w.hidden, w.down_bias, w.hidden);
       }
     }
@@ -100,7 +100,7 @@ void AdapterWeights::set(const float* given_down, const float* given_down_bias, 
   hidden = padded(bottleneck);
   columns = padded(width);
   down = widened(given_down, width, bottleneck, width, hidden, room[0]);
-  down_bias = widened(given_down_bias, 1, bottleneck, 1, hidden, room[1]);
+  down_bias = given_down_bias == nullptr ? nullptr : widened(given_down_bias, 1, bottleneck, 1, hidden, room[1]);
   up = widened(given_up, bottleneck, width, hidden, columns, room[2]);
   up_bias = widened(given_up_bias, 1, width, 1, columns, room[3]);
 }

@@ -1,4 +1,5 @@
-// residual + activation(x · down + down_bias) · up + up_bias, a few rows at a time. No onnxruntime here.
+// residual + activation(x · down + down_bias) · up + up_bias, a few rows at a time; without an activation there is no
+// down_bias either, as it would go into up_bias. No onnxruntime here.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace coda {
 
-enum class Activation { kRelu, kSwish };
+enum class Activation { kNone, kRelu, kSwish };
 
 // Weights with both widths padded to what registers hold: in place where they fit as they are, in `room` otherwise.
 struct AdapterWeights {
@@ -15,7 +16,7 @@ struct AdapterWeights {
   int64_t width, hidden, columns;
   AlignedVector<float> room[4];
 
-  // down: [width, bottleneck], up: [bottleneck, width].
+  // down: [width, bottleneck], up: [bottleneck, width]; down_bias null for none.
   void set(const float* down, const float* down_bias, const float* up, const float* up_bias, int64_t width,
            int64_t bottleneck);
 };

@@ -37,18 +37,22 @@ CODA_INLINE void attend_inline(const AttentionHead& head, int64_t first, int64_t
   float* mixed = scratch.mixed.data();
   for (int64_t j = 0; j < tokens; j += kLanes) {
     const int64_t count = std::min(kLanes, tokens - j);
+    const float* rows[kLanes];
+    for (int64_t i = 0; i < count; ++i) rows[i] = head.memory[j + i] + head.key_offset;
     for (int64_t k = 0; k < width; ++k) {
-      for (int64_t i = 0; i < count; ++i) keys[k * columns + j + i] = head.key[(j + i) * head.stride + k];
+      for (int64_t i = 0; i < count; ++i) keys[k * columns + j + i] = rows[i][k];
     }
   }
   for (int64_t j = 0; j < tokens; ++j) {
-    std::memcpy(values + j * wide, head.value + j * head.stride, static_cast<size_t>(width) * sizeof(float));
+    std::memcpy(values + j * wide, head.memory[j] + head.value_offset, static_cast<size_t>(width) * sizeof(float));
   }
   for (int64_t q = first; q < last; q += kQueries) {
     const int64_t rows = std::min(kQueries, last - q);
-    multiply<L, R, P>(head.query + q * head.stride, head.stride, rows, keys, columns, width, scores);
+    multiply<L, R, P>(head.query + q * head.query_stride, head.query_stride, rows, keys, columns, width, scores);
     float sums[kQueries];
-    for (int64_t r = 0; r < rows; ++r) sums[r] = exponentials(scores + r * columns, head.bias, head.scale, tokens);
+    for (int64_t r = 0; r < rows; ++r) {
+      sums[r] = exponentials(scores + r * columns, head.bias + (q + r) * head.bias_stride, head.scale, tokens);
+    }
     multiply<L, R, P>(scores, columns, rows, values, wide, tokens, mixed);
     for (int64_t r = 0; r < rows; ++r) {
       const float share = 1.0f / sums[r];

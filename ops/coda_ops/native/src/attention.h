@@ -8,12 +8,15 @@
 namespace coda {
 
 struct AttentionHead {
-  const float *query, *key, *value;  // [tokens, width], rows `stride` apart
-  int64_t stride;
-  const float* bias;  // [tokens], of the keys, added to the scaled scores
+  const float* query;  // [queries, width], rows `query_stride` apart
+  int64_t query_stride;
+  const float* const* memory;      // [tokens], where each token lies that is attended to
+  int64_t key_offset, value_offset;  // from there to its key and its value, [width] each
+  const float* bias;  // added to the scaled scores, [queries, tokens], rows `bias_stride` apart: 0 for one of all queries
+  int64_t bias_stride;
   float scale;
   int64_t tokens, width;
-  float* out;  // [tokens, width], rows `out_stride` apart
+  float* out;  // [queries, width], rows `out_stride` apart
   int64_t out_stride;
 };
 

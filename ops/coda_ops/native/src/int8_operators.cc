@@ -93,8 +93,13 @@ struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
   }
 };
 
-template <bool kRouter>
+// Two linear layers and the sum behind them, with a ReLU between or without, and with a router or without.
+template <bool kRelu, bool kRouter>
 struct Int8AdapterKernel {
+  static constexpr const char* kName = kRelu ? (kRouter ? "Int8RouterAdapter" : "Int8AddAdapter")
+                                             : (kRouter ? "Int8RouterLowRank" : "Int8AddLowRank");
+
+
   explicit Int8AdapterKernel(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info(raw);
     down_ = int8_weights(info, 2);
@@ -112,14 +117,14 @@ struct Int8AdapterKernel {
   }
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("Int8AddAdapter", [&]() -> OrtStatusPtr {
+    return guarded(kName, [&]() -> OrtStatusPtr {
       constexpr int64_t kBlock = 32;  // rows of a task: as many as kernels read together
       Ort::KernelContext context(raw);
       const auto residual = context.GetInput(0), x = context.GetInput(1);
       const auto shape = shape_of(x);
       const int64_t width = down_->inputs(), bottleneck = down_->outputs();
       if (shape.empty() || shape_of(residual) != shape || shape.back() != width) {
-        return invalid("Int8AddAdapter: residual and x must be [..., width]");
+        throw std::runtime_error("residual and x must be [..., width]");
       }
       const int64_t rows = rows_of(x, width);
       const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
@@ -143,7 +148,9 @@ struct Int8AdapterKernel {
           }
         }
         down_->multiply(quantised, 0, count, 0, down_->panels(), hidden);
-        for (int64_t i = 0; i < count * bottleneck; ++i) hidden[i] = std::max(hidden[i], 0.0f);
+        if constexpr (kRelu) {
+          for (int64_t i = 0; i < count * bottleneck; ++i) hidden[i] = std::max(hidden[i], 0.0f);
+        }
         up_->reserve(count, quantised);
         up_->quantize(hidden, 0, count, quantised);
         up_->multiply(quantised, 0, count, 0, up_->panels(), y + at);
@@ -161,9 +168,9 @@ struct Int8AdapterKernel {
 };
 
 // The last input and the last output are the router's.
-template <bool kRouter>
-struct Int8AdapterOp : CodaOp<Int8AdapterOp<kRouter>, Int8AdapterKernel<kRouter>> {
-  static constexpr const char* kName = kRouter ? "Int8RouterAdapter" : "Int8AddAdapter";
+template <bool kRelu, bool kRouter>
+struct Int8AdapterOp : CodaOp<Int8AdapterOp<kRelu, kRouter>, Int8AdapterKernel<kRelu, kRouter>> {
+  static constexpr const char* kName = Int8AdapterKernel<kRelu, kRouter>::kName;
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
@@ -193,10 +200,12 @@ struct Int8AdapterOp : CodaOp<Int8AdapterOp<kRouter>, Int8AdapterKernel<kRouter>
 std::vector<const OrtCustomOp*> int8_operators() {
   static const Int8LinearOp<false> linear;
   static const Int8LinearOp<true> linear_gelu;
-  static const Int8AdapterOp<false> adapter;
-  static const Int8AdapterOp<true> router_adapter;
+  static const Int8AdapterOp<true, false> adapter;
+  static const Int8AdapterOp<true, true> router_adapter;
+  static const Int8AdapterOp<false, false> low_rank;
+  static const Int8AdapterOp<false, true> router_low_rank;
   if (!Int8Weights::supported()) return {};
-  return {&linear, &linear_gelu, &adapter, &router_adapter};
+  return {&linear, &linear_gelu, &adapter, &router_adapter, &low_rank, &router_low_rank};
 }
 
 }  // namespace coda

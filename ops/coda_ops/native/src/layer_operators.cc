@@ -1,9 +1,8 @@
-// Operators of a layer in float32: attention, adapters, norms and GELU.
+// Operators of a layer in float32, but for attention: adapters, norms and GELU.
 #include <stdexcept>
 #include <vector>
 
 #include "adapter.h"
-#include "attention.h"
 #include "gelu.h"
 #include "norm.h"
 #include "operators.h"
@@ -91,41 +90,51 @@ struct NormOp : CodaOp<NormOp, NormKernel> {
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) { return as_the_first(context); }
 };
 
-// Whether bottlenecks fit: down and up are [inputs, outputs].
-bool is_bottleneck(const std::vector<int64_t>& down, const std::vector<int64_t>& down_bias,
-                   const std::vector<int64_t>& up, const std::vector<int64_t>& up_bias) {
-  return down.size() == 2 && up == std::vector<int64_t>{down[1], down[0]} &&
-         down_bias == std::vector<int64_t>{down[1]} && up_bias == std::vector<int64_t>{down[0]};
-}
+// Inputs of an operator that adds an adapter or, without an activation, a map of low rank.
+template <Activation kActivation>
+struct AdapterInputs {
+  static constexpr bool kLowRank = kActivation == Activation::kNone;  // which has no bias between its products
+  static constexpr const char* kName =
+      kLowRank ? "AddLowRank" : (kActivation == Activation::kSwish ? "AddSwishAdapter" : "AddAdapter");
+  static constexpr size_t kUp = kLowRank ? 3 : 4, kCount = kUp + 2;
+
+  explicit AdapterInputs(const Ort::KernelContext& context) {
+    const auto numbers = [&](size_t i) { return context.GetInput(i).GetTensorData<float>(); };
+    const auto is = [&](size_t i, const std::vector<int64_t>& wanted) { return shape_of(context.GetInput(i)) == wanted; };
+    const auto ds = shape_of(context.GetInput(2));
+    shape = shape_of(context.GetInput(1));
+    if (shape.empty() || !is(0, shape) || ds.size() != 2 || shape.back() != ds[0] || !is(kUp, {ds[1], ds[0]}) ||
+        !is(kUp + 1, {ds[0]}) || (!kLowRank && !is(3, {ds[1]}))) {
+      throw std::runtime_error("residual and x must be [..., width], down [width, bottleneck], up [bottleneck, width], and "
+                               "biases as wide as what they are added to");
+    }
+    width = ds[0], bottleneck = ds[1], rows = rows_of(context.GetInput(1), width);
+    residual = numbers(0), x = numbers(1), down = numbers(2), up = numbers(kUp), up_bias = numbers(kUp + 1);
+    if (!kLowRank) down_bias = numbers(3);
+  }
+
+  const float *residual, *x, *down, *down_bias = nullptr, *up, *up_bias;
+  std::vector<int64_t> shape;  // of residual, x and y
+  int64_t width, bottleneck, rows;
+};
 
 template <Activation kActivation>
 struct AdapterKernel {
   explicit AdapterKernel(const OrtKernelInfo*) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("AddAdapter", [&]() -> OrtStatusPtr {
+    return guarded(AdapterInputs<kActivation>::kName, [&]() -> OrtStatusPtr {
       constexpr int64_t kBlock = 16;  // rows of a task
       Ort::KernelContext context(raw);
-      const auto residual = context.GetInput(0), x = context.GetInput(1), down = context.GetInput(2);
-      const auto down_bias = context.GetInput(3), up = context.GetInput(4), up_bias = context.GetInput(5);
-      const auto shape = shape_of(x), ds = shape_of(down);
-      if (shape.empty() || shape_of(residual) != shape ||
-          !is_bottleneck(ds, shape_of(down_bias), shape_of(up), shape_of(up_bias)) || shape.back() != ds[0]) {
-        return invalid("AddAdapter: residual and x must be [..., width], down [width, bottleneck], up [bottleneck, width], "
-                       "and biases as wide as what they are added to");
-      }
-      const int64_t width = ds[0];
-      const int64_t rows = rows_of(x, width);
-      const auto *added = residual.GetTensorData<float>(), *from = x.GetTensorData<float>();
-      auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+      const AdapterInputs<kActivation> in(context);
+      float* y = context.GetOutput(0, in.shape.data(), in.shape.size()).template GetTensorMutableData<float>();
       static thread_local AdapterWeights weights;
       const AdapterWeights& mine = weights;  // this thread's, for all that take part
-      weights.set(down.GetTensorData<float>(), down_bias.GetTensorData<float>(), up.GetTensorData<float>(),
-                  up_bias.GetTensorData<float>(), width, ds[1]);
-      parallel(raw, (rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
+      weights.set(in.down, in.down_bias, in.up, in.up_bias, in.width, in.bottleneck);
+      parallel(raw, (in.rows + kBlock - 1) / kBlock, 64 << 10, [&](int64_t block) {
         thread_local AdapterScratch scratch;
-        const int64_t at = block * kBlock * width, count = std::min(kBlock, rows - block * kBlock);
-        add_adapter(mine, kActivation, added + at, from + at, count, y + at, scratch);
+        const int64_t at = block * kBlock * in.width, count = std::min(kBlock, in.rows - block * kBlock);
+        add_adapter(mine, kActivation, in.residual + at, in.x + at, count, y + at, scratch);
       });
       return nullptr;
     });
@@ -134,80 +143,26 @@ struct AdapterKernel {
 
 template <Activation kActivation>
 struct AdapterOp : CodaOp<AdapterOp<kActivation>, AdapterKernel<kActivation>> {
-  static constexpr const char* kName = kActivation == Activation::kRelu ? "AddAdapter" : "AddSwishAdapter";
+  static constexpr const char* kName = AdapterInputs<kActivation>::kName;
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
   static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
 
+  size_t GetInputTypeCount() const { return AdapterInputs<kActivation>::kCount; }
+
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) { return as_the_first(context); }
-};
-
-struct AttentionKernel {
-  explicit AttentionKernel(const OrtKernelInfo* raw) {
-    const Ort::ConstKernelInfo info(raw);
-    heads_ = info.GetAttribute<int64_t>("num_heads");
-    scale_ = info.GetAttribute<float>("scale");
-    if (heads_ < 1) throw std::runtime_error("there must be a head");
-  }
-
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("SelfAttention", [&]() -> OrtStatusPtr {
-      constexpr int64_t kBlock = 128;  // queries that share a head's keys, as they are laid out for them
-      Ort::KernelContext context(raw);
-      const auto qkv = context.GetInput(0), bias = context.GetInput(1);
-      auto shape = shape_of(qkv);
-      const bool fits = shape.size() == 3 && shape[2] % (3 * heads_) == 0;
-      if (!fits || shape_of(bias) != std::vector<int64_t>{shape[0], 1, 1, shape[1]}) {
-        return invalid("SelfAttention: qkv must be [batch, tokens, 3 * width], its heads of one width, and bias [batch, "
-                       "1, 1, tokens]");
-      }
-      const int64_t batch = shape[0], tokens = shape[1], width = shape[2] / 3, each = width / heads_;
-      shape[2] = width;
-      auto* out = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
-      const auto *x = qkv.GetTensorData<float>(), *b = bias.GetTensorData<float>();
-      const int64_t blocks = (tokens + kBlock - 1) / kBlock;
-      const int64_t work = std::min(kBlock, tokens) * tokens * each / 2;  // as long as walking so many bytes takes
-      parallel(raw, batch * heads_ * blocks, work, [&](int64_t task) {
-        thread_local AttentionScratch scratch;
-        const int64_t text = task / (heads_ * blocks), head = task / blocks % heads_, first = task % blocks * kBlock;
-        const float* query = x + text * tokens * 3 * width + head * each;
-        attend({query, query + width, query + 2 * width, 3 * width, b + text * tokens, scale_, tokens, each,
-                out + text * tokens * width + head * each, width},
-               first, std::min(tokens, first + kBlock), scratch);
-      });
-      return nullptr;
-    });
-  }
-
- private:
-  int64_t heads_;
-  float scale_;
-};
-
-struct AttentionOp : CodaOp<AttentionOp, AttentionKernel> {
-  static constexpr const char* kName = "SelfAttention";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
-
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    Shape out = context.GetInputShape(0);
-    if (out.size() != 3 || !out[2].IsInt() || out[2].AsInt() < 0) return Ort::Status(nullptr);
-    out[2] = Dim(out[2].AsInt() / 3);
-    return set_shape(context, 0, out);
-  }
 };
 
 }  // namespace
 
 std::vector<const OrtCustomOp*> layer_operators() {
   static const NormOp norm;
-  static const AttentionOp attention;
   static const AdapterOp<Activation::kRelu> adapter;
   static const AdapterOp<Activation::kSwish> swish_adapter;
+  static const AdapterOp<Activation::kNone> low_rank;
   static const GeluOp gelu;
-  return {&norm, &attention, &adapter, &swish_adapter, &gelu};
+  return {&norm, &adapter, &swish_adapter, &low_rank, &gelu};
 }
 
 }  // namespace coda

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <exception>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace coda {
@@ -17,6 +18,7 @@ namespace coda {
 std::vector<const OrtCustomOp*> routing_operators();
 std::vector<const OrtCustomOp*> embedding_operators();
 std::vector<const OrtCustomOp*> layer_operators();
+std::vector<const OrtCustomOp*> attention_operators();
 std::vector<const OrtCustomOp*> int8_operators();
 
 using Dim = Ort::ShapeInferContext::SymbolicInteger;
@@ -67,6 +69,24 @@ OrtStatusPtr guarded(const char* name, Body body) {
   } catch (const std::exception& error) {
     return invalid(std::string(name) + ": " + error.what());
   }
+}
+
+// Element types that kernels are compiled for. Float16_t is kept as bits: arithmetic is of floats.
+template <typename T>
+constexpr ONNXTensorElementDataType kElement =
+    std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+
+// Numbers of either type as floats: the given ones, or the scratch that they were widened to.
+inline const float* widened(const float* from, int64_t, std::vector<float>&) { return from; }
+
+inline const float* widened(const Ort::Float16_t* from, int64_t count, std::vector<float>& scratch) {
+  scratch.resize(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) scratch[static_cast<size_t>(i)] = from[i].ToFloat();
+  return scratch.data();
+}
+
+inline void narrow(const std::vector<float>& from, Ort::Float16_t* to) {
+  for (size_t i = 0; i < from.size(); ++i) to[i] = Ort::Float16_t(from[i]);
 }
 
 // What the operators share: names, types, a kernel made from attributes, shapes inferred from the inputs'.

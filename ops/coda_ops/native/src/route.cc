@@ -81,22 +81,6 @@ double bound_of(const std::vector<double>& s, int64_t k, const std::vector<doubl
 
 }  // namespace
 
-std::vector<double> epsilons(int64_t iterations, float start, float decay, float final) {
-  // Attributes are float32 where the model has decimal numbers: the shortest one that rounds to x is what was meant.
-  const auto exact = [](float x) {
-    for (double scale = 1; scale <= 1e15; scale *= 10) {
-      const double decimal = std::round(x * scale) / scale;
-      if (static_cast<float>(decimal) == x) return decimal;
-    }
-    return static_cast<double>(x);
-  };
-  std::vector<double> out;
-  for (int64_t t = 0; t < iterations; ++t) {
-    out.push_back(std::max(exact(final), exact(start) * std::pow(exact(decay), static_cast<double>(t))));
-  }
-  return out;
-}
-
 void route_row(const float* scores, const bool* mask, int64_t tokens, int64_t slots, int64_t p, int64_t q,
                const std::vector<double>& epsilons, RouteScratch& scratch, int64_t* indices, float* gates, bool* used) {
   auto& [valid, keys, chosen] = scratch;

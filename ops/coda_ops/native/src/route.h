@@ -4,13 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "schedule.h"
+
 namespace coda {
-
-// How many of n tokens are routed at r = p / q: ceil(n * q / p).
-inline int64_t slot_count(int64_t n, int64_t p, int64_t q) { return (n * q + p - 1) / p; }
-
-// One ε for each iteration, largest first, as coda_ops.route.Schedule gives them.
-std::vector<double> epsilons(int64_t iterations, float start, float decay, float final);
 
 // Memory that a thread keeps from call to call.
 struct RouteScratch {

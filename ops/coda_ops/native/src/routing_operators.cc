@@ -1,171 +1,127 @@
 // Operators that choose tokens and move them.
 #include <cstring>
-#include <mutex>
-#include <set>
 
-#include "operators.h"
 #include "route.h"
+#include "routing.h"
 #include "tokens.h"
 
 namespace coda {
 namespace {
 
 struct RouteKernel {
-  explicit RouteKernel(const OrtKernelInfo* raw) {
-    Ort::ConstKernelInfo info(raw);
-    p_ = info.GetAttribute<int64_t>("numerator");
-    q_ = info.GetAttribute<int64_t>("denominator");
-    const auto iterations = info.GetAttribute<int64_t>("iterations");
-    if (p_ < q_ || q_ < 1 || iterations < 1) throw std::runtime_error("r must be at least 1, iterations too");
-    epsilons_ = epsilons(iterations, info.GetAttribute<float>("epsilon_start"),
-                         info.GetAttribute<float>("epsilon_decay"), info.GetAttribute<float>("epsilon_final"));
-  }
+  explicit RouteKernel(const OrtKernelInfo* info) : attributes_(info) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     return guarded("Route", [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
-      const auto scores = context.GetInput(0), mask = context.GetInput(1);
-      const auto shape = shape_of(scores);
-      if (shape.size() != 2 || shape_of(mask) != shape) {
-        return invalid("Route: scores and mask must both be [batch, tokens]");
-      }
-      const int64_t batch = shape[0], tokens = shape[1], slots = slot_count(tokens, p_, q_);
-      const int64_t out[] = {batch, slots};
+      const RouteSizes n(context, attributes_);
+      const int64_t out[] = {n.batch, n.slots};
       auto* indices = context.GetOutput(0, out, 2).GetTensorMutableData<int64_t>();
       auto* gates = context.GetOutput(1, out, 2).GetTensorMutableData<float>();
       auto* used = context.GetOutput(2, out, 2).GetTensorMutableData<bool>();
-      const auto* s = scores.GetTensorData<float>();
-      const auto* m = mask.GetTensorData<bool>();
-      parallel(raw, batch, tokens * 20 * 16, [&](int64_t row) {  // every iteration reads all scores
+      const auto* scores = context.GetInput(0).GetTensorData<float>();
+      const auto* mask = context.GetInput(1).GetTensorData<bool>();
+      // Every iteration reads all scores.
+      parallel(raw, n.batch, n.tokens * 20 * 16, [&](int64_t row) {
         thread_local RouteScratch scratch;
-        route_row(s + row * tokens, m + row * tokens, tokens, slots, p_, q_, epsilons_, scratch,
-                  indices + row * slots, gates + row * slots, used + row * slots);
+        route_row(scores + row * n.tokens, mask + row * n.tokens, n.tokens, n.slots, attributes_.numerator,
+                  attributes_.denominator, attributes_.epsilons, scratch, indices + row * n.slots, gates + row * n.slots,
+                  used + row * n.slots);
       });
       return nullptr;
     });
   }
 
  private:
-  int64_t p_, q_;
-  std::vector<double> epsilons_;
+  RouteAttributes attributes_;
 };
 
-struct RouteOp : CodaOp<RouteOp, RouteKernel> {
-  static constexpr const char* kName = "Route";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
-                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                           ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+struct RouteOp : RouteOpOf<RouteOp, RouteKernel> {};
 
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    const Shape& scores = context.GetInputShape(0);
-    if (scores.size() != 2) return Ort::Status(nullptr);
-    const int64_t p = context.GetAttrInt("numerator"), q = context.GetAttrInt("denominator");
-    Shape out{scores[0], scores[1]};
-    if (scores[1].IsInt()) {
-      const int64_t tokens = scores[1].AsInt();
-      out[1] = Dim(tokens < 0 ? tokens : slot_count(tokens, p, q));
-    } else if (p != q) {
-      // Layers of one r share one name, so that fusions see equal shapes; onnxruntime keeps pointers to names.
-      static std::mutex mutex;
-      static std::set<std::string> names;
-      const std::lock_guard<std::mutex> lock(mutex);
-      const auto name = std::string(scores[1].AsSym()) + "*" + std::to_string(q) + "/" + std::to_string(p);
-      out[1] = Dim(names.insert(name).first->c_str());
-    }
-    for (size_t i = 0; i < std::size(kOutputs); ++i) {
-      if (auto status = set_shape(context, i, out, kOutputs[i]); !status.IsOK()) return status;
-    }
-    return Ort::Status(nullptr);
+// Input 1, positions in [0, tokens).
+const int64_t* checked_indices(const Ort::KernelContext& context, const TokenSizes& n) {
+  const auto* indices = context.GetInput(1).GetTensorData<int64_t>();
+  if (!std::all_of(indices, indices + n.batch * n.slots, [&](int64_t i) { return i >= 0 && i < n.tokens; })) {
+    throw std::runtime_error("an index lies outside of the sequence");
   }
-};
-
-// Whether every index lies in [0, tokens).
-bool inside(const int64_t* indices, int64_t count, int64_t tokens) {
-  return std::all_of(indices, indices + count, [tokens](int64_t i) { return i >= 0 && i < tokens; });
+  return indices;
 }
 
+template <typename T>
 struct TakeKernel {
   explicit TakeKernel(const OrtKernelInfo*) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     return guarded("TakeTokens", [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
-      const auto x = context.GetInput(0), indices = context.GetInput(1);
-      const auto xs = shape_of(x), is = shape_of(indices);
-      if (xs.size() != 3 || is.size() != 2 || is[0] != xs[0]) {
-        return invalid("TakeTokens: x must be [batch, tokens, width] and indices [batch, slots]");
-      }
-      const int64_t tokens = xs[1], slots = is[1], width = xs[2];
-      const auto* at = indices.GetTensorData<int64_t>();
-      if (!inside(at, is[0] * slots, tokens)) return invalid("TakeTokens: an index lies outside of the sequence");
-      const int64_t out[] = {is[0], slots, width};
-      auto* taken = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
-      const auto* from = x.GetTensorData<float>();
-      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
-      parallel(raw, is[0] * slots, bytes, [&](int64_t slot) {
-        std::memcpy(taken + slot * width, from + (slot / slots * tokens + at[slot]) * width, bytes);
+      const auto n = TokenSizes::of_take(context);
+      const auto* at = checked_indices(context, n);
+      const int64_t out[] = {n.batch, n.slots, n.width};
+      auto* taken = context.GetOutput(0, out, 3).GetTensorMutableData<T>();
+      const auto* from = context.GetInput(0).GetTensorData<T>();
+      const int64_t bytes = n.width * static_cast<int64_t>(sizeof(T));
+      parallel(raw, n.batch * n.slots, bytes, [&](int64_t slot) {
+        std::memcpy(taken + slot * n.width, from + (slot / n.slots * n.tokens + at[slot]) * n.width, bytes);
       });
       return nullptr;
     });
   }
 };
 
-struct TakeOp : CodaOp<TakeOp, TakeKernel> {
-  static constexpr const char* kName = "TakeTokens";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+template <typename T>
+struct TakeOp : TakeOpOf<TakeOp<T>, TakeKernel<T>, T> {};
 
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    const Shape &x = context.GetInputShape(0), &indices = context.GetInputShape(1);
-    if (x.size() != 3 || indices.size() != 2) return Ort::Status(nullptr);
-    return set_shape(context, 0, Shape{indices[0], indices[1], x[2]});
+// The output of an operator that changes tokens of its base, holding what base holds: base itself where onnxruntime hands it
+// over, as nobody else reads it.
+template <typename T>
+T* output_like_base(OrtKernelContext* raw, const TokenSizes& n) {
+  Ort::KernelContext context(raw);
+  const auto* base = context.GetInput(0).GetTensorData<T>();
+  const int64_t shape[] = {n.batch, n.tokens, n.width};
+  auto* out = context.GetOutput(0, shape, 3).GetTensorMutableData<T>();
+  if (out == base) return out;
+  const int64_t bytes = n.width * static_cast<int64_t>(sizeof(T));
+  parallel(raw, n.batch * n.tokens, bytes,
+           [&](int64_t row) { std::memcpy(out + row * n.width, base + row * n.width, bytes); });
+  return out;
+}
+
+// row += gate * update, or gate * (update - before) where there is what tokens were. [width] each
+void put(float* row, const float* update, const float* before, float gate, int64_t width) {
+  if (before == nullptr) {
+    add_gated(row, update, gate, width);
+  } else {
+    add_gated_difference(row, update, before, gate, width);
   }
-};
+}
 
-// What is put back: updates, or what tokens have become and were.
-template <bool kDifference>
+template <Put kPut, typename T>
 struct PutKernel {
   explicit PutKernel(const OrtKernelInfo*) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    constexpr const char* kName = kDifference ? "PutDifference" : "PutTokens";
-    return guarded(kName, [&]() -> OrtStatusPtr {
+    return guarded(name_of(kPut), [&]() -> OrtStatusPtr {
       Ort::KernelContext context(raw);
-      const auto base = context.GetInput(0), indices = context.GetInput(1);
-      const auto gates = context.GetInput(2), update = context.GetInput(3);
-      const auto bs = shape_of(base), is = shape_of(indices);
-      const std::vector<int64_t> us{is.empty() ? 0 : is[0], is.size() < 2 ? 0 : is[1], bs.size() < 3 ? 0 : bs[2]};
-      if (bs.size() != 3 || is.size() != 2 || is[0] != bs[0] || shape_of(gates) != is || shape_of(update) != us ||
-          (kDifference && shape_of(context.GetInput(4)) != us)) {
-        return invalid(std::string(kName) + ": base must be [batch, tokens, width], indices and gates [batch, slots] and " +
-                       (kDifference ? "what is put back" : "update") + " [batch, slots, width]");
-      }
-      const int64_t tokens = bs[1], slots = is[1], width = bs[2];
-      const auto* at = indices.GetTensorData<int64_t>();
-      if (!inside(at, is[0] * slots, tokens)) {
-        return invalid(std::string(kName) + ": an index lies outside of the sequence");
-      }
-      const auto* old = base.GetTensorData<float>();
-      auto* out = context.GetOutput(0, bs.data(), bs.size()).GetTensorMutableData<float>();
-      const auto* gate = gates.GetTensorData<float>();
-      const auto* add = update.GetTensorData<float>();
-      const float* less = nullptr;
-      if constexpr (kDifference) less = context.GetInput(4).GetTensorData<float>();
-      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
-      if (out != old) {  // onnxruntime hands over base itself where nobody else reads it
-        parallel(raw, bs[0] * tokens, bytes, [&](int64_t row) {
-          std::memcpy(out + row * width, old + row * width, bytes);
-        });
-      }
-      parallel(raw, is[0] * slots, 2 * bytes, [&](int64_t slot) {  // indices of a row are distinct: no two collide
-        float* row = out + (slot / slots * tokens + at[slot]) * width;
-        if constexpr (kDifference) {
-          add_gated_difference(row, add + slot * width, less + slot * width, gate[slot], width);
-        } else {
-          add_gated(row, add + slot * width, gate[slot], width);
+      const auto n = TokenSizes::of_put(context, kPut);
+      const auto* at = checked_indices(context, n);
+      const auto* gate = context.GetInput(2).GetTensorData<float>();
+      const auto* add = context.GetInput(3).GetTensorData<T>();
+      const T* less = nullptr;
+      if constexpr (kPut == Put::kDifference) less = context.GetInput(4).GetTensorData<T>();
+      T* out = output_like_base<T>(raw, n);
+      // Indices of a row are distinct: no two slots collide.
+      parallel(raw, n.batch * n.slots, 2 * n.width * static_cast<int64_t>(sizeof(T)), [&](int64_t slot) {
+        T* row = out + (slot / n.slots * n.tokens + at[slot]) * n.width;
+        const T* now = add + slot * n.width;
+        const T* before = kPut == Put::kBlend ? row : less == nullptr ? nullptr : less + slot * n.width;
+        if constexpr (std::is_same_v<T, float>) {
+          put(row, now, before, gate[slot], n.width);
+        } else if (gate[slot] > 0.0f) {
+          thread_local std::vector<float> sums, updates, befores;
+          widened(row, n.width, sums);
+          const float* was = before == nullptr ? nullptr : widened(before, n.width, befores);
+          put(sums.data(), widened(now, n.width, updates), was, gate[slot], n.width);
+          narrow(sums, row);
         }
       });
       return nullptr;
@@ -173,33 +129,33 @@ struct PutKernel {
   }
 };
 
-template <bool kDifference>
-struct PutOp : CodaOp<PutOp<kDifference>, PutKernel<kDifference>> {
-  static constexpr const char* kName = kDifference ? "PutDifference" : "PutTokens";
-  static constexpr ONNXTensorElementDataType kInputs[] = {
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+template <Put kPut, typename T>
+struct PutOp : PutOpOf<PutOp<kPut, T>, PutKernel<kPut, T>, kPut, T> {};
 
-  size_t GetInputTypeCount() const { return kDifference ? 5 : 4; }
+template <typename T>
+struct SetKernel {
+  explicit SetKernel(const OrtKernelInfo*) {}
 
-  PutOp() {
-    OrtCustomOp::GetMayInplace = [](int** inputs, int** outputs) -> size_t {
-      *inputs = new int[1]{0};
-      *outputs = new int[1]{0};
-      return 1;
-    };
-    OrtCustomOp::ReleaseMayInplace = [](int* inputs, int* outputs) {
-      delete[] inputs;
-      delete[] outputs;
-    };
-  }
-
-  static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
-    const Shape& base = context.GetInputShape(0);
-    return base.size() == 3 ? set_shape(context, 0, base) : Ort::Status(nullptr);  // empty: not known
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    return guarded("SetTokens", [&]() -> OrtStatusPtr {
+      Ort::KernelContext context(raw);
+      const auto n = TokenSizes::of_set(context);
+      const auto* at = checked_indices(context, n);
+      const auto* used = context.GetInput(2).GetTensorData<bool>();
+      const auto* rows = context.GetInput(3).GetTensorData<T>();
+      T* out = output_like_base<T>(raw, n);
+      const int64_t bytes = n.width * static_cast<int64_t>(sizeof(T));
+      parallel(raw, n.batch * n.slots, bytes, [&](int64_t slot) {
+        if (!used[slot]) return;
+        std::memcpy(out + (slot / n.slots * n.tokens + at[slot]) * n.width, rows + slot * n.width, bytes);
+      });
+      return nullptr;
+    });
   }
 };
+
+template <typename T>
+struct SetOp : SetOpOf<SetOp<T>, SetKernel<T>, T> {};
 
 // Positions in use, text by text.
 std::vector<int64_t> places(const Ort::ConstValue& used) {
@@ -213,6 +169,7 @@ std::vector<int64_t> places(const Ort::ConstValue& used) {
   return found;
 }
 
+template <typename T>
 struct PackKernel {
   explicit PackKernel(const OrtKernelInfo*) {}
 
@@ -227,9 +184,9 @@ struct PackKernel {
       const auto from = places(used);
       const int64_t rows = static_cast<int64_t>(from.size()), width = xs[2];
       const int64_t out[] = {rows, width};
-      auto* packed = context.GetOutput(0, out, 2).GetTensorMutableData<float>();
-      const auto* data = x.GetTensorData<float>();
-      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      auto* packed = context.GetOutput(0, out, 2).GetTensorMutableData<T>();
+      const auto* data = x.GetTensorData<T>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
       parallel(raw, rows, bytes, [&](int64_t row) {
         std::memcpy(packed + row * width, data + from[row] * width, bytes);
       });
@@ -238,13 +195,14 @@ struct PackKernel {
   }
 };
 
-struct PackOp : CodaOp<PackOp, PackKernel> {
+template <typename T>
+struct PackOp : CodaOp<PackOp<T>, PackKernel<T>> {
   static constexpr const char* kName = "PackTokens";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kInputs[] = {kElement<T>, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kElement<T>};
 };
 
+template <typename T>
 struct UnpackKernel {
   explicit UnpackKernel(const OrtKernelInfo*) {}
 
@@ -262,9 +220,9 @@ struct UnpackKernel {
       }
       const int64_t width = rs[1], count = us[0] * us[1];
       const int64_t out[] = {us[0], us[1], width};
-      auto* x = context.GetOutput(0, out, 3).GetTensorMutableData<float>();
-      const auto* from = rows.GetTensorData<float>();
-      const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
+      auto* x = context.GetOutput(0, out, 3).GetTensorMutableData<T>();
+      const auto* from = rows.GetTensorData<T>();
+      const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
       if (rs[0] != count) std::memset(x, 0, count * bytes);
       parallel(raw, rs[0], bytes, [&](int64_t row) {
         std::memcpy(x + to[row] * width, from + row * width, bytes);
@@ -274,29 +232,43 @@ struct UnpackKernel {
   }
 };
 
-struct UnpackOp : CodaOp<UnpackOp, UnpackKernel> {
+template <typename T>
+struct UnpackOp : CodaOp<UnpackOp<T>, UnpackKernel<T>> {
   static constexpr const char* kName = "UnpackTokens";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
-  static constexpr ONNXTensorElementDataType kOutputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+  static constexpr ONNXTensorElementDataType kInputs[] = {kElement<T>, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+  static constexpr ONNXTensorElementDataType kOutputs[] = {kElement<T>};
 
   static Ort::Status InferOutputShape(Ort::ShapeInferContext& context) {
     const Shape &rows = context.GetInputShape(0), &used = context.GetInputShape(1);
     if (rows.size() != 2 || used.size() != 2) return Ort::Status(nullptr);
-    return set_shape(context, 0, Shape{used[0], used[1], rows[1]});
+    return set_shape(context, 0, Shape{used[0], used[1], rows[1]}, kElement<T>);
   }
+};
+
+// Operators that move tokens of one type; onnxruntime takes those of the other for further types of the same operators.
+template <typename T>
+struct TokenOperators {
+  TakeOp<T> take;
+  PutOp<Put::kUpdate, T> put;
+  PutOp<Put::kDifference, T> put_difference;
+  PutOp<Put::kBlend, T> blend;
+  SetOp<T> set;
+  PackOp<T> pack;
+  UnpackOp<T> unpack;
+
+  std::vector<const OrtCustomOp*> all() const { return {&take, &put, &put_difference, &blend, &set, &pack, &unpack}; }
 };
 
 }  // namespace
 
 std::vector<const OrtCustomOp*> routing_operators() {
   static const RouteOp route;
-  static const TakeOp take;
-  static const PutOp<false> put;
-  static const PutOp<true> put_difference;
-  static const PackOp pack;
-  static const UnpackOp unpack;
-  return {&route, &take, &put, &put_difference, &pack, &unpack};
+  static const TokenOperators<float> floats;
+  static const TokenOperators<Ort::Float16_t> halves;
+  auto all = floats.all(), more = halves.all();
+  all.push_back(&route);
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
 }
 
 }  // namespace coda
