@@ -1,11 +1,13 @@
 """Open and run a bundle: all that an app needs."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnxruntime as ort
@@ -27,7 +29,8 @@ from coda_targets.manifest import (
 )
 from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import Runtime, get_runtime
-from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_session
+from coda_targets.runtimes.cuda_graphs import BY_VALUE, MOST_GRAPHS, CudaGraphs
+from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_errors, run_session
 from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import TaskAdapter
 
@@ -42,6 +45,10 @@ class Bundle:
         folder: what ``coda-compile MODEL -o DIR`` wrote.
         target, precision: of the variant to run. By default the first in the bundle's order that this machine can run.
         threads: intra-op threads, 0 for what the manifest says.
+        device: which of several GPUs to run on.
+        memory_limit: bytes of a GPU that the model may take for itself, with what it computes; by default all.
+        cuda_graph: run by CUDA graphs, of a target that has them: each shape of inputs is captured once, the first
+            ``coda_targets.runtimes.cuda_graphs.MOST_GRAPHS`` of them, and then launched as a whole.
 
     The model and what else it needs are loaded on first use. What is loaded stays as it is when another bundle takes
     the folder; what was not yet loaded is refused from then on, so that answers of two bundles never mix. A bundle
@@ -56,9 +63,18 @@ class Bundle:
     """
 
     def __init__(
-        self, folder: Path | str, *, target: str | None = None, precision: str | None = None, threads: int = 0
+        self,
+        folder: Path | str,
+        *,
+        target: str | None = None,
+        precision: str | None = None,
+        threads: int = 0,
+        device: int = 0,
+        memory_limit: int | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self.device, self.memory_limit, self.cuda_graph = device, memory_limit, cuda_graph
         self._version = _version(self.folder)
         self.manifest: Manifest = read_manifest(self.folder)
         with self.reading():
@@ -68,6 +84,8 @@ class Bundle:
         self.variant: VariantInfo = self._asked[0] if len(self._asked) == 1 else next(runs, self._asked[0])
         self.threads = threads
         self._adapters: dict[str, TaskAdapter] = {}
+        self._making = Lock()
+        self._captured: CudaGraphs | None = None
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, variant={self.variant.name!r})"
@@ -76,32 +94,49 @@ class Bundle:
         """What this machine lacks to run a variant, in one sentence; empty where it can."""
         try:
             require_release(variant.minimum_onnxruntime)
-            require_runtime(get_runtime(variant.target))
+            require_runtime(self._on_device(variant))
         except TargetError as error:
             return str(error)
         return ""
+
+    def _on_device(self, variant: VariantInfo) -> Runtime:
+        """What runs a variant where it was asked to.
+
+        Raises:
+            TargetError: there it cannot.
+        """
+        runtime = get_runtime(variant.target).on_device(self.device, self.memory_limit, cuda_graph=self.cuda_graph)
+        if self.cuda_graph and (found := sorted(BY_VALUE & variant.operators.keys())):
+            raise TargetError(
+                f"the model cannot be captured as a CUDA graph, as shapes behind its {found[0]} depend on values: "
+                "leave cuda_graph out, or compile it without packing rows"
+            )
+        return runtime
 
     @cached_property
     def runtime(self) -> Runtime:
         """How the variant runs, as this release knows its target, with the session that the manifest asks for.
 
         Raises:
-            TargetError: this onnxruntime is older than the model needs, or of several variants that were asked for none
-                runs here: of each what is missing. What a single variant lacks is reported when it is loaded.
+            TargetError: this onnxruntime is older than the model needs, the target has no such device or no CUDA
+                graphs, or of several variants that were asked for none runs here: of each what is missing. What else a
+                single variant lacks is reported when it is loaded.
         """
         if len(self._asked) > 1 and self.lacks(self.variant):
             every = "; ".join(f"{one.name}: {self.lacks(one)}" for one in self._asked)
             raise TargetError(f"no variant of {self.folder} runs here: {every}")
         require_release(self.variant.minimum_onnxruntime)
         session = self.variant.session
-        known = get_runtime(self.variant.target)
+        known = self._on_device(self.variant)
         first = tuple((name, session.options or options) for name, options in known.providers[:1])
         return replace(
             known,
             providers=(*first, *known.providers[1:]),
-            native=session.native,
+            kernels=session.kernels,
             graph_level=session.graph_level,
             threads=session.threads,
+            profile=session.profile,
+            cuda_graph=False,  # of the bundle's own runs alone; others feed their sessions by themselves
         )
 
     @property
@@ -148,11 +183,27 @@ class Bundle:
         """The onnxruntime session, made on first use.
 
         Raises:
-            TargetError: the runtime for the bundle's target is not installed.
+            TargetError: the runtime for the bundle's target is not installed, its device is absent or too small, or the
+                model cannot run there.
             BundleError: onnxruntime cannot load the model, or it is another bundle's by now.
         """
+        runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
         with self.reading(*self.model_files):
-            return open_session(self.model_path, self.runtime, threads=self.threads)
+            return open_session(self.model_path, runtime, threads=self.threads)
+
+    @property
+    def _built_of(self) -> str:
+        """SHA-256 of all that a variant computes with: what is built of it belongs to nothing else."""
+        names = self.model_files
+        hashes = (file.sha256 for file in self.manifest.files if file.path in names)
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _graphs(self) -> CudaGraphs:
+        with self._making:  # two would run at once
+            if self._captured is None:
+                names = [output.name for output in self.manifest.outputs]
+                self._captured = CudaGraphs(self.session, names, self.device)
+            return self._captured
 
     @property
     def model_files(self) -> tuple[str, ...]:
@@ -230,14 +281,48 @@ class Bundle:
         Raises:
             InputError: an unknown task, a missing or unknown name, a wrong type or shape, a sequence longer than
                 ``manifest.signature.max_length``, or ids that the model cannot look up.
+            TargetError: as for ``session``, or the device has too little memory for this input, or the task cannot be
+                swapped into CUDA graphs.
         """
-        feed = self.prepare(inputs)
+        feed, adapter = self.prepare(inputs), self.adapter(task)
         names = [output.name for output in self.manifest.outputs]
-        return dict(zip(names, run_session(self.session, names, feed, self.adapter(task)), strict=True))
+        if not self.cuda_graph:
+            return dict(zip(names, run_session(self.session, names, feed, adapter), strict=True))
+        if adapter is not None:
+            raise TargetError(
+                f"CUDA graphs hold the task {self.tasks[0]!r} alone: open {self.folder} without cuda_graph to run "
+                f"{task!r}"
+            )
+        with run_errors(self.session):
+            return dict(zip(names, self._graphs().run(feed), strict=True))
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Run random inputs, so that later ones of these shapes find everything made that a first run makes.
+
+        That is the session, its threads and memory, and with ``cuda_graph`` a graph a shape. Results are dropped.
+
+        Args:
+            shapes: batch and length of each.
+
+        Raises:
+            InputError: a shape that the model does not take, or more than there can be graphs.
+            TargetError: as for ``run``.
+        """
+        asked = list(dict.fromkeys(shapes))
+        if self.cuda_graph and len(asked) > MOST_GRAPHS:
+            raise InputError(f"{len(asked)} shapes are to be captured and {MOST_GRAPHS} can be: warm up fewer")
+        for batch, length in asked:
+            if batch < 1 or length < 1:
+                raise InputError(f"a batch of {batch} x {length} cannot be: both are at least 1")
+            self.run(self.manifest.signature.random(batch, length))
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
-        return self.manifest.signature.prepare(inputs, within_tables=not self.runtime.refuses_unknown_ids)
+        signature = self.manifest.signature
+        feed = signature.prepare(inputs, within_tables=not self.runtime.refuses_unknown_ids)
+        if self.runtime.profile is not None:
+            self.runtime.profile.check(*signature.shape(feed), signature.unit)
+        return feed
 
 
 def _version(folder: Path) -> tuple[int, bytes] | None:

@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from coda_ops.records import read_record, record_json
+from coda_ops import native
+from coda_ops.records import added, read_record, record_json
 from coda_targets.errors import BundleError, TargetError
+from coda_targets.profile import Profile
+from coda_targets.proofs import ProofInfo, ran_on
 from coda_targets.signature import Signature
 
 SCHEMA_VERSION = 1
@@ -55,12 +58,16 @@ class LayerInfo:
         attention: ``k_to_k`` or ``k_to_all``.
         bottleneck: width of the adapter, of several together, 0 for none.
         slots: K at the longest input.
+        stand_in: rank of the stand-in, for tokens that are not routed; 0 for none.
+        key_value_rank: of their keys and values in k_to_all; 0 for exact ones.
     """
 
     reduction: str
     attention: str
     bottleneck: int
     slots: int
+    stand_in: int = added(0)
+    key_value_rank: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,17 @@ class SessionInfo:
         providers: execution providers, best first.
         graph_level: how far onnxruntime optimises, one of ``GRAPH_LEVELS``.
         threads: intra-op threads, 0 for onnxruntime's own choice.
-        native: whether native kernels serve it where they are installed.
+        kernels: library of native kernels that serves it where it is installed: ``cpu``, ``cuda``; empty for none.
         options: of the first provider, by the names that it gives them.
+        profile: sizes of input that it is compiled for; ``None`` for any.
     """
 
     providers: tuple[str, ...]
     graph_level: str
     threads: int
-    native: bool
+    kernels: str
     options: dict[str, str] = field(default_factory=dict)
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class VariantInfo:
         external_bytes: of its weights, how much lies beside its files, where other variants may share it.
         minimum_onnxruntime: the first release that knows this opset and IR version, and runs its operators rightly.
         operators: how often each operator stands in the graph, ``domain::name`` outside the default domain.
+        proofs: what was shown where, when it was compiled.
     """
 
     name: str
@@ -105,6 +115,12 @@ class VariantInfo:
     minimum_onnxruntime: str
     operators: dict[str, int]
     session: SessionInfo
+    proofs: tuple[ProofInfo, ...] = ()
+
+    @property
+    def ran(self) -> bool:
+        """Whether it ran on its own execution provider when it was compiled, see ``ran_on``."""
+        return ran_on(self.proofs, self.session.providers)
 
 
 @dataclass(frozen=True)
@@ -288,7 +304,9 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
 
 
 def _opens(session: SessionInfo) -> bool:
-    return session.graph_level in GRAPH_LEVELS and 0 <= session.threads <= _MOST_THREADS
+    known = session.graph_level in GRAPH_LEVELS and session.kernels in ("", *native.LIBRARIES)
+    known = known and (session.profile is None or session.profile.rises)
+    return known and 0 <= session.threads <= _MOST_THREADS
 
 
 def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:

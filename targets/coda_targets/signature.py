@@ -13,6 +13,7 @@ Arrays = dict[str, NDArray[Any]]
 BATCH = "batch"
 _KINDS = {"ids": "iu", "values": "f", "mask": "iub", "types": "iub"}  # numpy's, of what may be given for each role
 _REQUIRED = ("ids", "values")
+_LONGEST_AXIS = 1 << 31
 _UNITS = {"sequence": "tokens"}  # of what an axis counts, where its name is another
 
 
@@ -45,6 +46,8 @@ class Input:
             raise ValueError(f"{self.name} holds {self.role}, which {self.dtype} cannot")
         if self.axes[:1] != (BATCH,):
             raise ValueError(f"{self.name} has axes {self.axes}, of which the first has to be {BATCH!r}")
+        if not all(1 <= axis <= _LONGEST_AXIS for axis in self.axes if isinstance(axis, int)):
+            raise ValueError(f"{self.name} has axes {self.axes}, of which a fixed one has no possible size")
         if self.size < (self.role in ("ids", "types")):
             raise ValueError(f"{self.name} is looked up in a table of {self.size} rows")
 

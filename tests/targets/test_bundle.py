@@ -1,5 +1,6 @@
 """Running a bundle: its inputs, its defaults, its errors."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.targets.test_manifest import edit_variant
 
-from coda_targets import Bundle, BundleError
+from coda_targets import Bundle, BundleError, get_runtime
 from coda_targets.errors import InputError, TargetError
 from coda_targets.manifest import MANIFEST
 
@@ -194,14 +195,14 @@ def test_a_bundle_runs_after_it_was_moved(copied: Path, compiled: Bundle, tmp_pa
 
 def test_session_is_made_as_the_manifest_says(copied: Path):
     session = json.loads((copied / MANIFEST).read_text("utf-8"))["variants"][0]["session"]
-    edit_variant(copied, session={**session, "graph_level": "basic", "threads": 2, "native": False})
+    edit_variant(copied, session={**session, "graph_level": "basic", "threads": 2, "kernels": ""})
     bundle = Bundle(copied)
     options = bundle.session.get_session_options()
     assert (options.graph_optimization_level, options.intra_op_num_threads) == (
         ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         2,
     )
-    assert not bundle.runtime.native
+    assert not bundle.runtime.kernels
     assert Bundle(copied, threads=1).session.get_session_options().intra_op_num_threads == 1
 
 
@@ -231,3 +232,88 @@ def test_a_minimum_that_is_no_version_is_damage(copied: Path):
     edit_variant(copied, minimum_onnxruntime="newest")
     with pytest.raises(BundleError, match=r"its field 'minimum_onnxruntime' makes no sense"):
         Bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"device": 1}, "target 'cpu' has one device and all of its memory: leave device and memory_limit out"),
+        ({"memory_limit": 1 << 30}, "target 'cpu' has one device and all of its memory"),
+        ({"cuda_graph": True}, "target 'cpu' has no CUDA graphs: leave cuda_graph out, or choose another target"),
+        ({"device": -1}, "device -1 cannot be: devices count from 0"),
+    ],
+)
+def test_what_only_gpus_have_is_refused_elsewhere(compiled: Bundle, asked: dict[str, Any], sentence: str):
+    bundle = Bundle(compiled.folder, **asked)
+    assert sentence in bundle.lacks(bundle.variant)
+    with pytest.raises(TargetError) as caught:
+        bundle.run({"input_ids": IDS})
+    assert str(caught.value).startswith(sentence)
+
+
+def test_warm_up_runs_each_shape_once(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    bundle, seen = Bundle(compiled.folder), []
+    run = bundle.run
+    monkeypatch.setattr(bundle, "run", lambda inputs: seen.append(inputs["input_ids"].shape) or run(inputs))
+    bundle.warm_up([(1, 4), (2, 7), (1, 4)])
+    assert seen == [(1, 4), (2, 7)]
+    assert "session" in vars(bundle)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((0, 4), "a batch of 0 x 4 cannot be: both are at least 1"),
+        ((1, -1), "a batch of 1 x -1 cannot be"),
+        ((1, 999), "but this model takes at most"),
+    ],
+)
+def test_warm_up_refuses_what_the_model_does_not_take(compiled: Bundle, shape: tuple[int, int], sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        Bundle(compiled.folder).warm_up([shape])
+
+
+class Graphs:
+    """CUDA graphs that always give zeros."""
+
+    def run(self, feed: dict[str, Any]) -> list[Any]:
+        return [np.zeros((len(feed["input_ids"]), 3), np.float32)]
+
+
+def graphed(compiled: Bundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setattr(Bundle, "session", None)
+    monkeypatch.setattr("coda_targets.bundle.CudaGraphs", lambda *_: Graphs())
+    monkeypatch.setattr("coda_targets.bundle.require_runtime", lambda runtime: None)
+    able = dataclasses.replace(get_runtime("cpu"), captures=True)
+    monkeypatch.setattr("coda_targets.bundle.get_runtime", lambda name: able)
+    return Bundle(compiled.folder, cuda_graph=True)
+
+
+def test_cuda_graphs_run_in_the_place_of_the_session(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    bundle = graphed(compiled, monkeypatch)
+    assert not bundle.run({"input_ids": IDS})["logits"].any()
+    assert bundle.runtime.cuda_graph is False  # what others open by it feeds itself
+    with pytest.raises(InputError, match=r"^17 shapes are to be captured and 16 can be: warm up fewer$"):
+        bundle.warm_up((1, 1 + i) for i in range(17))
+
+
+def test_a_task_is_not_swapped_into_cuda_graphs(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
+    bundle = graphed(compiled, monkeypatch)
+    monkeypatch.setattr(bundle, "adapter", lambda task: None if task is None else object())
+    monkeypatch.setattr(Bundle, "tasks", ("first", "second"))
+    bundle.run({"input_ids": IDS})
+    with pytest.raises(TargetError, match=r"^CUDA graphs hold the task 'first' alone: open .* without cuda_graph to"):
+        bundle.run({"input_ids": IDS}, task="second")
+
+
+@pytest.mark.parametrize("operator", ["ai.coda::PackTokens", "NonZero"])
+def test_shapes_that_depend_on_values_are_not_captured(
+    compiled: Bundle, monkeypatch: pytest.MonkeyPatch, operator: str
+):
+    """A graph would go on with the shapes of the run in which it was captured, and give wrong numbers."""
+    bundle = graphed(compiled, monkeypatch)
+    bundle.variant = dataclasses.replace(bundle.variant, operators={operator: 1})
+    with pytest.raises(
+        TargetError, match=rf"cannot be captured .* behind its {operator} depend on values: leave cuda_"
+    ):
+        bundle.run({"input_ids": IDS})

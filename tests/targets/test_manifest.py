@@ -61,7 +61,7 @@ def test_says_what_was_compiled(compiled: Bundle):
     assert (variant.name, variant.target, variant.precision) == ("cpu", "cpu", "fp32")
     assert (variant.models, variant.external_bytes) == ({"model": "model.onnx"}, 0)
     assert variant.operators["ai.coda::Route"] == 2
-    assert variant.session == SessionInfo(("CPUExecutionProvider",), "all", 0, native=True)
+    assert variant.session == SessionInfo(("CPUExecutionProvider",), "all", 0, kernels="cpu")
 
 
 def test_manifest_is_frozen(compiled: Bundle):
@@ -135,6 +135,14 @@ def test_missing_field(copied: Path, name: str):
         Bundle(copied)
 
 
+def test_layers_of_earlier_releases_have_no_stand_ins(copied: Path):
+    layers = [dataclasses.asdict(layer) for layer in read_manifest(copied).layers]
+    for layer in layers:
+        del layer["stand_in"], layer["key_value_rank"]
+    edit(copied, layers=layers)
+    assert [(layer.stand_in, layer.key_value_rank) for layer in Bundle(copied).manifest.layers] == [(0, 0)] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -158,6 +166,8 @@ def test_missing_field(copied: Path, name: str):
         ("layers", [{}]),
         ("layers", [3]),
         ("layers", [{"reduction": 2, "attention": "k_to_k", "bottleneck": 8, "slots": 3}]),
+        ("layers", [{"reduction": "2", "attention": "k_to_k", "bottleneck": 8, "slots": 3, "stand_in": "4"}]),
+        ("layers", [{"reduction": "2", "attention": "k_to_k", "bottleneck": 8}]),
         ("files", [{"path": 3, "bytes": 1, "sha256": ""}]),
         ("files", [{"path": "model.onnx"}]),
         ("files", [{"path": "model.onnx", "bytes": "1", "sha256": ""}]),
@@ -201,12 +211,16 @@ def test_field_of_a_wrong_type(copied: Path, name: str, value: Any):
         ("bucket", 128),
         ("session", None),
         ("session", {"providers": ["CPUExecutionProvider"]}),
-        ("session", {"providers": [1], "graph_level": "all", "threads": 0, "native": True}),
-        ("session", {"providers": [], "graph_level": "most", "threads": 0, "native": True}),
-        ("session", {"providers": [], "graph_level": "all", "threads": -1, "native": True}),
-        ("session", {"providers": [], "graph_level": "all", "threads": 10**9, "native": True}),
-        ("session", {"providers": [], "graph_level": "all", "threads": 0, "native": 1}),
-        ("session", {"providers": [], "graph_level": "all", "threads": 0, "native": True, "profile_file_prefix": "x"}),
+        ("session", {"providers": [1], "graph_level": "all", "threads": 0, "kernels": "cpu"}),
+        ("session", {"providers": [], "graph_level": "most", "threads": 0, "kernels": "cpu"}),
+        ("session", {"providers": [], "graph_level": "all", "threads": -1, "kernels": "cpu"}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 10**9, "kernels": "cpu"}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 0, "kernels": 1}),
+        ("session", {"providers": [], "graph_level": "all", "threads": 0, "kernels": "abacus"}),
+        (
+            "session",
+            {"providers": [], "graph_level": "all", "threads": 0, "kernels": "cpu", "profile_file_prefix": "x"},
+        ),
     ],
 )
 def test_variant_that_makes_no_sense(copied: Path, name: str, value: Any):

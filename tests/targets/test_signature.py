@@ -188,6 +188,8 @@ def test_signatures_that_say_nothing_are_refused(change: dict[str, Any], message
         ({"role": "words"}, "role 'words' is unknown: use one of ids, values, mask, types"),
         ({"dtype": "float32"}, f"{IDS} holds ids, which float32 cannot"),
         ({"axes": ("sequence", "batch")}, "of which the first has to be 'batch'"),
+        ({"axes": ("batch", "sequence", -1)}, "of which a fixed one has no possible size"),
+        ({"axes": ("batch", 1 << 70)}, "of which a fixed one has no possible size"),
         ({"size": 0}, "looked up in a table of 0 rows"),
     ],
 )

@@ -6,5 +6,5 @@ RUNTIME = Runtime(
     name="cpu",
     providers=(("CPUExecutionProvider", {}),),
     install="pip install onnxruntime",
-    native=True,
+    kernels="cpu",
 )

@@ -19,6 +19,8 @@ RUNTIME = Runtime(
     ),
     install="pip install onnxruntime-ep-openvino",
     plugin="onnxruntime_ep_openvino",
+    config_option="load_config",
+    thread_option="INFERENCE_NUM_THREADS",
     minimum_onnxruntime="1.23",  # the first that takes execution providers from packages of their own
     # Whatever OpenVINO does not take would run on onnxruntime's own CPU provider without a word.
     session_config={"session.disable_cpu_ep_fallback": "1"},

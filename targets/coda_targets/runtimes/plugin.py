@@ -1,9 +1,5 @@
-"""Execution providers from packages of their own, registered with onnxruntime when needed.
+"""Execution providers from packages of their own, registered with onnxruntime when needed."""
 
-OpenVINO's is the one that targets use.
-"""
-
-import json
 from importlib import import_module
 from typing import Any
 
@@ -11,11 +7,11 @@ import onnxruntime as ort
 
 from coda_ops.errors import first_line
 from coda_targets.errors import TargetError
-from coda_targets.runtimes import Runtime
+from coda_targets.runtimes import GPU, Runtime, nvidia
 
 
 def add(options: ort.SessionOptions, runtime: Runtime, threads: int) -> None:
-    """Have a session run on this machine's CPU by a runtime's plugin.
+    """Have a session run on a runtime's device by its plugin.
 
     Args:
         threads: 0 for the plugin's own choice.
@@ -23,28 +19,31 @@ def add(options: ort.SessionOptions, runtime: Runtime, threads: int) -> None:
     Raises:
         TargetError: it is not installed, or this onnxruntime cannot use it.
     """
-    settings = runtime.options
-    chosen = {**settings, "INFERENCE_NUM_THREADS": str(threads)} if threads else settings
-    options.add_provider_for_devices([device(runtime)], {"load_config": json.dumps({"CPU": chosen})})
+    if threads and runtime.thread_option:
+        runtime = runtime.with_options({runtime.thread_option: str(threads)})
+    options.add_provider_for_devices([device(runtime)], runtime.provider_options)
 
 
 def device(runtime: Runtime) -> Any:
-    """The CPU as a runtime's plugin knows it, which is registered where it is not yet.
+    """The device as a runtime's plugin knows it, which is registered where it is not yet.
 
     Raises:
-        TargetError: it is not installed, or this onnxruntime cannot use it.
+        TargetError: it is not installed, finds no such device, or this onnxruntime cannot use it.
     """
-    provider = runtime.preferred
+    provider, kind = runtime.preferred, runtime.device.upper()
     cannot = f"target {runtime.name!r} cannot run here"
     try:
         package = import_module(runtime.plugin)
     except ModuleNotFoundError:
         raise TargetError(f"{cannot}: {provider} is not installed: {runtime.install}") from None
+    if runtime.device == GPU:
+        nvidia.require_device(runtime)  # without a driver the plugin cannot be loaded
     try:
         mine = not _devices(provider)  # an app may have registered it
         if mine:
             ort.register_execution_provider_library(provider, package.get_library_path())
-        found = [one for one in _devices(provider) if one.device.type == ort.OrtHardwareDeviceType.CPU]
+        wanted = getattr(ort.OrtHardwareDeviceType, kind)
+        found = [one for one in _devices(provider) if one.device.type == wanted]
         if mine and not found:  # or the next call would be told that it is registered already
             ort.unregister_execution_provider_library(provider)
     except AttributeError:  # before 1.23
@@ -55,9 +54,10 @@ def device(runtime: Runtime) -> Any:
         raise TargetError(
             f"{cannot}: {runtime.plugin} cannot be loaded: {first_line(error)}; {runtime.install}"
         ) from None
-    if not found:
-        raise TargetError(f"{cannot}: {runtime.plugin} finds no CPU that it can use: use another target")
-    return found[0]
+    if runtime.index >= len(found):
+        which = f"{kind} {runtime.index}" if runtime.index else f"{kind} that it can use"
+        raise TargetError(f"{cannot}: {runtime.plugin} finds no {which}: use another target")
+    return found[runtime.index]
 
 
 def _devices(provider: str) -> list[Any]:

@@ -1,5 +1,8 @@
 """Sessions of onnxruntime: opening one as a runtime asks for it, and running it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import GRAPH_LEVELS, release
-from coda_targets.runtimes import Runtime, plugin
+from coda_targets.runtimes import DEFAULT_TARGET, GPU, Runtime, engine_cache, nvidia, plugin
+from coda_targets.runtimes.placement import RECORDED, check_placement
 from coda_targets.runtimes.saturation import saturates
 from coda_targets.signature import Arrays
 from coda_targets.task_adapters import TaskAdapter
 
+_SILENT = 4  # whatever is an error comes as an exception, too
 _LEVEL_NAMES = dict(zip(GRAPH_LEVELS, ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"), strict=True))
 
 
@@ -27,13 +32,17 @@ def open_session(
         model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
 
     Raises:
-        TargetError: a provider is not installed; onnxruntime itself would fall back to the CPU without a word. Or the
-            native kernels are installed and cannot be loaded.
+        TargetError: a provider is not installed, or runs less of the model than it should; onnxruntime itself would
+            fall back to the CPU without a word. Or the native kernels are installed and cannot be loaded. Or its device
+            has too little memory.
         BundleError: onnxruntime cannot load the model.
     """
     require_runtime(runtime)
+    without_cache, kept = replace(runtime, built_of=""), engine_cache.kept(runtime)
+    runtime = engine_cache.with_cache(runtime)
+    placed = runtime.device == GPU and not runtime.plugin
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = _SILENT if placed else 3
     options.intra_op_num_threads = threads or runtime.threads
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVEL_NAMES[runtime.graph_level]}")
     for name, value in runtime.session_options.items():
@@ -42,21 +51,34 @@ def open_session(
         options.add_session_config_entry(name, value)
     if saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
-    if runtime.native and (kernels := native.library()) is not None:
-        load_kernels(kernels, options)
+    if runtime.kernels and (kernels := native.library(runtime.kernels)) is not None:
+        load_kernels(kernels, options, name=runtime.kernels)
     if runtime.plugin:
         plugin.add(options, runtime, threads or runtime.threads)
+    if placed:
+        options.add_session_config_entry(RECORDED, "1")
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    where = "the model" if isinstance(model, bytes) else str(model)
     try:
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
-            providers=None if runtime.plugin else list(runtime.providers),
+            providers=None if runtime.plugin else nvidia.providers(runtime) if placed else list(runtime.providers),
+            enable_fallback=0,  # to the CPU, now or in a run
         )
     except Exception as error:  # onnxruntime's own exceptions share no public base class
-        where = "the model" if isinstance(model, bytes) else str(model)
+        if kept:  # what was built before may be damaged; it is not used twice
+            engine_cache.forget(runtime)
+            return open_session(model, without_cache, threads=threads, weights=weights)
+        if runtime.device == GPU and (meaning := nvidia.explain(str(error), runtime.index, where=where)):
+            raise TargetError(meaning) from None
         raise BundleError(f"onnxruntime cannot load {where}: {first_line(error)}") from None
+    if placed:
+        if session.get_providers()[0] != runtime.preferred:
+            raise TargetError(nvidia.why_not(runtime))
+        check_placement(session, runtime)
+    return session
 
 
 def run_session(
@@ -66,12 +88,23 @@ def run_session(
 
     Raises:
         InputError: what onnxruntime says of inputs that it cannot run.
+        TargetError: its device has too little memory, or is one that onnxruntime holds no code for.
     """
-    try:
+    with run_errors(session):
         results: list[NDArray[Any]] = session.run(names, feed, None if adapter is None else adapter.options)
-    except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
     return results
+
+
+@contextmanager
+def run_errors(session: ort.InferenceSession) -> Iterator[None]:
+    """A block that runs a session, and raises what ``run_session`` does."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        on_device = session.get_provider_options().get(nvidia.PROVIDER)
+        if on_device is not None and (meaning := nvidia.explain(str(error), int(on_device.get("device_id", 0)))):
+            raise TargetError(meaning) from None
+        raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
 
 
 def require_runtime(runtime: Runtime) -> None:
@@ -83,10 +116,20 @@ def require_runtime(runtime: Runtime) -> None:
     if runtime.plugin:
         plugin.device(runtime)
         return
+    if runtime.device == GPU:
+        require_release(runtime.minimum_onnxruntime)
+        nvidia.require(runtime)
+        return
     absent = [name for name, _ in runtime.providers if name not in ort.get_available_providers()]
     if absent or not runtime.providers:
         what = f"{absent[0]} is not installed: {runtime.install}" if absent else runtime.install
         raise TargetError(f"target {runtime.name!r} cannot run here: {what}")
+
+
+def place(runtime: Runtime) -> str:
+    """Where a runtime runs models on this machine, as proofs name it: its execution provider, and a GPU's name."""
+    name = nvidia.device_name(runtime.index) if runtime.device == GPU else ""
+    return f"{runtime.preferred} {name}".strip()
 
 
 def require_release(minimum: str) -> None:
@@ -102,8 +145,11 @@ def require_release(minimum: str) -> None:
         )
 
 
-def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> None:
+def load_kernels(library: Path, options: ort.SessionOptions | None = None, *, name: str = DEFAULT_TARGET) -> None:
     """Have a session run native kernels where its model has ``ai.coda`` operators.
+
+    Args:
+        name: of the library, in ``coda_ops.native.LIBRARIES``.
 
     Raises:
         TargetError: onnxruntime cannot load the library.
@@ -113,5 +159,5 @@ def load_kernels(library: Path, options: ort.SessionOptions | None = None) -> No
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise TargetError(
             f"onnxruntime cannot load the native kernels in {library}: {first_line(error)}; build them again with "
-            f"`coda-compile kernels build`, or do without: {native.SWITCH}=portable"
+            f"`coda-compile kernels build --target {name}`, or do without: {native.SWITCH}=portable"
         ) from None

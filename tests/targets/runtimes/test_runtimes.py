@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,28 @@ from coda_targets import Bundle, Runtime, TargetError, get_runtime, runtime_name
 
 FILES = sorted(path.stem for path in Path(coda_targets.runtimes.__file__).parent.glob("*.py"))
 NAMES = [*runtime_names(), "null"]
-HELPERS = ["__init__", "plugin", "saturation", "script", "session"]
+HELPERS = [
+    "__init__",
+    "cuda_graphs",
+    "engine_cache",
+    "nvidia",
+    "placement",
+    "plugin",
+    "saturation",
+    "script",
+    "session",
+]
 
 
 def test_every_file_is_a_runtime_or_helps_one():
-    assert sorted([*NAMES, *HELPERS]) == FILES
+    assert sorted([*(name.replace("-", "_") for name in NAMES), *HELPERS]) == FILES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_runtime_is_what_its_file_says(name: str):
     runtime = get_runtime(name)
     assert isinstance(runtime, Runtime)
-    assert runtime is importlib.import_module(f"coda_targets.runtimes.{name}").RUNTIME
+    assert runtime is importlib.import_module(f"coda_targets.runtimes.{name.replace('-', '_')}").RUNTIME
     assert runtime.name == name
     assert runtime.install
     assert runtime.offered is (name != "null")
@@ -41,7 +52,9 @@ def test_a_runtime_is_frozen_and_equal_by_value(name: str):
 
 @pytest.mark.parametrize("name", ["", "gpu", "CPU", *HELPERS, "bundle", "coda_targets.runtimes.cpu", "../cpu"])
 def test_unknown_runtime_lists_the_known(name: str):
-    with pytest.raises(TargetError, match=r"is unknown: use one of cpu, cuda, openvino, tensorrt$") as caught:
+    with pytest.raises(
+        TargetError, match=r"is unknown: use one of cpu, cuda, openvino, tensorrt, tensorrt-rtx$"
+    ) as caught:
         get_runtime(name)
     assert repr(name) in str(caught.value)
 
@@ -57,12 +70,34 @@ def test_a_file_in_the_folder_is_a_runtime(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_the_preferred_provider_is():
     cuda = get_runtime("cuda")
-    assert (cuda.preferred, cuda.options, cuda.distributions) == ("CUDAExecutionProvider", {}, ())
+    assert (cuda.preferred, cuda.options, cuda.distributions) == ("CUDAExecutionProvider", {"use_tf32": "0"}, ())
     null = get_runtime("null")
     assert (null.preferred, null.options) == ("", {})
     openvino = get_runtime("openvino")
     assert openvino.distributions == ("onnxruntime-ep-openvino",)
     assert openvino.options["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_a_device_is_chosen_where_there_are_several():
+    cuda = get_runtime("cuda").on_device(3, 1 << 30, cuda_graph=True)
+    assert (cuda.index, cuda.memory_limit, cuda.cuda_graph) == (3, 1 << 30, True)
+    cpu = get_runtime("cpu")
+    assert cpu.on_device() == cpu
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "sentence"),
+    [
+        ("cuda", {"index": -1}, r"^device -1 cannot be: devices count from 0"),
+        ("cuda", {"memory_limit": 0}, r"^memory_limit 0 cannot be: .* memory_limit is a number of bytes$"),
+        ("cpu", {"index": 1}, r"^target 'cpu' has one device and all of its memory: leave device and memory_limit out"),
+        ("openvino", {"memory_limit": 1}, r"^target 'openvino' has one device and all of its memory"),
+        ("cpu", {"cuda_graph": True}, r"^target 'cpu' has no CUDA graphs: leave cuda_graph out, or choose another"),
+    ],
+)
+def test_a_choice_that_a_target_does_not_have_is_refused(name: str, asked: dict[str, Any], sentence: str):
+    with pytest.raises(TargetError, match=sentence):
+        get_runtime(name).on_device(**asked)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from coda_ops import cpu
 from coda_targets import Bundle
 from coda_targets.runtimes.saturation import saturates
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 
 @pytest.mark.parametrize(
     ("machine", "features", "cut_off"),

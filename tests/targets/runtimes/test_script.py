@@ -23,7 +23,7 @@ def run(lines: str, here: Path, runtime: Any = ort) -> Any:
 def test_by_default_a_model_runs_on_every_machine(compiled: Bundle):
     session = run(session_lines(), compiled.folder)
     assert session.get_providers() == ["CPUExecutionProvider"]
-    assert session_lines() == session_lines(replace(get_runtime("cpu"), native=False))
+    assert session_lines() == session_lines(replace(get_runtime("cpu"), kernels=""))
 
 
 def test_native_kernels_are_loaded_where_the_runtime_has_them(compiled: Bundle):

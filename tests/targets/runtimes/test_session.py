@@ -1,10 +1,12 @@
 """Sessions as a runtime asks for them, and what is said where one cannot be made."""
 
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import onnxruntime as ort
 import pytest
 
+from coda_ops import distributions
 from coda_targets import Bundle, TargetError, get_runtime
 from coda_targets.runtimes.session import open_session
 
@@ -14,9 +16,16 @@ def test_the_null_runtime_runs_nothing(compiled: Bundle):
         open_session(compiled.model_path, get_runtime("null"))
 
 
+def _none_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
 def test_absent_provider_says_what_to_install(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(TargetError, match=r"CUDAExecutionProvider is not installed: pip install onnxruntime-gpu$"):
+    monkeypatch.setattr(distributions, "version", _none_installed)
+    with pytest.raises(
+        TargetError, match=r'CUDAExecutionProvider is not installed: pip install "onnxruntime-gpu\[cuda,cu'
+    ):
         open_session(compiled.model_path, get_runtime("cuda"))
 
 
