@@ -75,6 +75,8 @@ def load_backbone(
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
         UnsupportedModelError: a configuration that no standard class is all there is to.
     """
+    if hf_config is None:
+        _check_folder(Path(source))
     found = hf_config or _changed(_attempt(source, AutoConfig.from_pretrained, revision), options)
     config = settled(found, source)
     with quiet():
@@ -218,6 +220,19 @@ def _attempt(
         raise
     except Exception as error:
         raise BackboneError(f"the {what} {source!r} cannot be read from the hub: {_reason(error)}") from error
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse what is not a pretrained encoder's folder, of which transformers would say something else.
+
+    Raises:
+        BackboneError: says what it is.
+    """
+    asked = "give the folder of a pretrained encoder, as save_pretrained writes it"
+    if path.is_file():
+        raise BackboneError(f"{path} is a file, and a backbone is a folder: {asked}")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise BackboneError(f"{path} is an adapter, and a backbone is what it was trained on: {asked}")
 
 
 def _reason(error: Exception) -> str:

@@ -157,6 +157,25 @@ def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizer
             raise CheckpointError(f"{path} carries a tokenizer that cannot be read: {reason}") from None
 
 
+def rebuilt(model: CodaModel) -> CodaModel:
+    """What loading a complete checkpoint of a model would give.
+
+    Raises:
+        CheckpointError: the model has a part that its configurations do not speak of, or another form of one.
+    """
+    empty = _empty(portable_config(model.hf_config), model.coda_config, Path("the checkpoint"))
+    state, own = model.state_dict(), empty.state_dict()
+    strange = [name for name in sorted(set(state) | set(own)) if not _alike(state.get(name), own.get(name))]
+    if strange:
+        raise CheckpointError(f"a checkpoint has no place for {strange[0]!r} as this model has it")
+    empty.load_state_dict(state)
+    return empty
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
+
+
 def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
     """The untrained model that a checkpoint describes, to be filled with its tensors."""
     hf_config = _hf_config(plain, path)
@@ -281,12 +300,18 @@ def save_pretrained(model: CodaModel, folder: Path | str, *, tokenizer: PreTrain
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    config = portable_config(model.hf_config)
-    config[FOLDER_KEY] = {**model.coda_config.to_dict(), "sha256": tensor_digest(state)}
     safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_folder_config(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def write_folder_config(model: CodaModel, folder: Path) -> None:
+    """Write the config.json that makes a checkpoint folder of one that holds the model's model.safetensors."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    config = portable_config(model.hf_config)
+    config[FOLDER_KEY] = {**model.coda_config.to_dict(), "sha256": tensor_digest(state)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def is_checkpoint_folder(folder: Path) -> bool:

@@ -10,6 +10,12 @@ from coda_models.sentence import POOLINGS, SentenceModule
 
 CONFIG_VERSION = 1
 ATTENTIONS = ("k_to_k", "k_to_all")
+_WHOLE_NUMBERS = (  # fields, the least and the largest
+    ("bottleneck", 0, 65536),
+    ("stand_in", 0, 65536),
+    ("key_value_rank", 0, 65536),
+    ("iterations", 1, 1000),
+)
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
 
 Reduction = int | str | Fraction
@@ -42,6 +48,9 @@ class CodaConfig:
         reduction: r, one for the model or a sequence with one for each layer; k = ceil(n / r) tokens are routed.
         attention: ``k_to_k``: routed tokens attend to each other; ``k_to_all``: they attend to every valid token.
         bottleneck: width b of the adapters; 0 leaves adapters out (a plain fine-tuned encoder).
+        stand_in: rank q of the stand-ins, which give the layers that route the form y = (1 - g) · (x + stand_in(x)) +
+            g · layer(x); 0 for the paper's, y = x + adapter(x) + g · (layer(x) - x).
+        key_value_rank: of the keys and values of tokens that are not routed, in ``k_to_all``; 0 for exact ones.
         routed_layers: indices of the layers that route; ``None`` for all. The others are dense with an adapter.
         iterations, epsilon_start, epsilon_decay, epsilon_final: the soft top-k schedule.
         task: one of ``sequence-classification``, ``token-classification``, ``feature-extraction``.
@@ -60,6 +69,8 @@ class CodaConfig:
     reduction: Reduction | Sequence[Reduction] = Fraction(4)
     attention: str = "k_to_k"
     bottleneck: int = 64
+    stand_in: int = 0
+    key_value_rank: int = 0
     routed_layers: Sequence[int] | None = None
     iterations: int = 20
     epsilon_start: float = 4.0
@@ -84,10 +95,12 @@ class CodaConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
         self._check_embedding()
-        for name, low, high in (("bottleneck", 0, 65536), ("iterations", 1, 1000)):
+        for name, low, high in _WHOLE_NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
+        if self.key_value_rank and self.attention != "k_to_all":
+            raise ConfigError(f"key_value_rank is for attention 'k_to_all', and this is {self.attention!r}: leave it 0")
         for name, most in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= most:
@@ -138,8 +151,14 @@ class CodaConfig:
         assert self.pooling is not None  # settled when it was made
         return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
 
+    @property
+    def routes(self) -> bool:
+        """Whether the model has routers: something stands for the layer beside the tokens that skip it."""
+        return bool(self.bottleneck or self.stand_in)
+
     def layer_reductions(self, layers: int) -> list[Fraction]:
-        """r of each of ``layers`` layers, 1 where a layer does not route; without adapters none does.
+        """r of each of ``layers`` layers, 1 where a layer does not route. Without adapters and stand-ins none
+        does.
 
         Raises:
             ConfigError: the configuration speaks of more or fewer layers.
@@ -154,7 +173,7 @@ class CodaConfig:
         beyond = [i for i in routed if i >= layers]
         if beyond:
             raise ConfigError(f"routed_layers names layer {beyond[0]} but the model's last layer is {layers - 1}")
-        return [r if i in routed and self.bottleneck else Fraction(1) for i, r in enumerate(reductions)]
+        return [r if i in routed and self.routes else Fraction(1) for i, r in enumerate(reductions)]
 
     def with_reduction(self, reduction: Reduction | Sequence[Reduction]) -> "CodaConfig":
         """The same model at another r."""

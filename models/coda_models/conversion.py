@@ -1,15 +1,17 @@
 """From a Hugging Face encoder to a CoDA model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from coda_models.architectures import take_apart
-from coda_models.config import CodaConfig
+from coda_models.config import CodaConfig, Reduction
 from coda_models.digest import tensor_digest
 from coda_models.errors import UnsupportedModelError
 from coda_models.layers.adapter import Adapter
 from coda_models.layers.layer import CodaLayer
+from coda_models.layers.low_rank import LowRank
 from coda_models.layers.router import Router
 from coda_models.model import CodaModel
 from coda_ops.errors import OptionError
@@ -38,17 +40,23 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     schedule = Schedule(config.iterations, config.epsilon_start, config.epsilon_decay, config.epsilon_final)
     routed = range(len(reductions)) if config.routed_layers is None else config.routed_layers
     width = int(model.config.hidden_size)
-    layers = [
-        CodaLayer(
-            block,
-            Adapter(width, config.bottleneck) if config.bottleneck else None,
-            Router(width) if config.bottleneck and i in routed else None,
-            reductions[i],
-            config.attention,
-            schedule,
+    layers = []
+    for i, block in enumerate(parts.blocks):
+        adapter = Adapter(width, config.bottleneck) if config.bottleneck else None
+        router = Router(width) if config.routes and i in routed else None
+        stand_in, key_value = _low_rank(config, width, i in routed)
+        layers.append(
+            CodaLayer(
+                block,
+                adapter,
+                router,
+                reductions[i],
+                config.attention,
+                schedule,
+                stand_in=stand_in,
+                key_value=key_value,
+            )
         )
-        for i, block in enumerate(parts.blocks)
-    ]
     converted = CodaModel(
         config,
         model.config,
@@ -62,15 +70,60 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     digest = backbone_digest(converted)
     if config.backbone_sha256 not in ("", digest):
         raise OptionError(
-            "the backbone {given!r} has SHA-256 {found}… but the checkpoint was trained on {wanted}…: pass the "
-            "original one as {backbone}",
-            given=config.backbone or "given",
+            "the backbone given has SHA-256 {found}… but the checkpoint was trained on {name!r}, {wanted}…: pass that "
+            "one as {backbone}",
+            name=config.backbone or "another",
             found=digest[:12],
             wanted=config.backbone_sha256[:12],
         )
     converted.coda_config = replace(config, backbone_sha256=digest)
     converted.freeze_backbone()
     return converted.eval()
+
+
+def add_stand_ins(
+    model: CodaModel,
+    *,
+    reduction: Reduction | Sequence[Reduction],
+    stand_in: int,
+    attention: str = "k_to_k",
+    key_value_rank: int = 0,
+    routed_layers: Sequence[int] | None = None,
+) -> None:
+    """Give a dense model new routers, and stand-ins that are still zero, in place; at r = 1 it computes what it did.
+
+    Args:
+        model: whose layers are what is routed, with the adapters inside and beside them.
+        reduction, stand_in, attention, key_value_rank, routed_layers: as in ``CodaConfig``.
+
+    Raises:
+        ConfigError: they contradict each other, or name layers that the model does not have.
+    """
+    config = replace(
+        model.coda_config,
+        reduction=reduction,
+        stand_in=stand_in,
+        attention=attention,
+        key_value_rank=key_value_rank,
+        routed_layers=routed_layers,
+    )
+    width = int(model.hf_config.hidden_size)
+    for i, (layer, r) in enumerate(zip(model.coda_layers(), config.layer_reductions(len(model.layers)), strict=True)):
+        routed = config.routed_layers is None or i in config.routed_layers
+        like = layer.block.attention.query.weight  # what is added is of its type, on its device
+        layer.router = Router(width).to(like) if routed and config.routes else None
+        layer.stand_in, layer.key_value = (one and one.to(like) for one in _low_rank(config, width, routed))
+        layer.reduction, layer.attention = r, attention
+    model.coda_config = config
+    model.freeze_backbone()
+
+
+def _low_rank(config: CodaConfig, width: int, routed: bool) -> tuple[LowRank | None, LowRank | None]:
+    """A layer's stand-in, and what stands for its keys and values."""
+    return (
+        LowRank(width, config.stand_in, width) if routed and config.stand_in else None,
+        LowRank(width, config.key_value_rank, 2 * width) if routed and config.key_value_rank else None,
+    )
 
 
 def backbone_digest(model: CodaModel) -> str:

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from coda_models.config import CodaConfig, Reduction
+from coda_models.errors import ConfigError
+from coda_models.labels import loss_of_labels
 from coda_models.layers.attention import RelativeBias
 from coda_models.layers.layer import CodaLayer, Routing
 from coda_models.ood import OodDetector
@@ -76,6 +81,53 @@ class CodaModel(nn.Module):
         self.ood: OodDetector | None = None
         self.signature = signature
         self.prompt_tokens = 0  # in front of every sequence, put there by the embeddings
+        self._checkpointing: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The backbone's configuration, by the name under which transformers and others look for it."""
+        return self.hf_config
+
+    def save_pretrained(self, folder: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """As ``coda_models.save_pretrained``."""
+        from coda_models.checkpoint import save_pretrained  # which makes models
+
+        save_pretrained(self, folder, tokenizer=tokenizer)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """As ``coda_models.hub.push_to_hub``."""
+        from coda_models.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training computes layers twice instead of keeping what is in them."""
+        return self._checkpointing is not None
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Keep a layer's input alone while training, and compute the layer again for its gradients.
+
+        Args:
+            gradient_checkpointing_kwargs: of ``torch.utils.checkpoint.checkpoint``.
+
+        Raises:
+            ConfigError: ``use_reentrant`` is asked for, by which layers behind frozen embeddings would get none.
+        """
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise ConfigError("use_reentrant would leave layers behind frozen embeddings untrained: leave it out")
+        self._checkpointing = options
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep what is in layers again."""
+        self._checkpointing = None
+
+    def print_trainable_parameters(self) -> None:
+        """Say how many parameters are trained, of how many, as PEFT's models do."""
+        every = sum(parameter.numel() for parameter in self.parameters())
+        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        print(f"trainable params: {trained:,d} || all params: {every:,d} || trainable%: {100 * trained / every:.4f}")
 
     def coda_layers(self) -> Iterator[CodaLayer]:
         """The layers, bottom first."""
@@ -109,7 +161,7 @@ class CodaModel(nn.Module):
         """Run the encoder and its head.
 
         Args:
-            labels: [batch] class indices, or [batch, tokens] with -100 where there is none.
+            labels: as ``coda_models.labels.loss_of_labels`` takes them.
             output_hidden_states: also return the embeddings and what every layer gave.
             output_routing: also return what every router decided.
             decisions: for each layer indices, gates and used slots to take instead of the router's own, or ``None``.
@@ -119,25 +171,60 @@ class CodaModel(nn.Module):
             InputError: an input that the model does not take, or lacks.
         """
         self.signature.check_names(inputs)
+        x, mask, table = self.embed(inputs)
+        decided: list[Routing | None] = []
+        states = [x]
+        for i, layer in enumerate(self.coda_layers()):
+            x, routing = self._run(layer, x, mask, table, None if decisions is None else decisions[i])
+            decided.append(routing)
+            states.append(x)
+        return self.answer(
+            x,
+            mask,
+            labels,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            routing=tuple(decided) if output_routing else None,
+        )
+
+    def _run(self, layer: CodaLayer, *inputs: Any) -> tuple[Tensor, Routing | None]:
+        if self.training and self._checkpointing is not None:
+            return checkpoint(layer, *inputs, **self._checkpointing)  # type: ignore[no-any-return]
+        return layer(*inputs)  # type: ignore[no-any-return]
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the first layer is given.
+
+        Args:
+            inputs: as for ``forward``.
+
+        Returns:
+            States [batch, tokens, width], where they are valid [batch, tokens], and the relative bias by distance of
+            the backbones that have one. Learned tokens in front of a text are among the tokens.
+        """
         mask = self.mask(inputs)
         read = [one.name for one in self.signature.inputs if one.role != "mask" and one.name in inputs]
         x = self.embeddings(**{name: inputs[name] for name in read})
         if self.prompt_tokens:
             mask = F.pad(mask, (self.prompt_tokens, 0), value=True)
-        table = None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
-        decided: list[Routing | None] = []
-        states = [x]
-        for i, layer in enumerate(self.coda_layers()):
-            x, routing = layer(x, mask, table, None if decisions is None else decisions[i])
-            decided.append(routing)
-            states.append(x)
+        return x, mask, self.table(x)
+
+    def table(self, x: Tensor) -> Tensor | None:
+        """The relative bias by distance for states [batch, tokens, width], of the backbones that have one."""
+        return None if self.relative_bias is None else self.relative_bias.table(x.shape[1])
+
+    def answer(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        labels: Tensor | None = None,
+        *,
+        hidden_states: tuple[Tensor, ...] | None = None,
+        routing: tuple[Routing | None, ...] | None = None,
+    ) -> CodaOutput:
+        """What the model says where the last layer gave x, [batch, tokens, width]."""
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return CodaOutput(
-            **self._finish(x, mask, labels),
-            hidden_states=tuple(states) if output_hidden_states else None,
-            routing=tuple(decided) if output_routing else None,
-        )
+        return CodaOutput(**self._finish(x, mask, labels), hidden_states=hidden_states, routing=routing)
 
     def mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Where inputs by name are valid. [batch, length] bool"""
@@ -158,7 +245,7 @@ class CodaModel(nn.Module):
         logits = self.head(x)
         if self.ood is not None:
             found["ood_score"], found["is_ood"] = self.ood(features, logits)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+        loss = None if labels is None else loss_of_labels(logits, labels, self.hf_config, self.coda_config.task)
         return {"loss": loss, "logits": logits, **found}
 
     def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -173,15 +260,14 @@ class CodaModel(nn.Module):
         return embedding
 
     def trainable_names(self) -> list[str]:
-        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5), and for embeddings
-        what follows pooling."""
+        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5), what stands for
+        layers, and for embeddings what follows pooling."""
         norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return [
             name
             for name, _ in self.named_parameters()
             if name.startswith(("head.", "after_pooling."))
-            or ".adapter." in name
-            or ".router." in name
+            or any(f".{part}." in name for part in ("adapter", "router", "stand_in", "key_value"))
             or any(name.startswith(norm) for norm in norms)
         ]
 

@@ -12,6 +12,7 @@ from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert, from_pretrained, load, save, save_pretrained
+from coda_models.checkpoint import rebuilt
 from coda_models.errors import BackboneError, CheckpointError
 from coda_ops import CodaError
 from coda_ops.errors import OptionError
@@ -212,3 +213,22 @@ def test_a_missing_folder_is_told_before_anything_is_written(tmp_path: Path):
     with pytest.raises(CheckpointError, match="nowhere does not exist: make it before saving model.pt there"):
         save(tiny_coda("bert"), tmp_path / "nowhere" / "model.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_rebuilt_is_what_loading_gives(model: CodaModel, tmp_path: Path):
+    save(model, tmp_path / "model.pt")
+    again, loaded = rebuilt(model), load(tmp_path / "model.pt").model
+    assert same(again, loaded)
+    assert again.coda_config == loaded.coda_config
+    assert again is not model
+
+
+def test_a_part_that_no_configuration_speaks_of_has_no_place():
+    other = tiny_coda("bert", CodaConfig(reduction=2))
+    other.head = torch.nn.Sequential(other.head, torch.nn.Linear(3, 3))
+    with pytest.raises(CheckpointError, match=r"a checkpoint has no place for 'head\.0.*' as this model has it"):
+        rebuilt(other)
+    narrow = tiny_coda("bert", CodaConfig(reduction=2))
+    narrow.coda_config = CodaConfig(reduction=2, bottleneck=8)
+    with pytest.raises(CheckpointError, match=r"no place for 'layers\.0\.adapter"):
+        rebuilt(narrow)

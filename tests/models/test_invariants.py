@@ -1,15 +1,18 @@
-"""The six invariants of CODA.md, in torch, on every family and both attentions."""
+"""The six invariants of CODA.md, in torch, on every family, both attentions, with adapters and with stand-ins."""
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import tiny_coda
+from tests.models.inputs import ragged
 from torch import Tensor
 
 from coda_models import CodaConfig, CodaModel
+from coda_models.conversion import add_stand_ins
 from coda_models.layers.attention import bias_between, mask_bias
 from coda_models.layers.layer import CodaLayer
 from coda_ops.capacity import slot_count
@@ -20,14 +23,23 @@ some = settings(
 shapes = {"lengths": st.lists(st.integers(1, 40), min_size=1, max_size=4), "seed": st.integers(0, 2**16)}
 
 
-@pytest.fixture(params=["k_to_k", "k_to_all"])
-def attention(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+FORMS: dict[str, dict[str, Any]] = {
+    "k_to_k": {},
+    "k_to_all": {"attention": "k_to_all"},
+    "k_to_k, stand-ins": {"stand_in": 4},
+    "k_to_all, stand-ins": {"attention": "k_to_all", "stand_in": 4, "bottleneck": 0},
+    "k_to_all, thin": {"attention": "k_to_all", "stand_in": 4, "key_value_rank": 6},
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return FORMS[request.param]
 
 
 @pytest.fixture
-def model(family: str, attention: str) -> CodaModel:
-    return tiny_coda(family, CodaConfig(reduction=3, attention=attention)).double()
+def model(family: str, form: dict[str, Any]) -> CodaModel:
+    return tiny_coda(family, CodaConfig(reduction=3, **form)).double()
 
 
 def batch(lengths: list[int], seed: int, width: int = 32) -> tuple[Tensor, Tensor]:
@@ -57,7 +69,7 @@ def everything(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 @some
 @given(**shapes)
-def test_r_1_is_the_dense_adapter(model: CodaModel, lengths: list[int], seed: int):
+def test_r_1_is_the_dense_model(model: CodaModel, lengths: list[int], seed: int):
     x, mask = batch(lengths, seed)
     layer = first(model)
     layer.reduction = Fraction(1)
@@ -73,12 +85,13 @@ def test_r_1_is_the_dense_adapter(model: CodaModel, lengths: list[int], seed: in
 @torch.no_grad()
 @some
 @given(**shapes)
-def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(model: CodaModel, lengths: list[int], seed: int):
+def test_unrouted_tokens_keep_what_stands_beside_the_layer_bit_for_bit(model: CodaModel, lengths: list[int], seed: int):
     x, mask = batch(lengths, seed)
     layer = first(model)
     y, routing = layer(x, mask, table(model, x.shape[1]))
-    assert layer.adapter is not None
-    expected = x + layer.adapter(layer.block.read(x))
+    beside = layer.stand_in or layer.adapter
+    assert beside is not None
+    expected = x + beside(layer.block.read(x))
     routed = torch.zeros_like(mask).scatter(1, routing.indices, routing.used)
     assert torch.equal(y[~routed], expected[~routed])
 
@@ -149,6 +162,37 @@ def test_all_tokens_as_queries_is_plain_attention(family: str, lengths: list[int
     mixed = logits.softmax(-1) @ attention.value(x).unflatten(-1, (4, -1)).transpose(1, 2)
     plain = attention.out(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours[mask], plain[mask], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [form for form in FORMS.values() if "stand_in" in form], ids=str)
+def test_at_r_1_stand_ins_leave_the_model_that_was_there(family: str, form: dict[str, Any]):
+    inputs = ragged([12, 5, 1])
+    adapters = {"bottleneck": form.get("bottleneck", 64)}
+    dense = tiny_coda(family, CodaConfig(reduction=1, **adapters))
+    routed = tiny_coda(family, CodaConfig(reduction=1, **form))
+    routed.load_state_dict(dense.state_dict(), strict=False)  # adapters are drawn in another order
+    assert torch.equal(routed(**inputs).logits, dense(**inputs).logits)
+    add_stand_ins(dense, reduction=1, **{name: value for name, value in form.items() if name != "bottleneck"})
+    assert torch.equal(dense(**inputs).logits, routed(**inputs).logits)
+
+
+@torch.no_grad()
+@some
+@given(**shapes)
+def test_thin_keys_and_values_of_full_rank_are_those_of_the_layer(family: str, lengths: list[int], seed: int):
+    config = CodaConfig(reduction=3, attention="k_to_all", stand_in=4, key_value_rank=32)
+    layer = first(model := tiny_coda(family, config).double())
+    x, mask = batch(lengths, seed)
+    thin, attention = layer.key_value, layer.block.attention
+    assert thin is not None
+    thin.down.copy_(torch.eye(32))
+    thin.up.copy_(torch.cat((attention.key.weight, attention.value.weight)).T)
+    thin.bias.copy_(torch.cat((attention.key.bias, attention.value.bias)))
+    full, routing = layer(x, mask, table(model, x.shape[1]))
+    layer.key_value = None
+    exact, _ = layer(x, mask, table(model, x.shape[1]), routing[1:])
+    torch.testing.assert_close(full[mask], exact[mask], rtol=0, atol=1e-10)
 
 
 @torch.no_grad()

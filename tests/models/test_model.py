@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import example_inputs, tiny_coda
 from tests.models.inputs import ALL_BUT_IN_NAME, ragged
 
-from coda_models import CodaConfig
+from coda_models import CodaConfig, from_pretrained
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
 
@@ -238,3 +238,15 @@ def test_states_are_the_embeddings_and_every_layers_output(family):
     assert len(others) == len(model.layers)
     last = others[-1] if model.final_norm is None else model.final_norm(others[-1])
     assert torch.equal(last, output.last_hidden_state)
+
+
+def test_what_libraries_ask_of_a_model(tmp_path, capsys):
+    model = tiny_coda()
+    assert model.config is model.hf_config
+    model.print_trainable_parameters()
+    trained = sum(model.get_parameter(name).numel() for name in model.trainable_names())
+    every = sum(parameter.numel() for parameter in model.parameters())
+    assert f"trainable params: {trained:,} || all params: {every:,} || " in capsys.readouterr().out
+    model.save_pretrained(tmp_path / "folder")
+    inputs = example_inputs(model, 2, 9)
+    torch.testing.assert_close(from_pretrained(tmp_path / "folder").model(**inputs).logits, model(**inputs).logits)

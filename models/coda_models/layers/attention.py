@@ -1,6 +1,7 @@
 """Multi-head attention over gathered tokens."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,13 @@ def mask_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
     return zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1).unsqueeze(1)
 
 
+class KeysValues(NamedTuple):
+    """Of the tokens that are attended to, where they are more than projections of those."""
+
+    keys: Tensor  # [batch, k, width]
+    values: Tensor  # [batch, k, width]
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention made of a backbone's own projections."""
 
@@ -69,17 +77,21 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)  # [batch, heads, tokens, head]
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def project(self, memory: Tensor) -> KeysValues:
+        """The keys and values of tokens. memory: [batch, k, width]"""
+        return KeysValues(self.key(memory), self.value(memory))
+
+    def forward(self, x: Tensor, memory: Tensor | KeysValues, bias: Tensor) -> Tensor:
         """Attend from x to memory.
 
         Args:
-            x: [batch, q, width]; memory: [batch, k, width].
+            x: [batch, q, width]; memory: [batch, k, width], or what stands for it.
             bias: added to the logits, broadcast to [batch, heads, q, k].
 
         Returns:
             [batch, q, width], after the output projection.
         """
-        key, value = self.key(memory), self.value(memory)
+        key, value = self.project(memory) if isinstance(memory, Tensor) else memory
         if self.prefix_key is not None and self.prefix_value is not None:
             key = torch.cat((self.prefix_key.expand(len(x), -1, -1), key), 1)
             value = torch.cat((self.prefix_value.expand(len(x), -1, -1), value), 1)

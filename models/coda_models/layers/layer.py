@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from coda_models.layers.adapter import Adapter
-from coda_models.layers.attention import Attention, bias_between, mask_bias
+from coda_models.layers.attention import Attention, KeysValues, bias_between, mask_bias
 from coda_models.layers.bottleneck import Bottlenecks
+from coda_models.layers.low_rank import LowRank
 from coda_models.layers.router import Router
 from coda_ops.capacity import slot_count
 from coda_ops.put_tokens import put_tokens
 from coda_ops.route import Schedule, route
+from coda_ops.set_tokens import set_tokens
 from coda_ops.take_tokens import take_tokens
+
+Memory = Tensor | KeysValues  # tokens that are attended to, or their keys and values
 
 
 class FeedForward(nn.Module):
@@ -47,13 +51,13 @@ class Block(nn.Module, ABC):
         """What router, adapter and attention read: the normed input (pre-norm) or x itself (post-norm)."""
 
     @abstractmethod
-    def output(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         """The layer's output for the tokens x.
 
         Args:
             x: [batch, q, width], the residual stream.
             query: [batch, q, width], ``read`` of the same tokens.
-            memory: [batch, k, width], ``read`` of the tokens attended to.
+            memory: [batch, k, width], ``read`` of the tokens attended to, or their keys and values.
             bias: added to the attention logits, [batch or 1, heads or 1, q or 1, k].
         """
 
@@ -63,7 +67,7 @@ class Block(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         """``output - x``: what routing gates."""
 
 
@@ -75,10 +79,10 @@ class PreNormBlock(Block):
         normed: Tensor = self.norm1(x)
         return normed
 
-    def output(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         return x + self.update(x, query, memory, bias)
 
-    def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         attended: Tensor = self.dropout(self.attention(query, memory, bias))
         fed: Tensor = self.dropout(self.feed_forward(self.norm2(x + attended)))
         return attended + fed
@@ -98,7 +102,7 @@ class PostNormBlock(Block):
         self.after_attention: Bottlenecks | None = None
         self.after_feed_forward: Bottlenecks | None = None
 
-    def output(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         attended = self._closed(self.attention(query, memory, bias), x, self.norm1, self.after_attention)
         return self._closed(self.feed_forward(attended), attended, self.norm2, self.after_feed_forward)
 
@@ -111,7 +115,7 @@ class PostNormBlock(Block):
     def light_width(self) -> int:
         return sum(0 if one is None else one.width for one in (self.after_attention, self.after_feed_forward))
 
-    def update(self, x: Tensor, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
         return self.output(x, query, memory, bias) - x
 
 
@@ -125,14 +129,25 @@ class Routing(NamedTuple):
 
 
 class CodaLayer(nn.Module):
-    """A heavy block with a router and an adapter beside it (Lei et al. 2023, section 4).
+    """A heavy block with a router, and what every token goes through beside it.
+
+    That is an adapter (Lei et al. 2023, section 4), or a stand-in, for what the tokens that are not routed miss:
+
+        with an adapter     y = x + adapter(x) + g · (block(x) - x)
+        with a stand-in     y = (1 - g) · (x + stand_in(x)) + g · (block(x) + adapter(x))
+
+    g is 0 for tokens that are not routed. In the second form an adapter, where there is one, is a part of what is
+    routed. A pre-norm layer's adapter and stand-in read what its router reads.
 
     Args:
         block: the frozen layer.
-        adapter: the light branch for every token, or ``None`` for a plain layer.
+        adapter: a light branch, or ``None``.
         router: ``None`` for a layer that never routes.
-        reduction: r of this layer; 1 sends every token through the block without gathering, the dense adapter.
+        reduction: r of this layer; 1 sends every token through the block without gathering, the dense model.
         attention: ``k_to_k`` or ``k_to_all``.
+        stand_in: width → width, for the tokens that are not routed; ``None`` for the form with an adapter.
+        key_value: width → keys and values, side by side, of the tokens that are not routed in k_to_all; ``None`` for
+            the block's own. Those of routed tokens are the block's own in any case.
     """
 
     def __init__(
@@ -143,9 +158,13 @@ class CodaLayer(nn.Module):
         reduction: Fraction,
         attention: str,
         schedule: Schedule,
+        *,
+        stand_in: LowRank | None = None,
+        key_value: LowRank | None = None,
     ) -> None:
         super().__init__()
         self.block, self.adapter, self.router = block, adapter, router
+        self.stand_in, self.key_value = stand_in, key_value
         self.reduction = reduction
         self.attention = attention
         self.schedule = schedule
@@ -169,26 +188,60 @@ class CodaLayer(nn.Module):
         Returns:
             The output, of x's shape, and the routing, ``None`` where the layer is dense.
         """
-        read = self.block.read(x)
         if self.router is None or self.reduction == 1:
-            positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # [1, tokens]
-            y = self.block.output(x, read, read, _logit_bias(mask, positions, positions, table, x.dtype))
-            return (y if self.adapter is None else y + self.adapter(read)), None
+            return self.dense(x, mask, table), None
 
-        base = x if self.adapter is None else x + self.adapter(read)
-        routing = self._route(self.router(read), mask, decision)
+        read = self.block.read(x)
+        beside = self.adapter if self.stand_in is None else self.stand_in
+        base = x if beside is None else x + beside(read)  # before it is routed, so that passes fuse it with the router
+        routing = self.decide(read, mask, decision)
         query = take_tokens(read, routing.indices)  # [batch, K, width]
         taken = query if read is x else take_tokens(x, routing.indices)
+        memory: Memory
         if self.attention == "k_to_k":
             memory, valid, keys = query, routing.used, routing.indices
         else:
-            memory, valid = read, mask
+            memory, valid = self._memory(read, query, routing), mask
             keys = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         bias = _logit_bias(valid, routing.indices, keys, table, x.dtype)
-        update = self.block.update(taken, query, memory, bias)
+        if self.stand_in is None:
+            update = self.block.update(taken, query, memory, bias)
+        else:
+            made = self.block.output(taken, query, memory, bias)
+            made = made if self.adapter is None else made + self.adapter(query)
+            update = made - take_tokens(base, routing.indices)
         return put_tokens(base, routing.indices, routing.gates, update), routing
 
-    def _route(self, scores: Tensor, mask: Tensor, decision: tuple[Tensor, Tensor, Tensor] | None) -> Routing:
+    def dense(self, x: Tensor, mask: Tensor, table: Tensor | None = None, key_bias: Tensor | None = None) -> Tensor:
+        """The layer at r = 1, as ``forward`` takes it.
+
+        Args:
+            key_bias: added to every logit of a key, [batch, 1, 1, tokens]; zeros tell by their gradient what each token
+                is worth as a key.
+        """
+        read = self.block.read(x)
+        positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # [1, tokens]
+        bias = _logit_bias(mask, positions, positions, table, x.dtype)
+        y = self.block.output(x, read, read, bias if key_bias is None else bias + key_bias)
+        return y if self.adapter is None else y + self.adapter(read)
+
+    def _memory(self, read: Tensor, query: Tensor, routing: Routing) -> Memory:
+        """What all tokens are as keys and values, in k_to_all."""
+        if self.key_value is None:
+            return read
+        exact = torch.cat(self.block.attention.project(query), -1)  # [batch, K, 2 * width]
+        both = set_tokens(self.key_value(read), routing.indices, routing.used, exact)
+        return KeysValues(*both.chunk(2, -1))
+
+    def decide(self, read: Tensor, mask: Tensor, decision: tuple[Tensor, Tensor, Tensor] | None = None) -> Routing:
+        """What the router decides where there is one to decide.
+
+        Args:
+            read: [batch, tokens, width], what the router reads.
+            mask, decision: as for ``forward``.
+        """
+        assert self.router is not None
+        scores = self.router(read)
         if decision is None:
             return Routing(scores, *route(scores, mask, self.reduction, self.schedule))
         indices, gates, used = decision

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,21 +11,25 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from coda_models.config import Reduction
 from coda_models.errors import CheckpointError
+from coda_models.fitting.batches import Progress, silent
 from coda_models.model import CodaModel
+from coda_models.training.collator import TextCollator
 from coda_models.training.train import (
     AnnealReduction,
     CodaTrainer,
     DrawReduction,
     GrowLength,
-    TailCollator,
     soft_labelled,
     training_arguments,
 )
+from coda_models.training.watch import EVERY, Watch
+from coda_ops.foreign_json import json_object
 
 _MARK = "epochs-of-fit.txt"
 
@@ -83,7 +88,7 @@ def fit(
     model: CodaModel,
     recipe: Recipe,
     data: Sequence[dict[str, Any]] | Dataset[dict[str, Any]],
-    collator: TailCollator,
+    collator: TextCollator,
     *,
     reduction: Reduction | Sequence[Reduction],
     folder: Path,
@@ -91,12 +96,14 @@ def fit(
     seed: int = 0,
     bf16: bool = False,
     quiet: bool = True,
+    progress: Progress = silent,
 ) -> float | None:
     """Train a model in place and leave it at its reduction, on the CPU, in evaluation mode.
 
     Args:
         model: as ``convert`` made it, or a dense adapter model to go on from.
-        data: rows of token ids, by the name of the model's input, and ``labels``.
+        data: rows of token ids, by the name of the model's input, and ``labels``: a class, a number, or a list of 1.0
+            and 0.0 for each label.
         collator: its length and drop become the recipe's.
         reduction: r at the end, one or one for each layer.
         folder: new or empty; holds the last whole epoch while it lasts, and goes with it. A run that was interrupted
@@ -104,20 +111,23 @@ def fit(
         teacher: the dense adapter model; recipes that do not distil leave it alone.
         bf16: multiply in bfloat16.
         quiet: no progress bar.
+        progress: told the epoch and the loss, steps done, and of how many.
 
     Returns:
         The seconds it took, ``None`` where it went on from an epoch of another time.
 
     Raises:
         CheckpointError: the folder holds something else than an earlier run of this.
+        OptionError: the loss is no number any more; the last whole epoch stays in the folder.
     """
-    began, last = time.perf_counter(), _last_epoch(folder)
+    _mark(folder)
+    began, last = time.perf_counter(), last_epoch(folder)
     if teacher is not None and recipe.distillation and not recipe.hidden and not isinstance(data, Dataset):
         data, teacher = soft_labelled(teacher, data, collator.plain(recipe.stages[-1][0])), None
     if recipe.dropout is not None:
         _set_dropout(model, recipe.dropout)
     collator.drop, collator.splice = recipe.drop, recipe.splice
-    callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages)]
+    callbacks: list[TrainerCallback] = [GrowLength(collator, recipe.stages), Watch(progress)]
     if recipe.drawn:
         callbacks.append(DrawReduction(model, recipe.drawn, reduction))
     elif recipe.anneal:
@@ -132,7 +142,8 @@ def fit(
         warmup_steps=20,
         max_grad_norm=1.0,
         seed=seed,
-        logging_steps=50,
+        logging_steps=EVERY,
+        logging_nan_inf_filter=False,
         save_strategy="epoch",
         save_total_limit=1,
         disable_tqdm=quiet,
@@ -148,21 +159,32 @@ def fit(
         hidden=recipe.hidden,
         distillation=recipe.distillation,
     )
-    trainer.train(resume_from_checkpoint=last)
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings():  # of epochs that last no second, which Trainer then sorts by their numbers
+        warnings.filterwarnings("ignore", "mtime may not be reliable")
+        trainer.train(resume_from_checkpoint=last)
     model.cpu().eval()
     _remove_epochs(folder)
     return time.perf_counter() - began if last is None else None
 
 
-def _last_epoch(folder: Path) -> str | None:
-    """Where an interrupted run left off; marks a new folder as one that ``fit`` made or was given empty."""
+def last_epoch(folder: Path) -> str | None:
+    """Where an interrupted run of ``fit`` left off; ``None`` before its first whole epoch. Parts of one are removed."""
+    for epoch in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if json_object(epoch / TRAINER_STATE_NAME) is None:  # Trainer writes it last: this one was cut short
+            shutil.rmtree(epoch)
+    last: str | None = get_last_checkpoint(folder) if folder.is_dir() else None
+    return last
+
+
+def _mark(folder: Path) -> None:
+    """Mark a new folder as one that ``fit`` made or was given empty."""
     if not (folder / _MARK).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{folder} holds something else than an interrupted run: give a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MARK).write_text("An interrupted run of coda_models.training.recipe goes on here.\n", "utf-8")
-    last: str | None = get_last_checkpoint(folder)
-    return last
 
 
 def _remove_epochs(folder: Path) -> None:

@@ -2,18 +2,14 @@
 
 import random
 from collections.abc import Sequence
-from copy import copy
 from fractions import Fraction
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import (
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,12 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from coda_models.checkpoint import write_folder_config
 from coda_models.config import Reduction, parse_reduction
 from coda_models.errors import ConfigError
 from coda_models.model import CodaModel
-from coda_targets.modalities.text import IDS, MASK
-
-SOFT = "teacher_logits"  # of rows that a teacher has labelled
+from coda_models.training.collator import SOFT, TextCollator
+from coda_targets.modalities.text import IDS, MASK, TYPES
 
 
 class AnnealReduction(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
@@ -91,115 +87,8 @@ class DrawReduction(TrainerCallback):  # type: ignore[misc]  # transformers ship
         self._model.set_reduction(self._final)
 
 
-class SplicedTexts(Dataset[dict[str, Any]]):
-    """Texts to distil on, spliced from pieces of the training texts, drawn anew by torch's generator every time.
-
-    A dense adapter is sure of the texts that it was trained on, and so says little about them. It was never shown
-    these, and there is no end to them: a row is a window of one to four texts each, of equal lengths, in any order.
-    A spliced row keeps the label of its first piece, which is right for no more than that: use it with
-    ``distillation=1``.
-
-    Args:
-        rows: of token ids, by the name of the model's input, whole texts between one leading and one closing special
-            token, and ``labels``.
-        tokens: of a spliced row, with both special tokens; one of short texts may be shorter.
-    """
-
-    _PIECES = (1, 2, 2, 3, 4)
-
-    def __init__(self, rows: Sequence[dict[str, Any]], tokens: int) -> None:
-        self._rows = rows
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        first = self._rows[index]
-        pieces = self._PIECES[_below(len(self._PIECES))]
-        length = (self._tokens - 2) // pieces
-        sources = [first, *(self._rows[_below(len(self._rows))] for _ in range(pieces - 1))]
-        body: list[int] = []
-        for source in sources:
-            inner = source[IDS][1:-1]
-            start = _below(max(1, len(inner) - length + 1))
-            body += inner[start : start + length]
-        return {IDS: [first[IDS][0], *body, first[IDS][-1]], "labels": first["labels"]}
-
-
-def _below(bound: int) -> int:
-    return int(torch.randint(bound, ()))
-
-
-class TailCollator:
-    """Pad a batch of token id lists, keeping the last ``tokens`` of each behind the leading special token.
-
-    Args:
-        tokenizer: gives the padding id.
-        tokens: longest row, in tokens.
-        drop: the share of tokens between the first and the last that a row loses, drawn anew by torch's generator
-            every time it is seen; a regulariser for training, 0 elsewhere.
-        splice: the share of rows whose first half is replaced by a piece of another text of the same label in the
-            batch; another regulariser.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: int, drop: float = 0.0, splice: float = 0.0) -> None:
-        self._padding = int(tokenizer.pad_token_id)
-        self.tokens = tokens
-        self.drop = drop
-        self.splice = splice
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows -> ids and mask by their names [batch, tokens], labels [batch], and of softly labelled ones [batch,
-        classes] too."""
-        cut = [self._cut(row[IDS]) for row in rows]
-        labels = [row["labels"] for row in rows]
-        partners = self._partners(labels)
-        cut = [ids if i == j else _spliced(ids, cut[j]) for i, (ids, j) in enumerate(zip(cut, partners, strict=True))]
-        longest = max(map(len, cut))
-        ids = torch.tensor([row + [self._padding] * (longest - len(row)) for row in cut])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in cut])
-        batch = {IDS: ids, MASK: mask, "labels": torch.tensor(labels)}
-        if SOFT in rows[0]:
-            soft = torch.tensor([row[SOFT] for row in rows])
-            batch[SOFT] = (soft + soft[partners]) / 2
-        return batch
-
-    def plain(self, tokens: int | None = None) -> "TailCollator":
-        """One of this length, or another, that changes no text: for everything but training."""
-        other = copy(self)
-        other.tokens, other.drop, other.splice = self.tokens if tokens is None else tokens, 0.0, 0.0
-        return other
-
-    def _partners(self, labels: list[int]) -> list[int]:
-        """For each row the one that lends it a piece: another of its label, or itself."""
-        partners = list(range(len(labels)))
-        if self.splice <= 0:
-            return partners
-        for i, label in enumerate(labels):
-            others = [j for j, other in enumerate(labels) if other == label and j != i]
-            if others and float(torch.rand(())) < self.splice:
-                partners[i] = others[_below(len(others))]
-        return partners
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        if self.drop > 0 and len(ids) > 2:
-            kept = (torch.rand(len(ids) - 2) >= self.drop).tolist()
-            ids = [ids[0], *compress(ids[1:-1], kept), ids[-1]]
-        return ids if len(ids) <= self.tokens else ids[:1] + ids[1 - self.tokens :]
-
-
-def _spliced(ids: list[int], other: list[int]) -> list[int]:
-    """The second half of a row behind a piece of another, between the special tokens of the first."""
-    half = (min(len(ids), len(other)) - 2) // 2
-    if half < 1:
-        return ids
-    start = 1 + _below(len(other) - 1 - half)
-    return [ids[0], *other[start : start + half], *ids[1 + half :]]
-
-
 @torch.inference_mode()
-def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8) -> Tensor:
+def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TextCollator, *, batch: int = 8) -> Tensor:
     """What a model says to rows, none of them changed. [rows, labels], float32, on the CPU.
 
     The model is left in evaluation mode, on the GPU where there is one.
@@ -209,13 +98,13 @@ def logits_of(model: nn.Module, rows: Sequence[dict[str, Any]], collator: TailCo
     parts = []
     for start in range(0, len(rows), batch):
         inputs = collator(rows[start : start + batch])
-        output = model(**{name: inputs[name].to(device) for name in (IDS, MASK)})
+        output = model(**{name: inputs[name].to(device) for name in (IDS, MASK, TYPES) if name in inputs})
         parts.append(output.logits.float().cpu())
     return torch.cat(parts)
 
 
 def soft_labelled(
-    teacher: CodaModel, rows: Sequence[dict[str, Any]], collator: TailCollator, *, batch: int = 8
+    teacher: CodaModel, rows: Sequence[dict[str, Any]], collator: TextCollator, *, batch: int = 8
 ) -> list[dict[str, Any]]:
     """Rows with the teacher's logits for each: asked once, it need not run beside the student in every epoch."""
     logits = logits_of(teacher, rows, collator, batch=batch).tolist()
@@ -243,7 +132,7 @@ class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships n
         stages: (tokens, until) pairs in order; ``until`` is the fraction of all steps at which a stage ends.
     """
 
-    def __init__(self, collator: TailCollator, stages: Sequence[tuple[int, float]]) -> None:
+    def __init__(self, collator: TextCollator, stages: Sequence[tuple[int, float]]) -> None:
         self._collator = collator
         self._stages = stages
         collator.tokens = stages[0][0]
@@ -252,6 +141,15 @@ class GrowLength(TrainerCallback):  # type: ignore[misc]  # transformers ships n
         """Set the length for the batches that follow."""
         done = state.global_step / max(1, state.max_steps)
         self._collator.tokens = next((n for n, until in self._stages if done < until), self._stages[-1][0])
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], rate: float) -> None:
+    """Let some parameters learn at a rate of their own, without weight decay."""
+    apart = set(parameters)
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in apart]
+    if parameters:
+        optimizer.add_param_group({"params": list(parameters), "lr": rate, "weight_decay": 0.0})
 
 
 class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types here
@@ -295,12 +193,8 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
         """Trainer's optimizer, the routers in a group of their own."""
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self._routers:
-            routers = set(self._routers)
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if p not in routers]
-            rate = self.args.learning_rate * self._router_rate
-            optimizer.add_param_group({"params": self._routers, "lr": rate, "weight_decay": 0.0})
+        if fresh:
+            set_apart(optimizer, self._routers, self.args.learning_rate * self._router_rate)
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -330,6 +224,11 @@ class CodaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
             pairs = zip(output.hidden_states[1:], wanted.hidden_states[1:], strict=True)
             loss = loss + self._hidden * torch.stack([F.mse_loss(a[valid], b[valid]) for a, b in pairs]).mean()
         return (loss, output) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Trainer's folder, which is a checkpoint folder as well: ``from_pretrained`` and ``coda-compile`` read it."""
+        super()._save(output_dir, state_dict)
+        write_folder_config(self.model, Path(output_dir or self.args.output_dir))
 
     def _divergence(self, logits: Tensor, soft: Tensor) -> Tensor:
         """Of the student's distribution from the teacher's, both at the temperature."""

@@ -1,7 +1,6 @@
 """Annealing, growing length, and a few real steps of transformers' Trainer."""
 
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +10,11 @@ import torch
 from tests.conftest import tiny_coda
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from coda_models import CodaConfig, CodaModel
+from coda_models import CodaConfig, CodaModel, from_pretrained
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
-from coda_models.training.train import (
-    AnnealReduction,
-    CodaTrainer,
-    DrawReduction,
-    GrowLength,
-    SplicedTexts,
-    TailCollator,
-    annealed,
-    soft_labelled,
-)
+from coda_models.training.collator import TextCollator
+from coda_models.training.train import AnnealReduction, CodaTrainer, DrawReduction, GrowLength, annealed, soft_labelled
 
 
 def state(step: int, steps: int = 100) -> Any:
@@ -67,54 +58,8 @@ def test_impossible_annealing_is_refused(over: float):
         AnnealReduction(tiny_coda("bert"), 4, over)
 
 
-def test_collator_keeps_the_first_token_and_the_tail(tokenizer: PreTrainedTokenizerFast):
-    collator = TailCollator(tokenizer, 4)
-    rows = [{"input_ids": [2, 10, 11, 12, 13, 3], "labels": 1}, {"input_ids": [2, 9, 3], "labels": 0}]
-    batch = collator(rows)
-    assert batch["input_ids"].tolist() == [[2, 12, 13, 3], [2, 9, 3, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [1, 0]
-
-
-def test_spliced_texts_are_windows_of_the_texts_between_special_tokens():
-    """Text t has the words 100t, 100t + 1, …: every piece is a run of one text, all of a row of one length."""
-    torch.manual_seed(0)
-    rows = [{"input_ids": [2, *range(100 * t, 100 * t + 60), 3], "labels": t % 2} for t in range(1, 6)]
-    spliced = SplicedTexts(rows, 26)
-    assert len(spliced) == 5
-    counts = set()
-    for index in list(range(5)) * 12:
-        row = spliced[index]
-        assert row["labels"] == rows[index]["labels"]
-        first, *words, last = row["input_ids"]
-        assert (first, last) == (2, 3)
-        length = next((n for n in (24, 12, 8, 6) if all(b == a + 1 for a, b in pairwise(words[:n]))), 0)
-        assert len(words) == 24
-        pieces = [words[i : i + length] for i in range(0, 24, length)]
-        assert all(piece == list(range(piece[0], piece[0] + length)) for piece in pieces)
-        assert pieces[0][0] // 100 == index + 1
-        counts.add(len(pieces))
-    assert counts == {1, 2, 3, 4}
-
-
-def test_spliced_texts_are_drawn_anew_and_by_the_seed():
-    rows = [{"input_ids": [2, *range(10, 90), 3], "labels": 0}]
-    spliced = SplicedTexts(rows, 20)
-    torch.manual_seed(1)
-    seen = [spliced[0]["input_ids"] for _ in range(3)]
-    torch.manual_seed(1)
-    assert seen == [spliced[0]["input_ids"] for _ in range(3)]
-    assert seen[0] != seen[1]
-
-
-def test_texts_shorter_than_their_piece_are_taken_whole():
-    spliced = SplicedTexts([{"input_ids": [2, 7, 8, 3], "labels": 1}], 20)
-    seen = [spliced[0]["input_ids"] for _ in range(40)]
-    assert {tuple(ids) for ids in seen} == {(2, *[7, 8] * pieces, 3) for pieces in (1, 2, 3, 4)}
-
-
 def test_length_grows_by_stages(tokenizer: PreTrainedTokenizerFast):
-    collator = TailCollator(tokenizer, 512)
+    collator = TextCollator(tokenizer, 512)
     callback = GrowLength(collator, ((16, 0.5), (32, 0.8), (64, 1.0)))
     lengths = [collator.tokens]
     for step in (0, 49, 50, 79, 80, 99, 100):
@@ -151,7 +96,7 @@ def run(model: CodaModel, folder: Path, tokenizer: Any, steps: int, target: str 
         model=model,
         args=arguments,
         train_dataset=rows(),
-        data_collator=TailCollator(tokenizer, 32),
+        data_collator=TextCollator(tokenizer, 32),
         callbacks=[AnnealReduction(model, target)],
         **options,
     )
@@ -179,7 +124,7 @@ def test_full_distillation_ignores_labels(tmp_path: Path, tokenizer: PreTrainedT
     teacher = tiny_coda("bert", CodaConfig(reduction=1), seed=3)
     model = tiny_coda("bert", CodaConfig(reduction=1), seed=4)
     trainer = run(model, tmp_path, tokenizer, 1, teacher=teacher, distillation=1.0)
-    batch = TailCollator(tokenizer, 32)(rows(4))
+    batch = TextCollator(tokenizer, 32)(rows(4))
     model.train()
     seen = []
     for labels in (batch["labels"], 1 - batch["labels"]):
@@ -195,6 +140,17 @@ def test_a_list_of_targets_must_fit_the_model():
         AnnealReduction(tiny_coda("bert"), [2, 2, 2])
 
 
+def test_a_folder_that_trainer_saves_is_a_checkpoint(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    trainer = run(model, tmp_path / "run", tokenizer, steps=2, processing_class=tokenizer)
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = from_pretrained(tmp_path / "saved")
+    assert loaded.tokenizer is not None
+    assert loaded.model.coda_config == model.coda_config
+    mine, yours = model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(mine[name].cpu(), yours[name]) for name in mine)
+
+
 @pytest.mark.parametrize(
     ("progress", "r"), [(0, 1), (0.01, 1), (0.125, Fraction(21, 16)), (0.5, Fraction(9, 4)), (1, Fraction(7, 2))]
 )
@@ -204,7 +160,7 @@ def test_annealing_is_linear_in_exact_eighths(progress: float, r: Fraction):
 
 
 def test_a_row_of_the_allowed_length_is_left_whole(tokenizer: PreTrainedTokenizerFast):
-    batch = TailCollator(tokenizer, 4)([{"input_ids": [2, 10, 11, 3], "labels": 1}])
+    batch = TextCollator(tokenizer, 4)([{"input_ids": [2, 10, 11, 3], "labels": 1}])
     assert batch["input_ids"].tolist() == [[2, 10, 11, 3]]
 
 
@@ -222,7 +178,7 @@ def test_distillation_is_the_weighted_sum(beforehand: bool, tmp_path: Path, toke
             module.p = 0.0
     for layer in model.coda_layers():
         layer.block.attention.dropout = 0.0
-    collator = TailCollator(tokenizer, 32)
+    collator = TextCollator(tokenizer, 32)
     batch = collator(soft_labelled(teacher, rows(4), collator, batch=3) if beforehand else rows(4))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     trainer = trainer_of(model, tmp_path, teacher=None if beforehand else teacher, distillation=0.25, temperature=3.0)
@@ -237,7 +193,7 @@ def test_distillation_is_the_weighted_sum(beforehand: bool, tmp_path: Path, toke
 
 def test_evaluation_does_not_ask_the_teacher(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     teacher, model = tiny_coda("bert", seed=3), tiny_coda("bert")
-    batch = TailCollator(tokenizer, 32)(rows(4))
+    batch = TextCollator(tokenizer, 32)(rows(4))
     trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=1.0)
     with torch.no_grad():
         loss, output = trainer.compute_loss(model.eval(), batch, return_outputs=True)
@@ -252,57 +208,10 @@ def test_a_student_distilled_from_its_own_logits_has_nothing_to_learn(
     trainer = trainer_of(
         model, tmp_path, teacher=tiny_coda("roberta", CodaConfig(reduction=1), seed=3), distillation=1.0
     )
-    batch = TailCollator(tokenizer, 32)(rows(4))
+    batch = TextCollator(tokenizer, 32)(rows(4))
     model.training = True  # the trainer's view alone: the layers below stay without dropout
     with torch.no_grad():
         assert trainer.compute_loss(model, batch).abs() < 1e-5
-
-
-def test_dropped_tokens_leave_the_ends_and_the_order(tokenizer: PreTrainedTokenizerFast):
-    torch.manual_seed(0)
-    row = [2, *range(10, 90), 3]
-    seen = [TailCollator(tokenizer, 100, drop=0.25)([{"input_ids": row, "labels": 1}])["input_ids"][0] for _ in "ab"]
-    for ids in seen:
-        assert ids[0] == 2
-        assert ids[-1] == 3
-        assert ids[1:-1].tolist() == sorted(ids[1:-1].tolist())
-        assert 40 < len(ids) < 82
-    assert seen[0].tolist() != seen[1].tolist()
-
-
-def test_a_window_is_filled_after_dropping(tokenizer: PreTrainedTokenizerFast):
-    batch = TailCollator(tokenizer, 32, drop=0.25)([{"input_ids": [2, *range(10, 90), 3], "labels": 1}])
-    assert batch["input_ids"].shape == (1, 32)
-
-
-def test_spliced_rows_end_as_they_did_behind_a_piece_of_one_of_their_label(tokenizer: PreTrainedTokenizerFast):
-    """Text t has the words 100t, 100t + 1, …: a piece is a run of one text, and lengths stay."""
-    torch.manual_seed(0)
-    texts = [{"input_ids": [2, *range(100 * t, 100 * t + 40), 3], "labels": t % 2} for t in range(1, 7)]
-    seen = set()
-    for t, ids in enumerate(TailCollator(tokenizer, 42, splice=1.0)(texts)["input_ids"].tolist(), start=1):
-        other = ids[1] // 100
-        assert other != t
-        assert other % 2 == t % 2
-        assert ids == [2, *range(ids[1], ids[1] + 20), *range(100 * t + 20, 100 * t + 40), 3]
-        seen.add(ids[1] % 100)
-    assert len(seen) > 1
-
-
-def test_a_row_without_a_partner_of_its_label_or_too_short_stays_whole(tokenizer: PreTrainedTokenizerFast):
-    texts = [{"input_ids": [2, *words, 3], "labels": y} for words, y in (((10, 11, 12), 0), ((13, 14), 1), ((15,), 1))]
-    batch = TailCollator(tokenizer, 8, splice=1.0)(texts)
-    assert batch["input_ids"].tolist() == [[2, 10, 11, 12, 3], [2, 13, 14, 3, 0], [2, 15, 3, 0, 0]]
-
-
-def test_soft_labels_of_spliced_rows_are_the_mean_of_both(tokenizer: PreTrainedTokenizerFast):
-    texts = [
-        {"input_ids": [2, 10, 11, 3], "labels": y, "teacher_logits": [float(t), -float(t)]}
-        for t, y in enumerate((0, 1, 0))
-    ]
-    batch = TailCollator(tokenizer, 8, splice=1.0)(texts)
-    assert batch["teacher_logits"].tolist() == [[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]]
-    assert TailCollator(tokenizer, 8)(texts)["teacher_logits"].tolist() == [[0.0, 0.0], [1.0, -1.0], [2.0, -2.0]]
 
 
 def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
@@ -315,7 +224,7 @@ def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: 
     every = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
     assert len(every) == len(set(every)) == len(model.trainable_names())
     trainer.model.zero_grad()
-    trainer.training_step(trainer.model, TailCollator(tokenizer, 32)(rows(4)))
+    trainer.training_step(trainer.model, TextCollator(tokenizer, 32)(rows(4)))
     assert all(p.grad.norm() <= 1.01e-6 for p in routers)
     assert any(p.grad.norm() > 1e-3 for p in model.parameters() if p.grad is not None)
 
@@ -323,7 +232,7 @@ def test_routers_have_a_rate_and_a_norm_of_their_own(tmp_path: Path, tokenizer: 
 def test_states_of_every_layer_are_taught(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     """distillation 0 leaves the labels' loss; hidden adds the mean over layers of the squared distance, no padding."""
     teacher, model = tiny_coda("bert", CodaConfig(reduction=1), seed=3), tiny_coda("bert", CodaConfig(reduction=2))
-    batch = TailCollator(tokenizer, 32)([*rows(2), {"input_ids": [2, 9, 3], "labels": 0}])
+    batch = TextCollator(tokenizer, 32)([*rows(2), {"input_ids": [2, 9, 3], "labels": 0}])
     trainer = trainer_of(model, tmp_path, teacher=teacher, distillation=0.0, hidden=2.0)
     model.training = True  # the trainer's view alone: the layers below stay without dropout
     with torch.no_grad():
