@@ -7,6 +7,10 @@ if TYPE_CHECKING:
     from coda_compile.options import CompileOptions
     from coda_compile.pipeline import compile
     from coda_compile.tune.choice import choose
+    from coda_compile.tune.route import route
+    from coda_compile.tune.route_options import RouteOptions
+    from coda_compile.tune.train import train
+    from coda_compile.tune.train_options import TrainOptions
     from coda_targets import Bundle
 
     __version__: str
@@ -14,10 +18,24 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "coda_targets",
     "CompileOptions": "coda_compile.options",
+    "RouteOptions": "coda_compile.tune.route_options",
+    "TrainOptions": "coda_compile.tune.train_options",
     "choose": "coda_compile.tune.choice",
     "compile": "coda_compile.pipeline",
+    "route": "coda_compile.tune.route",
+    "train": "coda_compile.tune.train",
 }
-__all__ = ["Bundle", "CompileOptions", "__version__", "choose", "compile"]
+__all__ = [
+    "Bundle",
+    "CompileOptions",
+    "RouteOptions",
+    "TrainOptions",
+    "__version__",
+    "choose",
+    "compile",
+    "route",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

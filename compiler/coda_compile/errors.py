@@ -1,6 +1,7 @@
 """Errors of the compiler, and the one place that turns exceptions of other libraries into sentences."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,8 @@ EXTRAS = {
     "peft": "peft",
     "adapters": "adapters",
 }
+# How libraries say that a file could not be written whole: safetensors, which quotes the system, and torch.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "] . unexpected pos ", "PytorchStreamWriter")
 
 
 class CompileError(CodaError):
@@ -62,8 +65,7 @@ def as_sentences() -> Iterator[None]:
         raise MissingDependencyError(f"this needs {name}, which is not installed: {install}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" writing {error.filename}" if error.filename else ""
-            raise OutputError(f"no space left on the disk{where}: free some and try again; nothing was kept") from None
+            raise _full(f" writing {error.filename}" if error.filename else "") from None
         if isinstance(error, BrokenPipeError) or not error.strerror:
             raise
         where = f" for {error.filename}" if error.filename else ""
@@ -72,3 +74,11 @@ def as_sentences() -> Iterator[None]:
         raise OutputError(f"the operating system says '{error.strerror}'{where}; nothing was kept") from None
     except MemoryError:
         raise CompileError("out of memory: close other programs or use a machine with more of it") from None
+    except Exception as error:
+        if isinstance(error, CodaError) or not any(sign in str(error) for sign in _FULL):
+            raise
+        raise _full() from None
+
+
+def _full(where: str = "") -> OutputError:
+    return OutputError(f"no space left on the disk{where}: free some and try again; nothing was kept")

@@ -96,7 +96,11 @@ def export(model: CodaModel, opset: int) -> ir.Model:
                 optimize=False,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
+    except Exception as error:
+        if any(isinstance(one, KeyboardInterrupt) for one in _behind(error)):  # torch reports it as a failed export
+            raise KeyboardInterrupt from None
+        if not isinstance(error, torch.onnx.OnnxExporterError):
+            raise
         raise CompileError(f"torch could not export this model: {first_line(error.__cause__ or error)}") from error
     if program is None:
         raise CompileError("torch exported nothing")
@@ -104,6 +108,18 @@ def export(model: CodaModel, opset: int) -> ir.Model:
     _name_axes(exported, signature)
     _tag(exported, wrapper)
     return exported
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that were being handled when it was raised."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [one.__cause__, one.__context__]
+            yield one
 
 
 @contextlib.contextmanager
@@ -166,16 +182,18 @@ def _name_axes(model: ir.Model, signature: Signature) -> None:
 
 
 def _tag(model: ir.Model, wrapper: nn.Module) -> None:
-    """Tag every node with the layer and role of the module that made it, known from the modules' types."""
-    tags: dict[str, tuple[str | None, str]] = {}
+    """Tag every node with the layer and role of the module that made it, known from the modules' types.
+
+    A module without a role of its own has that of the module it is in, and a layer's is routing.
+    """
+    tags: dict[str, tuple[str, str]] = {}
     for path, module in wrapper.named_modules():
         if isinstance(module, CodaLayer):
             layer = path.rsplit(".", 1)[-1]
             tags[path] = (layer, "routing")
-            for child, inner in module.named_modules():
-                role = _role(child, inner)
-                if role is not None:
-                    tags[f"{path}.{child}"] = (layer, role)
+            for child, inner in list(module.named_modules())[1:]:
+                inside = f"{path}.{child}".rpartition(".")[0]
+                tags[f"{path}.{child}"] = (layer, _role(child, inner) or tags[inside][1])
     top = {
         "model.embeddings": "embeddings",
         "model.head": "head",
@@ -193,7 +211,7 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
 
 
 def _role(child: str, module: nn.Module) -> str | None:
-    if child in ("router", "adapter"):
+    if child in ("router", "adapter", "stand_in", "key_value"):
         return child
     if isinstance(module, Bottlenecks):
         return "adapter"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coda_compile.backends import Backend
     from coda_compile.prepare.calibration import Calibration
     from coda_models.config import Reduction
+    from coda_targets.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,12 @@ class CompileOptions:
         problem_type: what a text classifier's logits stand for, one of ``coda_targets.manifest.PROBLEM_TYPES``, where
             its source does not say so, as adapters of PEFT do not.
         labels: names of a classifier's classes in order of the logits, by default the source's.
-        reduction: run at another r than the model was trained with, or at one a layer; 1 is the dense adapter.
+        reduction: run at another r than the model was trained with, or at one a layer; 1 is the dense model.
         calibration: calibration data, for ``prune_gates`` and for precisions that are calibrated: a CSV file with the
             column ``text``, or the model's inputs by name, batch by batch without padding.
         prune_gates: remove slots whose gates stay under this on all of the calibration data.
+        profile: sizes of input, for targets that compile models for certain sizes: the least, the usual and the largest
+            as in ``1x64,8x256,32x512``, batch and length. By default all that the model takes, in batches of up to 32.
         pack: run linear layers on valid tokens alone, for batches of sequences of different lengths.
         ood: add an out-of-distribution score, one of ``coda_models.ood.METHODS``: outputs ``ood_score`` and ``is_ood``.
         ood_data: in-distribution data, a CSV file with the columns ``text`` and ``label``; of several tasks, one for
@@ -49,6 +52,7 @@ class CompileOptions:
     reduction: "Reduction | Sequence[Reduction] | None" = None
     calibration: "Calibration | None" = None
     prune_gates: float | None = None
+    profile: "Profile | str | None" = None
     pack: bool = False
     ood: str | None = None
     ood_data: Path | str | Mapping[str, Path | str] | None = None
@@ -62,25 +66,40 @@ class CompileOptions:
         """Of the targets asked for, one or several.
 
         Raises:
-            TargetError: one that is unknown, or whose runtime is not installed.
-            OptionError: one that is not finished, or packs no rows.
+            TargetError: one that is unknown.
+            OptionError: one that packs no rows, or compiles for no sizes.
         """
-        from coda_compile.backends import Backend, ready_backend
+        from coda_compile.backends import Backend, get_backend
 
         asked = [self.target] if isinstance(self.target, str | Backend) else self.target
-        found = tuple(ready_backend(target) for target in asked)
+        found = tuple(get_backend(target) if isinstance(target, str) else target for target in asked)
         for backend in found:
             if self.pack and not backend.packs_rows:
                 raise OptionError("target {name!r} packs no rows: leave out {pack}", name=backend.name)
+            if self.profile is not None and not backend.runtime.profile_option:
+                raise OptionError("target {name!r} takes inputs of any size: leave {profile} out", name=backend.name)
         return found
+
+    @property
+    def sizes(self) -> "Profile | None":
+        """The profile that is asked for.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        from coda_targets.profile import Profile
+
+        return Profile.parse(self.profile) if isinstance(self.profile, str) else self.profile
 
     def variants(self) -> "tuple[tuple[Backend, Precision], ...]":
         """Every target with every precision, as given.
 
         Raises:
-            TargetError: as ``backends`` says.
-            OptionError: there is none, two are the same, or a target does not have a precision.
+            TargetError: as ``backends`` says, or what a target verifies on is not installed.
+            OptionError: as ``backends`` says, there is none, two are the same, or a target does not have a precision.
         """
+        from coda_compile.backends import ready_backend
+
         backends, precisions = self.backends(), self.precisions
         for option, names in (("target", [backend.name for backend in backends]), ("precision", precisions)):
             if not names:
@@ -98,7 +117,8 @@ class CompileOptions:
                         known=", ".join(backend.precisions),
                     )
         recipes = [get_precision(precision) for precision in precisions]
-        return tuple((backend, recipe) for backend in backends for recipe in recipes)
+        ready = [ready_backend(backend) for backend in backends]
+        return tuple((backend, recipe) for backend in ready for recipe in recipes)
 
     def check(self, tasks: Sequence[str] | None = None) -> None:
         """Refuse what contradicts itself.
@@ -108,9 +128,10 @@ class CompileOptions:
 
         Raises:
             OptionError: what does not go together, is missing, or is not known.
-            TargetError: as ``backends`` says.
+            TargetError: as ``variants`` says.
         """
         variants = self.variants()
+        _ = self.sizes
         self._check_classes()
         self._check_calibration([recipe for _, recipe in variants])
         self._check_ood()

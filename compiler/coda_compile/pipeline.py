@@ -7,6 +7,7 @@ from pathlib import Path
 from coda_compile.backends import Backend
 from coda_compile.bundling.package import BuiltVariant, CompiledVariant, save_variants, write_package
 from coda_compile.bundling.replace_folder import replacing
+from coda_compile.bundling.weights import ModelFile
 from coda_compile.bundling.writer import check_output, write_config, write_tokenizer
 from coda_compile.errors import as_sentences
 from coda_compile.options import CompileOptions
@@ -17,6 +18,9 @@ from coda_compile.sources import read
 from coda_compile.sources.compilable import Compilable
 from coda_models.model import CodaModel
 from coda_targets import Bundle
+from coda_targets.proofs import PARITY, ProofInfo
+from coda_targets.runtimes.session import place
+from coda_targets.signature import Signature
 
 Stage = Callable[[str], AbstractContextManager[object]]
 _DEFAULTS = CompileOptions()
@@ -59,6 +63,8 @@ def compile(
             pruning = source.prune(options.prune_gates, options.calibration)
     sources = [source, *(source.copy() for _ in variants[1:])]  # what a variant changes stays its own
     fitted_on = options.ood_files(tasks)
+    signature, profile = source.describe().signature, options.sizes
+    variants = tuple((backend.sized(profile, signature), precision) for backend, precision in variants)
     compiled = [
         _compile(own, *variant, options, fitted_on, stage) for own, variant in zip(sources, variants, strict=True)
     ]
@@ -68,7 +74,7 @@ def compile(
             sources, compiled, variants, save_variants(folder, compiled), strict=True
         ):
             with stage("verify"):
-                built.append(BuiltVariant(variant, file, own.verify(file.path, backend, precision, output)))
+                built.append(_prove(own, variant, backend, precision, signature, file, output))
         with stage("bundle"):
             _write(folder, source, built, pruning)
         check_output(output)  # again: minutes have passed
@@ -98,10 +104,25 @@ def _compile(
     with stage("export"):
         graph = source.export(backend.opset)
     with stage("passes"):
-        passes = run_passes(graph, backend.passes(pack=options.pack))
+        passes = run_passes(graph, backend.passes(pack=options.pack, half=precision.half))
         backend.check(graph)
         source.finish(graph)
     return CompiledVariant(backend.runtime, precision.name, graph, passes)
+
+
+def _prove(
+    source: Compilable,
+    variant: CompiledVariant,
+    backend: Backend,
+    precision: Precision,
+    signature: Signature,
+    file: ModelFile,
+    output: Path,
+) -> BuiltVariant:
+    """Verify one variant as it was written, where it can run here, and note where that was."""
+    verified = source.verify(file.path, backend, precision, output)
+    parity = ProofInfo(PARITY, place(backend.verified_on().runtime))
+    return BuiltVariant(variant, file, verified, (parity, *backend.prove(file.path, signature)))
 
 
 def _write(folder: Path, source: Compilable, variants: list[BuiltVariant], pruning: Pruning | None) -> None:

@@ -1,9 +1,10 @@
-"""Statistics of timings: medians, tails, and intervals of ratios."""
+"""Statistics of timings and of texts: medians, tails, and bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,23 @@ def ratio_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(medians, [tail, 1 - tail])
     return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    n: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of n items, with its percentile bootstrap interval over them.
+
+    Args:
+        statistic: of the items at some indices, [n].
+        level: of the interval.
+    """
+    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    tail = (1 - level) / 2
+    low, high = np.quantile([statistic(draw) for draw in draws], [tail, 1 - tail])
+    return Interval(statistic(np.arange(n)), float(low), float(high))

@@ -11,6 +11,7 @@ from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.passes.fuse_gelus import FuseGelus
+from coda_compile.passes.fuse_k_to_all import FuseKToAll
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.fuse_put_differences import FusePutDifferences
@@ -35,7 +36,7 @@ from coda_targets.runtimes.cpu import RUNTIME
 class OnnxruntimeBackend(Backend):
     """What onnxruntime's own providers share: its operators, and function bodies for those of ``ai.coda``."""
 
-    def passes(self, *, pack: bool = False) -> list[Pass]:
+    def passes(self, *, pack: bool = False, half: bool = False) -> list[Pass]:
         """Fuse what onnxruntime, or a native kernel, computes at once."""
         return [
             FoldConstants(),
@@ -44,6 +45,7 @@ class OnnxruntimeBackend(Backend):
             FuseAttention(),
             PruneHeads(),
             TrimToReadout(),
+            FuseKToAll(),
             FuseProjections(),
             *([PackRows()] if pack else []),  # once projections are one linear, and before the rest is fused
             LowerStaticLinears(),

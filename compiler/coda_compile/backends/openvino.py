@@ -32,7 +32,7 @@ from coda_targets.runtimes.openvino import RUNTIME
 class OpenvinoBackend(Backend):
     """Standard operators, which OpenVINO fuses by itself, with function bodies that it runs fast."""
 
-    def passes(self, *, pack: bool = False) -> list[Pass]:
+    def passes(self, *, pack: bool = False, half: bool = False) -> list[Pass]:
         """Leave attention and norms in standard operators: OpenVINO takes onnxruntime's own apart again."""
         return [
             FoldConstants(),

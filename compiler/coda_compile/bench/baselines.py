@@ -1,4 +1,7 @@
-"""What a user would deploy instead: the dense adapter, from the same checkpoint at r = 1, in every common runtime."""
+"""What a user would deploy instead: the dense model, from the same checkpoint at r = 1, in every common runtime.
+
+A machine's CPU and its GPU have baselines of their own.
+"""
 
 import contextlib
 import io
@@ -26,11 +29,14 @@ from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaModel, save
 from coda_models.architectures import FAMILIES
 from coda_ops.errors import first_line
-from coda_targets.runtimes import DEFAULT_TARGET
+from coda_targets import get_runtime
+from coda_targets.runtimes import DEFAULT_TARGET, GPU
+
+_CPU = get_runtime(DEFAULT_TARGET).device
 
 
 class DenseAdapter:
-    """The dense adapter of a checkpoint, and the files that baselines are made from, each made once.
+    """The dense model of a checkpoint, and the files that baselines are made from, each made once.
 
     Args:
         model: at any r; it is copied and run at r = 1.
@@ -62,22 +68,38 @@ class DenseAdapter:
         write_config(folder, transformers_config(self.model))
         return folder / "model.onnx"
 
+    @cached_property
+    def half_onnx(self) -> Path:
+        """That file through onnxruntime's own transformer optimizer, in float16: what optimum's O4 makes."""
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        config = self.model.hf_config
+        sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
+        optimised = optimize_model(str(self.onnx), model_type="bert", opt_level=0, use_gpu=True, **sizes)
+        optimised.convert_float_to_float16(keep_io_types=True)
+        path = self.folder / "half" / "model.onnx"
+        path.parent.mkdir()
+        optimised.save_model_to_file(str(path))
+        return path
+
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to deploy the dense adapter.
+    """One way to deploy the dense model.
 
     Attributes:
         name: as in tables.
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
         install: what brings it.
         build: makes its files, and says how a worker opens them and which files would be deployed.
+        device: kind of hardware, as of ``Runtime``.
     """
 
     name: str
     precision: str
     install: str
     build: Callable[[DenseAdapter], tuple[Contender, list[Path]]]
+    device: str = _CPU
 
 
 def build_baseline(baseline: Baseline, dense: DenseAdapter) -> tuple[Contender, int] | Skipped:
@@ -162,6 +184,27 @@ def _openvino_int8(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
     return Contender("OpenVINO int8", "openvino", {"path": str(path)}), [path, path.with_suffix(".bin")]
 
 
+def _onnxruntime_half(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
+    path = dense.half_onnx
+    return Contender("onnxruntime fp16", "onnx_on_gpu", {"path": str(path)}), _with_weights(path)
+
+
+def _onnxruntime_graph(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
+    path = dense.half_onnx
+    arguments = {"path": str(path), "cuda_graph": True}
+    return Contender("onnxruntime fp16 CUDA graph", "onnx_on_gpu", arguments), _with_weights(path)
+
+
+def _torch_eager_half(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
+    arguments = _torch_arguments(dense, compiled=False)
+    return Contender("torch eager fp16", "torch_on_gpu", arguments), [dense.checkpoint]
+
+
+def _torch_compile_half(dense: DenseAdapter) -> tuple[Contender, list[Path]]:
+    arguments = _torch_arguments(dense, compiled=True)
+    return Contender("torch.compile fp16", "torch_on_gpu", arguments), [dense.checkpoint]
+
+
 def _with_weights(path: Path) -> list[Path]:
     return sorted(file for file in path.parent.iterdir() if file.name.startswith(path.name))
 
@@ -192,4 +235,13 @@ BASELINES: tuple[Baseline, ...] = (
     Baseline("optimum int8", "int8", _OPTIMUM, _optimum_int8),
     Baseline("OpenVINO", "fp32", _OPENVINO, _openvino),
     Baseline("OpenVINO int8", "int8", _OPENVINO, _openvino_int8),
+    Baseline("torch eager fp16", "fp16", "", _torch_eager_half, GPU),
+    Baseline("torch.compile fp16", "fp16", "", _torch_compile_half, GPU),
+    Baseline("onnxruntime fp16", "fp16", "", _onnxruntime_half, GPU),
+    Baseline("onnxruntime fp16 CUDA graph", "fp16", "", _onnxruntime_graph, GPU),
+)
+# On a GPU; the bench names them beside what it measured.
+UNMEASURED: tuple[Skipped, ...] = (
+    Skipped("TensorRT fp16, int8 and fp8", "its libraries are not on PyPI, whose packages fetch them from NVIDIA", ""),
+    Skipped("text-embeddings-inference", "a server that is not on PyPI", ""),
 )

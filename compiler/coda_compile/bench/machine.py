@@ -4,20 +4,31 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from coda_compile.errors import CodaError
+from coda_compile.inspect.cards import card_here
 from coda_ops import cpu, native
+from coda_ops.distributions import installed_version
 
 # What decides which kernels a runtime takes.
 _X86 = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16")
 _AMX = ("amx_tile", "amx_int8", "amx_bf16")
 _ARM = ("neon", "asimd", "asimddp", "i8mm", "bf16", "sve")
-_PACKAGES = ("coda-compile", "onnxruntime", "torch", "transformers", "optimum", "optimum-onnx", "openvino", "nncf")
+_PACKAGES = (
+    "coda-compile",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "openvino",
+    "nncf",
+)
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -34,6 +45,7 @@ class Machine:
         system: operating system and architecture.
         python, versions: of the interpreter and of the libraries that were installed.
         kernels: of the CoDA operators, ``native`` or ``portable``.
+        gpu: the first NVIDIA card, as its driver names it; ``None`` without one.
     """
 
     cpu: str
@@ -45,6 +57,7 @@ class Machine:
     python: str
     versions: dict[str, str]
     kernels: str
+    gpu: str | None = None
 
     def differences(self, other: "Machine") -> list[str]:
         """What makes figures of two machines incomparable, one phrase each; empty for the same kind of machine."""
@@ -53,7 +66,8 @@ class Machine:
             "cores": (self.cores, other.cores),
             "instruction sets": (" ".join(self.instruction_sets), " ".join(other.instruction_sets)),
             "system": (self.system, other.system),
-            "onnxruntime": (self.versions.get("onnxruntime"), other.versions.get("onnxruntime")),
+            "GPU": (self.gpu, other.gpu),
+            "onnxruntime": (_onnxruntime(self), _onnxruntime(other)),
             "kernels of the CoDA operators": (self.kernels, other.kernels),
         }
         return [f"{what}: {a} here, {b} there" for what, (a, b) in pairs.items() if a != b]
@@ -62,6 +76,7 @@ class Machine:
 @cache
 def this_machine() -> Machine:
     """The fingerprint of the machine that runs this."""
+    card = card_here()
     return Machine(
         cpu=cpu.model_name(),
         cores=usable_cores(),
@@ -70,8 +85,9 @@ def this_machine() -> Machine:
         governor=_GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions={name: installed for name in _PACKAGES if (installed := _version(name))},
+        versions={name: found.split("+")[0] for name in _PACKAGES if (found := installed_version(name))},
         kernels="portable" if native.library() is None else "native",
+        gpu=None if card is None else card.name,
     )
 
 
@@ -92,8 +108,6 @@ def thread_count(threads: int) -> int:
     return threads or cores
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name).split("+")[0]
-    except PackageNotFoundError:
-        return None
+def _onnxruntime(machine: Machine) -> str | None:
+    """Its version, of whichever package brings it."""
+    return machine.versions.get("onnxruntime", machine.versions.get("onnxruntime-gpu"))

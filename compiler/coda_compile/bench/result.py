@@ -13,10 +13,10 @@ from coda_targets.runtimes import DEFAULT_TARGET
 SCHEMA_VERSION = 1
 
 
-def variant_of(reduction: str, precision: str, target: str) -> str:
-    """What tells compiled models of one file apart: r, then precision and target where not the default ones."""
+def variant_of(reduction: str, precision: str, target: str, form: str = "") -> str:
+    """What tells compiled models of one file apart: r; precision and target where not the default ones; and form."""
     others = [name for name, usual in ((precision, UNQUANTISED), (target, DEFAULT_TARGET)) if name != usual]
-    return " ".join([reduction, *others])
+    return " ".join([reduction, *others, *([form] if form else [])])
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Measurement:
         reduction: r of a routed model, ``"1"`` for a dense one.
         batch, tokens: shape of the input, all tokens valid.
         target: that a compiled model was made for.
+        form: how a session runs a compiled model, where there are several ways: ``CUDA graph``; or empty.
         seconds: of every counted run.
         rounds: seconds of each round, the median of its runs; what ratios are made of.
         summary: of ``seconds``.
@@ -58,16 +59,17 @@ class Measurement:
     file_bytes: int
     multiply_adds: int
     target: str = DEFAULT_TARGET
+    form: str = ""
 
     @property
     def variant(self) -> str:
         """See ``variant_of``."""
-        return variant_of(self.reduction, self.precision, self.target)
+        return variant_of(self.reduction, self.precision, self.target, self.form)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """How far a compiled fp32 model can outrun the dense adapter in plain onnxruntime, and how much of it is reached.
+    """How far a compiled fp32 model can outrun the dense model in plain onnxruntime, and how much of it is reached.
 
     Attributes:
         ratio: of multiply-adds (Lei et al. 2023, section 4.4).

@@ -16,9 +16,10 @@ from coda_compile.terminal import out, whole
 def show(result: BenchResult) -> None:
     """Print a result."""
     m = result.machine
+    gpu = f"{m.gpu}, with " if m.gpu else ""
     governor = f", governor {m.governor}" if m.governor else ""
     out.print(
-        f"{result.model} on {m.cpu}, {m.cores} cores{governor}; {result.threads} threads, "
+        f"{result.model} on {gpu}{m.cpu}, {m.cores} cores{governor}; {result.threads} threads, "
         f"{result.rounds} rounds in turns, a process each",
         soft_wrap=True,
     )
@@ -37,7 +38,7 @@ def show(result: BenchResult) -> None:
         out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
     for skipped in result.skipped:
         help_ = f"; {skipped.install}" if skipped.install else ""
-        out.print(f"skipped {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)
+        out.print(f"not measured: {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)
 
 
 def _latency(title: str, rows: list[Measurement]) -> Table:
@@ -47,14 +48,17 @@ def _latency(title: str, rows: list[Measurement]) -> Table:
         s = row.summary
         table.add_row(
             _name(row),
-            f"{s.median * 1e3:,.1f}",
-            f"{s.p90 * 1e3:,.1f}",
-            f"{s.p99 * 1e3:,.1f}",
+            *(_milliseconds(seconds) for seconds in (s.median, s.p90, s.p99)),
             f"{s.spread:.0%}",
             f"{row.tokens_per_second:,.0f}",
             *(interval(row.speed_up.get(v)) for v in variants),
         )
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """To a tenth, and what takes less than a millisecond to a thousandth."""
+    return f"{seconds * 1e3:,.1f}" if seconds >= 1e-3 else f"{seconds * 1e3:.3f}"
 
 
 def _footprint(rows: list[Measurement]) -> Table:

@@ -58,16 +58,19 @@ class Contender:
     arguments: dict[str, Any]
 
     @staticmethod
-    def of_bundle(name: str, bundle: Bundle | Path, *, portable: bool = False) -> "Contender":
+    def of_bundle(name: str, bundle: Bundle | Path, *, portable: bool = False, cuda_graph: bool = False) -> "Contender":
         """A bundle as a contender: the variant that was opened, or of a folder the best one here.
 
         Args:
             portable: as where no native kernels are installed.
+            cuda_graph: replay a CUDA graph of each input.
         """
         folder = bundle.folder if isinstance(bundle, Bundle) else bundle
         arguments: dict[str, Any] = {"folder": str(folder.resolve()), "portable": portable}
         if isinstance(bundle, Bundle):
             arguments |= {"target": bundle.variant.target, "precision": bundle.variant.precision}
+        if cuda_graph:
+            arguments["cuda_graph"] = True
         return Contender(name, "bundle", arguments)
 
 

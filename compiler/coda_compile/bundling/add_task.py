@@ -16,6 +16,7 @@ from coda_compile.precision import get_precision
 from coda_compile.sources import read_model
 from coda_compile.sources.torch_model import TorchModel
 from coda_compile.verify import reference_vectors
+from coda_models.config import CodaConfig
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
@@ -96,7 +97,8 @@ def _check(source: TorchModel, bundle: Bundle, name: str) -> None:
     own = model.coda_config.to_dict()
     if own["backbone_sha256"] != bundle.manifest.coda_config.get("backbone_sha256"):
         raise CompileError(f"{name} was trained on another backbone than the tasks in {bundle.folder}")
-    if _comparable(own) != _comparable(bundle.manifest.coda_config):
+    shared = CodaConfig.from_dict(bundle.manifest.coda_config).to_dict()
+    if _comparable(own) != _comparable(shared):
         raise CompileError(f"{name} has another configuration than the tasks in {bundle.folder}")
     own_length, length = model.signature.max_length, signature.max_length
     if source.tokenizer is not None and own_length != length:

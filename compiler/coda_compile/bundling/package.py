@@ -1,8 +1,7 @@
 """Write a bundle of one variant or several; the same inputs give the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,12 +13,13 @@ from coda_compile.bundling.weights import ModelFile
 from coda_compile.bundling.writer import Described
 from coda_compile.errors import CompileError
 from coda_compile.passes import operator_counts
-from coda_compile.precision import UNQUANTISED
+from coda_compile.precision import UNQUANTISED, get_precision
 from coda_compile.prepare.pruning import Pruning
 from coda_compile.verify import reference_vectors
 from coda_compile.verify.on_target import Verified
 from coda_compile.verify.parity import Tolerances
 from coda_ops import RUNTIME_DOMAIN
+from coda_ops.distributions import installed_version
 from coda_targets import Runtime, get_runtime
 from coda_targets.manifest import (
     MANIFEST,
@@ -34,6 +34,7 @@ from coda_targets.manifest import (
     list_files,
     release,
 )
+from coda_targets.proofs import ProofInfo
 from coda_targets.runtimes import DEFAULT_TARGET
 
 _PACKAGES = ("coda-compile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
@@ -67,11 +68,13 @@ class BuiltVariant:
     Attributes:
         file: what was verified.
         verified: what was proved, by task; a single one has no name.
+        proofs: where that was, and what else was shown.
     """
 
     compiled: CompiledVariant
     file: ModelFile
     verified: Mapping[str, Verified]
+    proofs: tuple[ProofInfo, ...]
 
 
 def save_variants(folder: Path, variants: Sequence[CompiledVariant]) -> list[ModelFile]:
@@ -117,7 +120,8 @@ def write_package(
 
 def _report(built: BuiltVariant) -> VariantReport:
     parity = {task: proved.parity for task, proved in built.verified.items()}
-    return VariantReport.of(built.compiled.passes, parity, Tolerances())
+    tolerances = get_precision(built.compiled.precision).tolerances or Tolerances()
+    return VariantReport.of(built.compiled.passes, parity, tolerances)
 
 
 def _manifest(
@@ -135,7 +139,7 @@ def _manifest(
     return Manifest(
         task=model.task,
         architecture=model.architecture,
-        versions={name: version(name).split("+")[0] for name in (*_PACKAGES, *needed)},
+        versions=_versions((*_PACKAGES, *needed)),
         variants=tuple(infos),
         signature=model.signature,
         outputs=outputs,
@@ -150,6 +154,11 @@ def _manifest(
         tasks=tuple(tasks),
         files=list_files(folder),
     )
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of the packages that are here: what only runs a model need not be where it is compiled."""
+    return {name: found.split("+")[0] for name in packages if (found := installed_version(name))}
 
 
 def _variant_info(built: BuiltVariant, *, swapped: bool) -> VariantInfo:
@@ -169,9 +178,11 @@ def _variant_info(built: BuiltVariant, *, swapped: bool) -> VariantInfo:
             tuple(name for name, _ in runtime.providers),
             runtime.graph_level,
             runtime.threads,
-            runtime.native,
+            runtime.kernels,
             runtime.options,
+            runtime.profile,
         ),
+        proofs=built.proofs,
     )
 
 

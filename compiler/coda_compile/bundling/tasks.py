@@ -38,7 +38,7 @@ def check(models: Mapping[str, CodaModel]) -> None:
         CompileError: which two, and in what they differ.
     """
     (first, model), *others = models.items()
-    if not any(layer.adapter is not None for layer in model.coda_layers()):
+    if not any(layer.adapter or layer.stand_in for layer in model.coda_layers()):
         raise CompileError(f"{first} has no adapters to swap: tasks on one backbone are CoDA checkpoints")
     for name, other in others:
         named = ("backbones", "configurations", "heads", "longest texts")
@@ -59,11 +59,12 @@ def _shared(model: CodaModel) -> tuple[Any, Any, Any, int]:
 def parameters(model: CodaModel) -> dict[str, Tensor]:
     """What is a task's own, trained or fitted, by the names that the exporter gives them.
 
-    Routers of layers at r = 1 are no part of it: nothing asks them.
+    Routers and stand-ins of layers at r = 1 are no part of it: nothing asks them.
     """
     state = model.state_dict()
     fitted = [name for name in state if name.startswith("ood.")]
-    idle = tuple(f"layers.{i}.router." for i, layer in enumerate(model.coda_layers()) if layer.reduction == 1)
+    dense = [i for i, layer in enumerate(model.coda_layers()) if layer.reduction == 1]
+    idle = tuple(f"layers.{i}.{part}." for i in dense for part in ("router", "stand_in", "key_value"))
     trained = [name for name in model.trainable_names() if not name.startswith(idle)]
     return {f"model.{name}": state[name].detach().float() for name in (*trained, *fitted)}
 

@@ -169,6 +169,8 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
             layer.attention,
             layer.block.light_width + (0 if layer.adapter is None else config.bottleneck),
             layer.slots(tokens),
+            config.stand_in if layer.reduction != 1 else 0,
+            config.key_value_rank if layer.reduction != 1 else 0,
         )
         for layer in model.coda_layers()
     )

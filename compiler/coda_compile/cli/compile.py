@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coda_compile.cli.model_options import label_list, model_options
 from coda_compile.cli.target_option import TargetOption
 from coda_compile.precision import UNQUANTISED, precision_names
 
@@ -35,16 +36,7 @@ _AUTO = "auto"
     type=click.Path(path_type=Path),
     help="Add MODEL as a task to this bundle of several tasks; the other tasks stay unchanged.",
 )
-@click.option(
-    "--backbone", metavar="PATH", help="Folder or hub name of the backbone, for a delta checkpoint or an adapter."
-)
-@click.option("--tokenizer", metavar="PATH", help="Tokenizer folder.  [default: the model's own]")
-@click.option(
-    "--problem-type",
-    type=click.Choice(("single_label_classification", "multi_label_classification", "regression")),
-    help="What the logits mean, if the model does not say so.",
-)
-@click.option("--labels", help="Class names in the order of the logits, e.g. no,yes.  [default: the model's]")
+@model_options
 @click.option(
     "--precision",
     "-p",
@@ -68,6 +60,11 @@ _AUTO = "auto"
     "--reduction",
     "-r",
     help="Reduction factor r: 4, 7/2, or one per layer, e.g. 2,2,4,4. 1 is dense.  [default: as trained]",
+)
+@click.option(
+    "--profile",
+    metavar="LEAST,USUAL,MOST",
+    help="Sizes of input, for TensorRT: e.g. 1x64,8x256,32x512, batch and length.  [default: up to 32 of the longest]",
 )
 @click.option(
     "--pack", is_flag=True, help="Skip padding in linear layers. Faster for batches of very different lengths."
@@ -104,6 +101,7 @@ def compile(
     calibration: Path | None,
     prune_gates: float | None,
     reduction: str | None,
+    profile: str | None,
     pack: bool,
     ood: str | None,
     ood_files: tuple[Path, ...],
@@ -124,7 +122,7 @@ def compile(
     coda-compile lora-folder --backbone ./base           LoRA is merged into the weights
     coda-compile toxicity-lora --problem-type multi_label_classification --labels toxic,spam,rude
     coda-compile lora.onnx                               the same, from an ONNX file
-    coda-compile reviews.pt -r 1 -o reviews-dense        the dense-adapter baseline
+    coda-compile reviews.pt -r 1 -o reviews-dense        the dense baseline
     coda-compile reviews.pt --precision int8             smaller, and faster with native kernels
     coda-compile reviews.pt --precision int8-static --calibrate train.csv
     coda-compile reviews.pt --precision int4             the smallest file
@@ -162,10 +160,11 @@ def compile(
         precision=UNQUANTISED if data is not None else precisions or UNQUANTISED,
         backbone=backbone,
         problem_type=problem_type,
-        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        labels=label_list(labels),
         reduction=_reduction(reduction),
         calibration=calibration,
         prune_gates=prune_gates,
+        profile=profile,
         pack=pack,
         ood=ood,
         ood_data=dict(zip(names, ood_files, strict=False)) if several and ood_files else next(iter(ood_files), None),

@@ -10,10 +10,10 @@ from coda_compile.terminal import out
 
 # Roles that share a column; everything else goes into the last one.
 _COLUMNS = {
-    "attention": ("attention",),
+    "attention": ("attention", "key_value"),
     "feed-forward": ("feed_forward",),
     "routing": ("routing", "router"),
-    "adapter": ("adapter",),
+    "adapter": ("adapter", "stand_in"),  # either is what stands beside a layer
 }
 
 

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import click
 
+from coda_ops import native
 
-@click.group(short_help="Native CPU kernels of the CoDA operators.")
+
+@click.group(short_help="Native kernels of the CoDA operators.")
 def kernels() -> None:
-    """Native CPU kernels of the CoDA operators. Bundles run without them; with them the same file runs faster.
+    """Native kernels of the CoDA operators. Bundles run without them; with them the same file runs faster.
 
     \b
     coda-compile kernels status
+    coda-compile kernels build --target cuda
     coda-compile kernels build --include onnxruntime-linux-x64-1.22.0/include
 
     CODA_KERNELS=portable in the environment leaves them unused.
@@ -18,15 +21,23 @@ def kernels() -> None:
 
 
 @kernels.command(short_help="Build the kernels on this machine.")
+@click.option(
+    "-t",
+    "--target",
+    type=click.Choice(list(native.LIBRARIES)),
+    default=next(iter(native.LIBRARIES)),
+    show_default=True,
+    help="Processors to build for.",
+)
 @click.option("--include", type=click.Path(path_type=Path), help="Folder of onnxruntime's C++ headers.")
-def build(include: Path | None) -> None:
-    """Compile the kernels with this machine's C++ compiler and CMake, into the installed package."""
+def build(target: str, include: Path | None) -> None:
+    """Compile the kernels into the installed package: for CPUs with this machine's C++ compiler and CMake, for NVIDIA
+    GPUs with nvcc, which needs no GPU."""
     from coda_compile.cli import summaries
     from coda_compile.terminal import Progress
-    from coda_ops import native
 
     with Progress().stage("build"):
-        native.build_kernels(include)
+        native.build_kernels(include, name=target)
     summaries.kernels()
 
 

@@ -12,11 +12,13 @@ from coda_compile.cli.bundles import evaluate, inspect, verify
 from coda_compile.cli.compile import compile
 from coda_compile.cli.kernels import kernels
 from coda_compile.cli.measure import bench, check, explain, report
+from coda_compile.cli.route import route
 from coda_compile.cli.run import run
+from coda_compile.cli.train import train
 from coda_compile.errors import CodaError, CompileWarning, OptionError, as_sentences
 
 _show_warning = warnings.showwarning
-_FLAGS = {"calibration": "--calibrate"}  # of options that have another name on the command line
+_FLAGS = {"calibration": "--calibrate", "stand_in": "--rank"}  # of options that have another name on the command line
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -40,11 +42,13 @@ def cli() -> None:
 
     \b
     coda-compile model.pt --target cpu -o DIR    compile (the default command)
+    coda-compile route MODEL --texts FILE        make a routed checkpoint of a dense model, without labels
+    coda-compile train DATA --backbone NAME      make one from labelled texts
     coda-compile run DIR "some text"             predict
     coda-compile inspect DIR                     show what a bundle holds
     coda-compile verify DIR                      check files and outputs on this machine
     coda-compile evaluate DIR --data FILE        measure accuracy and out-of-distribution detection
-    coda-compile bench model.pt                  compare latency with the dense adapter in other runtimes
+    coda-compile bench model.pt                  compare latency with the dense model in other runtimes
     coda-compile check DIR --against OLD         regression check, for CI
     coda-compile explain DIR                     show where the time goes, layer by layer
     coda-compile report DIR                      write one HTML page with all results
@@ -56,7 +60,7 @@ def cli() -> None:
     """
 
 
-for _command in (compile, run, inspect, verify, evaluate, bench, check, explain, report, kernels):
+for _command in (compile, route, train, run, inspect, verify, evaluate, bench, check, explain, report, kernels):
     cli.add_command(_command)
 
 
@@ -87,7 +91,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # to click that is an interrupt, too; here nobody is asked anything
             raise error.__cause__ from None
-        _end("interrupted, nothing half-written was kept", 130)
+        _end(str(error.__cause__ or error) or "interrupted, nothing half-written was kept", 130)
 
 
 def _tell(message: Warning | str, category: type[Warning], *where: Any, **also: Any) -> None:

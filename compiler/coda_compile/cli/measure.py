@@ -11,7 +11,7 @@ from coda_compile.cli.variant import variant_options
 from coda_compile.precision import precision_names
 
 
-@click.command(short_help="Compare latency with the dense adapter in other runtimes.")
+@click.command(short_help="Compare latency with the dense model in other runtimes.")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--shape", help="Instead of MODEL, random weights of a known size: bert-base, minilm-l6, …")
 @click.option(
@@ -30,10 +30,19 @@ from coda_compile.precision import precision_names
     help="Reduction factor r; repeat for several.  [default: as trained]",
 )
 @click.option(
-    "--target", "-t", "targets", multiple=True, cls=TargetOption, help="Runtime to compile for; repeat for several:"
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    cls=TargetOption,
+    help="Runtime to compile for, or of a bundle's variant; repeat for several:",
 )
 @click.option(
-    "--batch", "batches", multiple=True, type=click.IntRange(1), help="Batch size; repeat for several.  [default: 1]"
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Batch size; repeat for several.  [default: 1; on a GPU 1, 8 and 32]",
 )
 @click.option(
     "--tokens",
@@ -46,7 +55,8 @@ from coda_compile.precision import precision_names
     "precisions",
     multiple=True,
     type=click.Choice(precision_names()),
-    help="Precision to compile in; repeat for several.  [default: fp32 and int8]",
+    help="Precision to compile in, or of a bundle's variant; repeat for several.  "
+    "[default: fp32 and int8; on a GPU fp16]",
 )
 @click.option(
     "--skip", multiple=True, metavar="NAME", help="Baseline to leave out, e.g. 'torch.compile'; repeat for several."
@@ -71,17 +81,18 @@ def bench(
     threads: int,
     result_file: Path | None,
 ) -> None:
-    """Compare the latency of MODEL, compiled, with the dense adapter in torch, onnxruntime, optimum and OpenVINO, in
-    fp32 and int8.
+    """Compare the latency of MODEL, compiled, with the dense model in torch, onnxruntime, optimum and OpenVINO, in
+    fp32 and int8; for a target of GPUs in torch and onnxruntime, in fp16.
 
     MODEL is a checkpoint, or a bundle to measure as it is. Every contender has its own process. They run in turns, one
-    at a time, on the same inputs with the same number of threads.
+    at a time, on the same inputs with the same number of threads. Inputs and outputs lie in the CPU's memory.
 
     \b
     coda-compile bench reviews.pt --json bench.json
     coda-compile bench reviews-cpu --checkpoint reviews.pt --tokens 512
     coda-compile bench --shape bert-base -r 4 -r 8
     coda-compile bench reviews.pt --target cpu --target openvino
+    coda-compile bench reviews.pt --target cuda
     """
     if (model is None) == (shape is None):
         raise click.UsageError("give a model, a bundle or --shape NAME, one of them")
@@ -89,10 +100,11 @@ def bench(
 
     if result_file is not None:
         check_result_file(result_file, b"{")
-    from coda_compile.bench.run import Plan
+    from coda_compile.bench.plan import Plan
     from coda_compile.terminal import Progress
 
-    plan = Plan(reductions, batches or (1,), tokens, precisions, rounds, threads, skip, targets)
+    plan = Plan(reductions, batches, tokens, precisions, rounds, threads, skip, targets)
+    plan.check()
     progress = Progress()
     with progress.stage("start"):
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coda_compile.cli.variant import variant_options
+from coda_compile.cli.variant import device_option, variant_options
 from coda_compile.errors import CodaError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", default=0, show_default=True, type=click.IntRange(0), help="Threads; 0 is onnxruntime's choice."
 )
+@device_option
 @click.option("--verbose", "-v", is_flag=True, help="Print on stderr which variant of BUNDLE runs.")
 def run(
     bundle: Path,
@@ -53,6 +54,7 @@ def run(
     show_routing: bool,
     batch: int,
     threads: int,
+    device: int,
     verbose: bool,
 ) -> None:
     """Predict with BUNDLE for each of TEXTS, or for each line of a file or of stdin. One JSON line per prediction.
@@ -73,7 +75,7 @@ def run(
     from coda_compile.text_files import named
     from coda_targets import Bundle
 
-    opened = Bundle(bundle, target=target, precision=precision, threads=threads)
+    opened = Bundle(bundle, target=target, precision=precision, threads=threads, device=device)
     if verbose:
         click.echo(f"coda-compile: running variant {opened.variant.name}", err=True)
     given, none = _texts(texts, others, source), True

@@ -8,17 +8,21 @@ from rich.table import Table
 from rich.text import Text
 
 from coda_compile.bundling.build_report import read_report
+from coda_compile.cli import gpu_estimate
 from coda_compile.inspect.cost import dense_multiply_adds, fewer, layer_multiply_adds, multiply_adds
 from coda_compile.inspect.predict import RoutedWords
 from coda_compile.terminal import out, whole
 from coda_compile.verify.parity import CaseParity
 from coda_ops import native
-from coda_targets import Bundle
+from coda_targets import Bundle, TargetError, get_runtime
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, WEIGHTS, Manifest, VariantInfo
 from coda_targets.runtimes.session import load_kernels
 
 if TYPE_CHECKING:
     from coda_compile.inspect.evaluate import Evaluation
+
+# What layers may have for tokens that are not routed.
+_THIN = {"stand_in": "stand-ins", "key_value_rank": "keys and values"}
 
 
 def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
@@ -30,16 +34,18 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     made = ", ".join(dict.fromkeys(variant.target for variant in manifest.variants))
     out.print(f"{folder}: {size / 1e6:.1f} MB for {made}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
-        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense adapter at {n} {unit}")
+        out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense model at {n} {unit}")
     if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
         out.print(f"  embedding: {steps}", soft_wrap=True)
-    try_it = (
-        f'coda-compile run {folder} "some text"'
-        if (folder / "tokenizer.json").is_file()
-        else f"coda-compile inspect {folder}"
-    )
+    for variant in manifest.variants:
+        if not variant.ran:
+            out.print(
+                f"  {variant.name}: {_proved(variant)}; next, on one: coda-compile verify {folder}", soft_wrap=True
+            )
+    runs = not bundle.lacks(bundle.variant) and (folder / "tokenizer.json").is_file()
+    try_it = f'coda-compile run {folder} "some text"' if runs else f"coda-compile inspect {folder}"
     out.print(f"  next: {try_it}", soft_wrap=True)
 
 
@@ -121,6 +127,7 @@ def inspected(bundle: Bundle) -> None:
     _variants(bundle)
     if m.layers:
         _layers(m)
+        gpu_estimate.show(m)
     files = Table(title="files", title_justify="left", box=None, show_header=False, padding=(0, 2))
     files.add_column()
     files.add_column(justify="right")
@@ -152,8 +159,23 @@ def _variants(bundle: Bundle) -> None:
         )
     whole(shown)
     for one in m.variants:
+        if one.proofs:
+            out.print(f"proofs of {one.name}\n  {_proved(one)}", soft_wrap=True)
+    for one in m.variants:
         counts = sorted(one.operators.items(), key=lambda item: (-item[1], item[0]))
         out.print(f"operators of {one.name}\n  {', '.join(f'{name} {n}' for name, n in counts)}", soft_wrap=True)
+
+
+def _proved(variant: VariantInfo) -> str:
+    """What was shown of a variant when it was compiled, and on what it never ran."""
+    shown = ", ".join(f"{proof.what} on {proof.where}" for proof in variant.proofs)
+    if variant.ran:
+        return shown
+    try:
+        device = f"a {get_runtime(variant.target).device.upper()}"
+    except TargetError:  # of a newer release
+        device = variant.session.providers[0]
+    return f"{shown}, never run on {device}"
 
 
 def _scored(m: Manifest) -> str:
@@ -202,6 +224,9 @@ def _layers(m: Manifest) -> None:
             f"{cost / dense:.0%}",
         )
     out.print(layers)
+    ranks = {name: max(getattr(layer, name) for layer in m.layers) for name in _THIN}
+    if thin := ", ".join(f"{_THIN[name]} of rank {rank}" for name, rank in ranks.items() if rank):
+        out.print(f"  {m.signature.unit} not routed: {thin}")
     total, all_dense = multiply_adds(m, n), dense_multiply_adds(m, n)
     out.print(
         f"  {total / 1e9:.2f} G multiply-adds against {all_dense / 1e9:.2f} G dense: bound {all_dense / total:.2f}x"
@@ -210,13 +235,17 @@ def _layers(m: Manifest) -> None:
 
 def kernels() -> None:
     """Where the native kernels are; what building them lacks."""
-    found = native.library()
-    if found is not None:
-        load_kernels(found)
-        out.print(f"{', '.join(native.OPERATORS)}: {found}, loaded by this onnxruntime", soft_wrap=True)
-    elif native.switched_off():
+    if native.switched_off():
         out.print(f"{native.SWITCH} is portable: bundles run on their function bodies", soft_wrap=True)
-    else:
-        lacks = native.missing()
-        out.print("no native kernels here: bundles run on their function bodies", soft_wrap=True)
-        out.print(f"  {lacks}" if lacks else "  next: coda-compile kernels build", soft_wrap=True)
+        return
+    for library in native.LIBRARIES.values():
+        found = native.library(library.name)
+        if found is not None:
+            load_kernels(found, name=library.name)
+            out.print(f"{', '.join(library.operators)}: {found}, loaded by this onnxruntime", soft_wrap=True)
+            continue
+        out.print(
+            f"no native kernels for {library.processors} here: bundles run on their function bodies", soft_wrap=True
+        )
+        lacks = native.missing(name=library.name)
+        out.print(f"  {lacks or f'next: coda-compile kernels build --target {library.name}'}", soft_wrap=True)

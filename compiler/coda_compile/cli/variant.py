@@ -1,4 +1,4 @@
-"""Options of every command that runs one variant of a bundle."""
+"""Options of the commands that run bundles."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,4 +15,16 @@ def variant_options(command: _Command) -> _Command:
     )(command)
     return click.option(
         "--target", "-t", metavar="NAME", help="Use the variant of this target.  [default: any that runs here]"
+    )(command)
+
+
+def device_option(command: _Command) -> _Command:
+    """Add ``--device``, of commands that run a bundle on one of several GPUs."""
+    return click.option(
+        "--device",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Use this one of several GPUs.",
     )(command)

@@ -16,6 +16,8 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
         width=width,
         feed_forward=feed_forward,
         bottleneck=layer.bottleneck,
+        stand_in=layer.stand_in,
+        key_value_rank=layer.key_value_rank,
     )
 
 
@@ -25,12 +27,12 @@ def multiply_adds(manifest: Manifest, tokens: int) -> int:
 
 
 def dense_multiply_adds(manifest: Manifest, tokens: int) -> int:
-    """The same for the dense adapter, every layer at r = 1."""
+    """The same for the dense model, every layer at r = 1."""
     dense = [replace(x, reduction="1", slots=manifest.signature.max_length) for x in manifest.layers]
     return sum(layer_multiply_adds(x, tokens, manifest.width, manifest.feed_forward) for x in dense)
 
 
 def fewer(manifest: Manifest) -> float:
-    """The dense adapter's multiply-adds over the model's, at its longest input; 1 where its layers are not known."""
+    """The dense model's multiply-adds over the model's, at its longest input; 1 where its layers are not known."""
     n = manifest.signature.max_length
     return dense_multiply_adds(manifest, n) / multiply_adds(manifest, n) if manifest.layers else 1.0

@@ -1,4 +1,4 @@
-"""Fuse a bottleneck and the residual sum behind it."""
+"""Fuse a bottleneck, or a map of low rank, and the residual sum behind it."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,16 @@ import onnx_ir as ir
 from coda_compile.passes.fusion import NodeFusion
 from coda_compile.passes.linear import linear_layer
 from coda_compile.passes.outcome import Declined, Fused, NotHere, Outcome
-from coda_compile.passes.values import either_order, producer
+from coda_compile.passes.values import constant, either_order, producer
 from coda_ops import DOMAIN
 from coda_targets.routing import ROLE_TAG
+
+_BESIDE = ("adapter", "stand_in")  # roles of what may be as wide as the layer that it stands beside
 
 
 @dataclass(frozen=True)
 class _Bottleneck:
-    """What computes an adapter.
+    """What computes an adapter or a stand-in.
 
     Attributes:
         operator: the one that takes its place.
@@ -32,10 +34,11 @@ class _Bottleneck:
 
 
 class FuseAdapters(NodeFusion):
-    """down, ReLU or swish, up and a residual sum → ``AddAdapter``, ``AddSwishAdapter`` or ``Int8AddAdapter``.
+    """down, ReLU or swish, up and a residual sum → ``AddAdapter``, ``AddSwishAdapter`` or ``Int8AddAdapter``; with
+    nothing between down and up → ``AddLowRank`` or ``Int8AddLowRank``.
 
-    Adapters beside layers, and serial ones inside them, in float32 as in int8. A native kernel takes a few tokens
-    through all of it while they are in the first cache; the function body is what was there before.
+    Adapters and stand-ins beside layers, and serial adapters inside them, in float32 as in int8. A native kernel takes
+    a few tokens through all of it while they are in the first cache; the function body is what was there before.
     """
 
     anchor = ("", "Add")
@@ -49,7 +52,7 @@ class FuseAdapters(NodeFusion):
         x, down = bottleneck.x, bottleneck.weights[0]
         if residual is None or x is None or residual.shape is None or residual.shape != x.shape:
             return Declined("its residual has another shape than what the adapter reads", residual)
-        if bottleneck.nodes[-1].metadata_props.get(ROLE_TAG) != "adapter" and not _narrows(down):
+        if bottleneck.nodes[-1].metadata_props.get(ROLE_TAG) not in _BESIDE and not _narrows(down):
             return Declined("its bottleneck is as wide as what it reads, or wider, as in a feed-forward", down)
         inputs = [residual, x, *bottleneck.weights]
         fused = ir.node(bottleneck.operator, inputs, num_outputs=bottleneck.outputs, domain=DOMAIN)
@@ -62,7 +65,7 @@ class FuseAdapters(NodeFusion):
 def _find(add: ir.Node) -> tuple[ir.Value | None, _Bottleneck] | None:
     """The residual and the adapter that a sum adds to it."""
     for residual, update in either_order(add):
-        bottleneck = _of_operator(update) or _of_int8(update) or _of_linears(update)
+        bottleneck = _of_operator(update) or _of_int8(update) or _of_linears(update) or _of_low_rank(update)
         if bottleneck is not None:
             return residual, bottleneck
     return None
@@ -87,11 +90,13 @@ def _of_operator(value: ir.Value | None) -> _Bottleneck | None:
 def _of_int8(value: ir.Value | None) -> _Bottleneck | None:
     up = producer(value, "Int8Linear", domain=DOMAIN)
     relu = None if up is None else producer(up.inputs[0], "Relu")
-    down = None if relu is None else producer(relu.inputs[0], "Int8Linear", domain=DOMAIN)
-    if up is None or relu is None or down is None:
+    hidden = up if relu is None else relu
+    down = None if hidden is None else producer(hidden.inputs[0], "Int8Linear", domain=DOMAIN)
+    if up is None or down is None:
         return None
     x, *weights = down.inputs
-    return _Bottleneck("Int8AddAdapter", x, (*weights, *up.inputs[1:]), (up, relu, down), 2)
+    operator, nodes = ("Int8AddLowRank", (up, down)) if relu is None else ("Int8AddAdapter", (up, relu, down))
+    return _Bottleneck(operator, x, (*weights, *up.inputs[1:]), nodes, 2)
 
 
 def _of_linears(value: ir.Value | None) -> _Bottleneck | None:
@@ -106,6 +111,16 @@ def _of_linears(value: ir.Value | None) -> _Bottleneck | None:
     weights = (down.weight, down.bias, up.weight, up.bias)
     nodes = (up.add, up.matmul, *activation.nodes, down.add, down.matmul)
     return _Bottleneck(activation.operator, down.x, weights, nodes)
+
+
+def _of_low_rank(value: ir.Value | None) -> _Bottleneck | None:
+    """Two products and one bias."""
+    up = linear_layer(value)
+    down = None if up is None else producer(up.x, "MatMul")
+    if up is None or down is None or constant(down.inputs[1], 2) is None:
+        return None
+    x, weight = down.inputs
+    return _Bottleneck("AddLowRank", x, (weight, up.weight, up.bias), (up.add, up.matmul, down))
 
 
 @dataclass(frozen=True)

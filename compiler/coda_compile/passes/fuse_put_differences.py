@@ -1,4 +1,4 @@
-"""Fuse the difference that a post-norm layer made to its tokens with the scatter behind it."""
+"""Fuse the difference that a layer made to its tokens with the scatter behind it."""
 
 import onnx_ir as ir
 
@@ -11,10 +11,19 @@ from coda_ops import DOMAIN
 class FusePutDifferences(NodeFusion):
     """Sub → ``ai.coda::PutTokens`` becomes ``PutDifference``: one walk less over the routed tokens.
 
-    Post-norm layers update tokens that way. The function body is what was there before.
+    Post-norm layers update tokens that way. Layers with stand-ins take off what lies in the routed tokens' places:
+    TakeTokens → Sub → PutTokens becomes ``BlendTokens``, without the gather. The function bodies are what was there
+    before.
+
+    Args:
+        blend: whether the runtime has a kernel of BlendTokens, or of none of the two.
     """
 
     anchor = (DOMAIN, "PutTokens")
+
+    def __init__(self, *, blend: bool = True) -> None:
+        super().__init__()
+        self.blend = blend
 
     def attempt(self, graph: ir.Graph, node: ir.Node) -> Outcome:
         """Fuse one scatter with its difference."""
@@ -25,6 +34,11 @@ class FusePutDifferences(NodeFusion):
         after, before = difference.inputs
         if after is None or before is None or after.shape is None or after.shape != before.shape:
             return Declined("the two sides of the difference have different shapes", update)
-        fused = ir.node("PutDifference", [*where, after, before], domain=DOMAIN)
-        replace(graph, node, [node, difference], [fused])
+        taken = producer(before, "TakeTokens", domain=DOMAIN)
+        if self.blend and taken is not None and list(taken.inputs) == where[:2]:
+            fused = ir.node("BlendTokens", [*where, after], domain=DOMAIN)
+            replace(graph, node, [node, difference, taken], [fused])
+        else:
+            fused = ir.node("PutDifference", [*where, after, before], domain=DOMAIN)
+            replace(graph, node, [node, difference], [fused])
         return Fused()

@@ -44,7 +44,7 @@ class MergeLowRank(NodeFusion):
         """Merge the branch that one sum adds."""
         for update, base in either_order(node):
             branch = _branch(update)
-            if branch is not None and update is not None and base is not None:
+            if branch is not None and update is not None and base is not None and constant(base) is None:
                 return _merge(graph, node, update, branch, base)
         return NotHere()
 

@@ -1,7 +1,8 @@
 """Precisions: one recipe a file, found by its name.
 
-A precision is that of the frozen layers' linear layers, and of large tables of embeddings. Routers, gates, norms and
-head stay float32: they are small, and a router that is quantised routes other tokens.
+A precision is that of the frozen layers' linear layers, and of large tables of embeddings; in float16 of all that
+layers compute. Routers, gates and head stay float32: they are small, and a router that is quantised routes other
+tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,8 @@ class Precision:
         bits: of the weights.
         elsewhere: how far a bundle's own test data may be off on another machine, where nobody replays what is
             quantised.
+        tolerances: how far what was compiled may be off while torch replays its decisions; ``None`` as in float32.
+        half: whether the passes of its backends convert the graph to float16.
         quantise: changes a model in place; ``None`` where it stays as it is. It takes the model; its inputs by name,
             batch by batch without padding, none unless ``calibrated``; and whether adapters beside layers may be
             quantised too, which they may not where tasks swap them.
@@ -45,6 +48,8 @@ class Precision:
     summary: str
     bits: int
     elsewhere: "Tolerances"
+    tolerances: "Tolerances | None" = None
+    half: bool = False
     quantise: "Quantise | None" = None
     calibrated: bool = False
     shared: bool = True

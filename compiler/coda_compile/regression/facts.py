@@ -124,7 +124,7 @@ def read_facts(bundle: Bundle) -> Facts:
             options["optimized_model_filepath"] = str(optimised)
         watched = replace(
             runtime,
-            native=False,
+            kernels="",
             session_options={**runtime.session_options, **options, "profile_file_prefix": str(folder / "run")},
             session_config={**runtime.session_config, **_NO_COPY_OF_WEIGHTS},
         )

@@ -11,10 +11,10 @@ from coda_compile.report.plots import NEUTRAL, SERIES, Bar, Plot, bars_figure, b
 from coda_compile.verify.parity import CaseParity, Tolerances
 
 _ROLES = {
-    "attention": ("attention",),
+    "attention": ("attention", "key_value"),
     "feed-forward": ("feed_forward",),
     "routing": ("routing", "router"),
-    "adapter": ("adapter",),
+    "adapter": ("adapter", "stand_in"),  # either is what stands beside a layer
     "norms": ("norm",),
 }
 _MOST_OPERATORS = 10

@@ -219,6 +219,7 @@ def _files(bundle: Bundle) -> Table:
 
 def _machine(machine: Machine) -> Table:
     rows = [
+        *([("GPU", machine.gpu)] if machine.gpu else []),
         ("CPU", machine.cpu),
         ("cores", str(machine.cores)),
         ("instruction sets", " ".join(machine.instruction_sets) or "unknown"),

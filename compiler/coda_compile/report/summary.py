@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coda_compile.bench.entries import reduction_of
 from coda_compile.bench.result import BenchResult, Measurement, variant_of
-from coda_compile.bench.run import REFERENCE, reduction_of
+from coda_compile.bench.run import REFERENCE
 from coda_compile.inspect.accuracy import Accuracy
 from coda_compile.inspect.cost import fewer
 from coda_compile.inspect.profile import Profile
@@ -87,15 +88,15 @@ def verdict(found: Headline | None, result: BenchResult | None, manifest: Manife
     if found is None or result is None:
         n, unit = manifest.signature.max_length, manifest.signature.unit
         ratio = fewer(manifest)
-        how = "its latency against the dense adapter has not been measured"
+        how = "its latency against the dense model has not been measured"
         if ratio == 1:
-            line = "The dense adapter: no layer routes" if manifest.layers else "A graph of another exporter"
+            line = "The dense model: no layer routes" if manifest.layers else "A graph of another exporter"
             return line, [f"{how[:1].upper()}{how[1:]}."]
-        return f"{times(ratio)} fewer multiply-adds than the dense adapter at {n} {unit}", [
+        return f"{times(ratio)} fewer multiply-adds than the dense model at {n} {unit}", [
             f"That is a bound and no measurement: {how}."
         ]
     value = found.speed_up
-    line = f"{_compared(value)} the dense adapter at {found.dense.tokens} tokens"
+    line = f"{_compared(value)} the dense model at {found.dense.tokens} tokens"
     threads = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
     ours, theirs = (milliseconds(m.summary.median) for m in (found.compiled, found.dense))
     facts = [

@@ -103,6 +103,8 @@ def check_asked(task: str, number: int, problem_type: str | None, labels: Sequen
         return
     if not task.endswith("classification"):
         raise OptionError("{labels} name the classes of a classifier, and this model does {task}", task=task)
+    if twice := [name for i, name in enumerate(labels) if name in labels[:i]]:
+        raise OptionError("{labels} names {twice!r} twice: give each class a name of its own", twice=twice[0])
     if len(labels) != number:
         raise OptionError(
             "{labels} names {named} classes but this model tells {number} apart: name each of them",

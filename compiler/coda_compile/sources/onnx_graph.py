@@ -100,7 +100,7 @@ def original(path: Path, model: ir.Model, *, features: str | None = None) -> Cal
     Raises:
         CompileError: onnxruntime cannot load the file. The function raises ``InputError`` where it cannot run.
     """
-    runtime = replace(get_runtime(DEFAULT_TARGET), native=False, graph_level="disable", session_options=_QUIET)
+    runtime = replace(get_runtime(DEFAULT_TARGET), kernels="", graph_level="disable", session_options=_QUIET)
     names = [str(value.name) for value in model.graph.outputs]
     proto = onnx.load(str(path), load_external_data=False)
     weights = find_weights(proto, path.parent)

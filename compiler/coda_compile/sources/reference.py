@@ -56,8 +56,13 @@ def check_same(model: CodaModel, inputs: dict[str, Tensor], wanted: Tensor, whos
     """Compare a converted model's outputs with those of its original, at valid tokens.
 
     Raises:
-        CompileError: they differ.
+        CompileError: they differ, or are no numbers.
     """
+    if not torch.isfinite(wanted).all():
+        raise CompileError(
+            "this model gives NaN or infinite values for a few short sequences: its weights are damaged, or it "
+            "overflows; train it again, or save it again"
+        )
     seen = answers(model, inputs)
     if seen.shape != wanted.shape:
         off = "of another shape"

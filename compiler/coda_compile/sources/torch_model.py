@@ -1,5 +1,6 @@
 """A torch model on its way through the pipeline."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from coda_compile.backends import Backend
 from coda_compile.bundling import sentence_folder
 from coda_compile.bundling.writer import Described, describe, label_names, logits_of, model_digest
-from coda_compile.errors import CompileError
+from coda_compile.errors import CompileError, CompileWarning
 from coda_compile.export import export
 from coda_compile.options import CompileOptions
 from coda_compile.precision import Precision
@@ -43,6 +44,7 @@ class TorchModel(Compilable):
         tokenizer: ``None`` where the source has none.
         about: what sentence-transformers says of the model and changes no embedding, such as prompts.
         digest: see ``Compilable``.
+        backbone: of a delta, the folder or hub name that the rest came from.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class TorchModel(Compilable):
     tokenizer: PreTrainedTokenizerBase | None
     about: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
+    backbone: Path | str | None = None
 
     @classmethod
     def in_memory(cls, model: CodaModel) -> "TorchModel":
@@ -111,11 +114,11 @@ class TorchModel(Compilable):
             adapter: file of what the model trained, where the compiled one holds another task.
         """
         swapped = None if adapter is None else TaskAdapter(adapter)
-        compare = partial(against_torch.verify, self.model, path, adapter=swapped)
+        compare = partial(against_torch.verify, self.model, path, tolerances=precision.tolerances, adapter=swapped)
         parity = verify_on_target(compare, path, backend, output, adapter)
         case = kept_case(self.model.signature)
         outputs, decisions, routed = against_torch.expected(self.model, path, case, backend, swapped)
-        tolerances = against_torch.elsewhere(self.model, case, parity, precision.elsewhere)
+        tolerances = against_torch.elsewhere(self.model, case, precision.elsewhere)
         mask = self.model.signature.mask(case.inputs)
         return Verified(parity, ReferenceVectors(case.inputs, mask, outputs, decisions, routed, tolerances))
 
@@ -129,7 +132,16 @@ class TorchModel(Compilable):
 
 
 def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
+    fitted = [layer.reduction for layer in model.coda_layers()]
     model.set_reduction(reduction)
     asked = model.coda_config.reduction
     if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
-        raise CompileError("this model has no routers, so it runs at reduction 1 only: train a CoDA model from it")
+        raise CompileError("this model has no routers, so it runs at reduction 1 only: route it, or train one from it")
+    if model.coda_config.stand_in and fitted != [layer.reduction for layer in model.coda_layers()]:
+        at = ", ".join(map(str, dict.fromkeys(fitted)))
+        warnings.warn(
+            f"stand-ins and head of this model were fitted at r = {at}, and at another r answers are off: route the "
+            "dense model at that r instead",
+            CompileWarning,
+            stacklevel=2,
+        )

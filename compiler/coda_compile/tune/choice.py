@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coda_compile.bench.run import reduction_of
+from coda_compile.bench.entries import reduction_of
 from coda_compile.bench.turns import Contender, in_turns
 from coda_compile.bundling.writer import check_output, label_names, logits_of
 from coda_compile.errors import OptionError, as_sentences
@@ -182,12 +182,12 @@ def choose(
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
         kernels = None
-        if backend.runtime.native and native.library() is not None:
+        if (library := backend.runtime.kernels) and native.library(library) is not None:
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):
         chosen = candidate(compiled[best].reduction, candidates[best].precision)
-        runtime = replace(backend.runtime, native=kernels is None or kernels >= 1)
+        runtime = replace(backend.runtime, kernels=library if kernels is None or kernels >= 1 else "")
         bundle = compile(source.model, replace(chosen, target=replace(backend, runtime=runtime)), output=output)
     return Choice(bundle, tuple(candidates), candidates[best], kernels, len(texts), tokens, budget)
 

@@ -8,12 +8,13 @@ from coda_ops import native
 
 
 @contextmanager
-def of_kernels() -> Iterator[None]:
-    """Say of a failed verification that native kernels are what failed."""
+def of_kernels(library: str) -> Iterator[None]:
+    """Say of a failed verification that the native kernels of a library are what failed."""
     try:
         yield
     except VerificationError as error:
         raise VerificationError(
-            f"with the native kernels in {native.LIBRARY} {error}; function bodies are right: build the kernels again "
-            f"with `coda-compile kernels build`, or do without: {native.SWITCH}=portable"
+            f"with the native kernels in {native.LIBRARIES[library].path} {error}; function bodies are right: build "
+            f"the kernels again with `coda-compile kernels build --target {library}`, or do without: "
+            f"{native.SWITCH}=portable"
         ) from None

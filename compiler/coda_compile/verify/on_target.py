@@ -63,7 +63,7 @@ def verify_on_target(
     try:
         parity, kernels = run(backend.verified_on()), backend.with_kernels()
         if kernels is not None:
-            with of_kernels():
+            with of_kernels(kernels.runtime.kernels):
                 run(kernels)
     except VerificationError as error:
         raise VerificationError(f"{error}; reproduction in {failed}") from None

@@ -1,11 +1,13 @@
-"""An adapter whose linear layers are quantised."""
+"""What stands beside layers, its linear layers quantised."""
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coda_models.layers.adapter import Adapter
+from coda_models.layers.low_rank import LowRank
 
 
 class QuantisedAdapter(nn.Module):
@@ -23,6 +25,24 @@ class QuantisedAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> the same shape."""
         y: Tensor = self.up(F.relu(self.down(x)))
+        return y
+
+
+class QuantisedLowRank(nn.Module):
+    """In the place of a map of low rank.
+
+    Attributes:
+        down, up: what ``make`` gives for its linear layers.
+    """
+
+    def __init__(self, low_rank: LowRank, make: Callable[[nn.Linear], nn.Module]) -> None:
+        super().__init__()
+        self.down = make(_linear(low_rank.down, torch.zeros(low_rank.down.shape[1])))
+        self.up = make(_linear(low_rank.up, low_rank.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., outputs]."""
+        y: Tensor = self.up(self.down(x))
         return y
 
 

@@ -1,16 +1,24 @@
 """Replace the layers that a precision quantises, in place."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
-from coda_compile.precision.layers.adapter import QuantisedAdapter
+from coda_compile.precision.layers.adapter import QuantisedAdapter, QuantisedLowRank
 from coda_compile.precision.layers.embedding import Int8Embedding
 from coda_models.model import CodaModel
 
 _LARGE = 1 << 20  # numbers in a table from which quantising it is worth a difference: words, not positions
+
+# Parts of a layer, what people call them, and what takes their places.
+_BESIDE: tuple[tuple[str, str, Any], ...] = (
+    ("adapter", "adapter", QuantisedAdapter),
+    ("stand_in", "stand-in", QuantisedLowRank),
+    ("key_value", "thin map", QuantisedLowRank),
+)
 
 
 def replace_linears(model: CodaModel, make: Callable[[nn.Linear], nn.Module]) -> None:
@@ -28,17 +36,20 @@ def replace_linears(model: CodaModel, make: Callable[[nn.Linear], nn.Module]) ->
 
 
 def replace_adapters(model: CodaModel, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Replace the linear layers of the adapters beside layers.
+    """Replace the linear layers of what stands beside layers: adapters, stand-ins, and thin keys and values.
+
+    A layer at r = 1 uses its adapter alone.
 
     Raises:
         CompileError: a weight that is not finite.
     """
     for i, layer in enumerate(model.coda_layers()):
-        if layer.adapter is not None:
-            _check(layer.adapter.down, f"layer {i}", "adapter's down")
-            _check(layer.adapter.up, f"layer {i}", "adapter's up")
-            quantised = QuantisedAdapter(layer.adapter, make)
-            setattr(layer, "adapter", quantised)  # noqa: B010  its type is the trained one's
+        for name, what, quantised in _BESIDE if layer.reduction != 1 else _BESIDE[:1]:
+            module = getattr(layer, name)
+            if module is not None:
+                _check(module.down, f"layer {i}", f"{what}'s down")
+                _check(module.up, f"layer {i}", f"{what}'s up")
+                setattr(layer, name, quantised(module, make))
 
 
 def quantise_embeddings(model: CodaModel) -> None:

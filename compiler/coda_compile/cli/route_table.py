@@ -1,0 +1,84 @@
+"""Routed models in the terminal: what each agrees with, costs and is worth, and the command to go on with."""
+
+import shlex
+
+from rich.table import Table
+
+from coda_compile.statistics import Interval
+from coda_compile.terminal import out, whole
+from coda_compile.tune.agreement import Figures
+from coda_compile.tune.budget import Chosen
+from coda_compile.tune.held_out import Routed
+from coda_compile.tune.route import Front
+from coda_compile.tune.route_options import spelt
+
+_WHOLE = ("rank correlation", "R²", "cosine", "micro F1")  # figures that are no shares
+
+
+def show(front: Front) -> None:
+    """Print a front."""
+    if front.chosen is not None:
+        out.print(_choice(front.chosen), soft_wrap=True)
+    out.print(
+        f"{front.held_out} held-out texts of {front.tokens} tokens at the median, 95 % intervals; "
+        f"fitted on {front.fitted_on} others",
+        soft_wrap=True,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    one = front.routed[0]
+    lost = [] if one.lost is None else ["points lost"]
+    names = [*one.agreement, *one.accuracy, *lost, "multiply-adds", "fitted in", "file"]
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
+    accuracy = [shown(name, value) for name, value in front.accuracy.items()]
+    table.add_row("dense", *[""] * len(one.agreement), *accuracy, *[""] * len(lost), "100%", "", "")
+    for routed in front.routed:
+        table.add_row(f"r={routed.reduction}", *_figures(routed))
+    whole(table)
+    for routed in front.routed:
+        if routed.fitted is not None:
+            out.print(_gained(routed, routed.fitted), soft_wrap=True)
+    for routed in front.routed:
+        command = shlex.join(["coda-compile", str(routed.path), *_backbone(front)])
+        out.print(f"next: {command}", soft_wrap=True)
+
+
+def _choice(chosen: Chosen) -> str:
+    """r by layer and what is expected of it."""
+    r, share = spelt(chosen.choice.reductions), f"{chosen.choice.share:.0%} of the multiply-adds"
+    expected = f"{chosen.figure} {_number(chosen.figure, chosen.expected)}"
+    if chosen.kept_aside:
+        on = f"{chosen.kept_aside} texts kept aside"
+        return f"chosen: r={r} by layer, {share}, of {chosen.tried} tried; expected: {expected}, as on {on}"
+    return f"chosen: r={r} by layer, {share}; expected: {expected}, where each layer loses what it loses alone"
+
+
+def _gained(routed: Routed, fitted: Figures) -> str:
+    """What steps brought."""
+    changes = [
+        f"{name} {_number(name, fitted[name].middle)} before, {_number(name, now.middle)} after"
+        for name, now in routed.agreement.items()
+    ]
+    return f"steps, r={routed.reduction}: {'; '.join(changes)}"
+
+
+def _figures(routed: Routed) -> list[str]:
+    figures = [shown(name, value) for name, value in (routed.agreement | routed.accuracy).items()]
+    if routed.lost is not None:
+        figures.append(f"{routed.lost.middle:+.1f} [{routed.lost.low:+.1f}, {routed.lost.high:+.1f}]")
+    return [*figures, f"{routed.share:.0%}", f"{routed.seconds:,.0f} s", str(routed.path)]
+
+
+def shown(name: str, value: Interval) -> str:
+    """A figure with its interval."""
+    middle, low, high = (_number(name, one) for one in (value.middle, value.low, value.high))
+    return f"{middle} [{low}, {high}]"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.startswith(_WHOLE) else f"{value:.1%}"
+
+
+def _backbone(front: Front) -> list[str]:
+    return [] if front.backbone is None else ["--backbone", str(front.backbone)]
