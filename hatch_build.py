@@ -1,4 +1,4 @@
-"""Build the native kernels into wheels and editable installs, where a C++ compiler is."""
+"""Build native CPU kernels into wheels and editable installs, where a C++ compiler is; CUDA's come along once built."""
 
 import shutil
 import sys
@@ -26,14 +26,18 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         """Build, or say in one line why not."""
         if self.target_name != "wheel":
             return
+        libraries = []
         try:
             if native.switched_off():
                 raise native.KernelError(f"{native.SWITCH} is portable")
-            library = native.build_kernels()
+            libraries += [path for name in native.LIBRARIES if name != "cpu" and (path := native.library(name))]
+            libraries.append(native.build_kernels())
         except native.KernelError as error:
-            self.app.display_warning(f"without native kernels: {error}")
+            self.app.display_warning(f"without native kernels for CPUs: {error}")
+        if not libraries:
             return
-        build_data["artifacts"].append(library.relative_to(Path(self.root).resolve()).as_posix())
+        root = Path(self.root).resolve()
+        build_data["artifacts"] += [library.relative_to(root).as_posix() for library in libraries]
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"

@@ -19,8 +19,8 @@ import click
 from transformers import set_seed
 
 from coda_models import CodaModel, save
+from coda_models.training.collator import TextCollator
 from coda_models.training.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.training.train import TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -73,7 +73,7 @@ def main(
     names = train_reviews.chosen(rows, RECIPES)
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
-    collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
+    collator = TextCollator(prepared.tokenizer, train_reviews.TOKENS)
 
     def trained(name: str, run: Path, rows: list[dict[str, Any]], seed: int) -> CodaModel:
         set_seed(seed)

@@ -22,6 +22,7 @@ from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_embeddings import FuseEmbeddings
 from coda_compile.passes.fuse_gelus import FuseGelus
+from coda_compile.passes.fuse_k_to_all import FuseKToAll
 from coda_compile.passes.fuse_norms import FuseNorms
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.fuse_put_differences import FusePutDifferences
@@ -35,6 +36,7 @@ ALONE = (
     FuseRouters(),
     FuseGelus(),
     FuseEmbeddings(),
+    FuseKToAll(),
     FuseNorms(),
     FusePutDifferences(),
     ShareSlotMasks(),
@@ -58,8 +60,8 @@ class Without(OnnxruntimeBackend):
 
     left_out: tuple[str, ...] = ()
 
-    def passes(self, *, pack: bool = False) -> list[Pass]:
-        return [one for one in super().passes(pack=pack) if pass_name(one) not in self.left_out]
+    def passes(self, *, pack: bool = False, half: bool = False) -> list[Pass]:
+        return [one for one in super().passes(pack=pack, half=half) if pass_name(one) not in self.left_out]
 
 
 @click.command(help=__doc__)

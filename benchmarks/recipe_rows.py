@@ -22,9 +22,8 @@ from coda_compile.bundling.writer import layer_infos
 from coda_compile.inspect.cost import layer_multiply_adds
 from coda_models import CodaModel, convert, load
 from coda_models.backbone import load_backbone
+from coda_models.training.collator import SplicedTexts, TextCollator
 from coda_models.training.recipe import ROUTED, fit
-from coda_models.training.sensitivity import CHOICES, choose_reductions, sensitivity
-from coda_models.training.train import SplicedTexts, TailCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -129,7 +128,7 @@ def table(folder: Path) -> str:
     "--sensitivity",
     "only_sensitivity",
     is_flag=True,
-    help="What each layer alone at r does to the answers of each dense adapter, in nats.",
+    help="What each layer alone at r, its stand-in fitted, does to the answers of each dense adapter, in nats.",
 )
 @click.option("--table", "only_table", is_flag=True, help="Print the table of what is there, and train nothing.")
 @train_reviews.in_a_sentence()
@@ -152,12 +151,12 @@ def main(
     names = train_reviews.chosen(rows, ROWS)
     out.mkdir(parents=True, exist_ok=True)
     prepared = train_reviews.prepare(data, backbone)
-    collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
-    sensed = prepared.train[: train_reviews.SENSED]
+    collator = TextCollator(prepared.tokenizer, train_reviews.TOKENS)
     for seed in map(int, seeds.split(",")):
         if only_sensitivity:
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
-            for i, losses in enumerate(sensitivity(teacher, sensed, collator, CHOICES)):
+            measured = train_reviews.sensed(teacher, prepared.train, collator)
+            for i, losses in enumerate(measured.divergences):
                 click.echo(f"seed {seed}, layer {i}: " + ", ".join(f"r = {r} {loss:.3f}" for r, loss in losses.items()))
             continue
         for name in names:
@@ -167,7 +166,8 @@ def main(
             teacher = load(dense / f"seed{seed}-r1.pt", backbone=backbone).model
             reduction: Any = row.reduction
             if reduction == train_reviews.MEASURED:
-                reduction = choose_reductions(teacher, sensed, collator, train_reviews.SHARE)
+                measured = train_reviews.sensed(teacher, prepared.train, collator)
+                reduction = measured.choose(train_reviews.SHARE).reductions
             set_seed(seed)
             model = student_of(teacher, backbone, row)
             seconds = fit(

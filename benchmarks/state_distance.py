@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coda_models import CodaModel, load
 from coda_models.config import ATTENTIONS
-from coda_models.training.train import TailCollator
+from coda_models.training.collator import TextCollator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -67,7 +67,7 @@ def distances(seen: Seen, wanted: Seen) -> list[tuple[float, float, float]]:
 @click.option("-r", "reductions", multiple=True, help="Reductions to run at.  [default: the model's own]")
 def main(model: Path, data: Path, backbone: str, dense: Path, reductions: tuple[str, ...]) -> None:
     prepared = train_reviews.prepare(data, backbone)
-    collator = TailCollator(prepared.tokenizer, train_reviews.TOKENS)
+    collator = TextCollator(prepared.tokenizer, train_reviews.TOKENS)
     texts = prepared.test[:TEXTS]
     batches = [collator(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
     wanted = run(load(dense, backbone=backbone).model, batches)

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 
 from coda_models import CodaConfig, convert, load, save
 from coda_models.backbone import load_backbone
-from coda_models.training.train import CodaTrainer, TailCollator, logits_of, soft_labelled, training_arguments
+from coda_models.training.collator import TextCollator
+from coda_models.training.train import CodaTrainer, logits_of, soft_labelled, training_arguments
 
 TOKENS = 64  # more than any query has
 EPOCHS = 5
@@ -143,7 +144,7 @@ def teach(
     """
     set_seed(seed)
     rows, trainer_class = task.train, Trainer
-    collator = TailCollator(task.tokenizer, TOKENS)
+    collator = TextCollator(task.tokenizer, TOKENS)
     if method.reduction > 1:
         model, teacher = (load(source(dense), backbone=backbone).model for _ in "ab")
         model.set_reduction(method.reduction)
@@ -175,7 +176,7 @@ def teach(
 class _Validation(TrainerCallback):  # type: ignore[misc]  # transformers ships no types here
     """Accuracy on the validation queries after every epoch."""
 
-    def __init__(self, rows: Rows, collator: TailCollator) -> None:
+    def __init__(self, rows: Rows, collator: TextCollator) -> None:
         self._rows = sorted(rows, key=lambda row: len(row["input_ids"]))
         self._collator = collator
         self.accuracies: list[float] = []

@@ -11,7 +11,7 @@ is at it: a study that was interrupted goes on from there, and calls with differ
 import csv
 import json
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,23 +20,25 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
-from sklearn.svm import LinearSVC
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from coda_compile.tune.agreement import LABEL
+from coda_compile.tune.linear import linear_figures
 from coda_models import CodaConfig, CodaModel, convert, load, save
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.config import Reduction
+from coda_models.fitting.sensitivity import Sensitivity, sensitivity
+from coda_models.training.collator import TextCollator
 from coda_models.training.recipe import DENSE, ROUTED, Recipe, fit
-from coda_models.training.sensitivity import choose_reductions
-from coda_models.training.train import TailCollator, logits_of
+from coda_models.training.train import logits_of
 from coda_ops import CodaError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 TOKENS = 512
 HELD_OUT = 400
 SENSED = 200  # training texts that say which layers can skip tokens
+BATCH = 8
 SHARE = 0.33  # of the dense adapter's multiply-adds, where r is measured
 MEASURED = "measured"
 console = Console()
@@ -65,6 +67,15 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
     return list(texts), list(labels)
 
 
+def write_texts(path: Path, rows: Iterable[tuple[str, str]]) -> Path:
+    """A CSV file of texts and labels, as ``read_texts`` and the commands take it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        table.writerows(rows)
+    return path
+
+
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
@@ -82,13 +93,6 @@ def split(texts: list[str], names: list[str]) -> tuple[list[str], list[str], lis
         texts, names, test_size=held_out, random_state=0, stratify=names
     )
     return train, test, train_names, test_names
-
-
-def svm_accuracy(train: list[str], test: list[str], train_labels: list[str], test_labels: list[str]) -> float:
-    """A linear SVM on TF-IDF of words and word pairs of the whole texts: what routing has to be worth."""
-    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    model = LinearSVC().fit(vectors.fit_transform(train), train_labels)
-    return float(model.score(vectors.transform(test), test_labels))
 
 
 def rows(
@@ -145,10 +149,19 @@ def chosen(rows: str, known: Collection[str]) -> list[str]:
     return names
 
 
-def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TailCollator) -> float:
+def accuracy(model: CodaModel, test: list[dict[str, Any]], collator: TextCollator) -> float:
     """The share of rows whose label is the most likely one."""
     answers = logits_of(model, test, collator.plain(TOKENS)).argmax(-1)
     return float(np.mean(answers.numpy() == [row["labels"] for row in test]))
+
+
+def sensed(dense: CodaModel, train: list[dict[str, Any]], collator: TextCollator) -> Sensitivity:
+    """What each layer of a dense adapter loses at each r, on some training texts."""
+    plain = collator.plain(TOKENS)
+    batches = [dict(plain(train[start : start + BATCH])) for start in range(0, min(SENSED, len(train)), BATCH)]
+    for batch in batches:
+        del batch["labels"]
+    return sensitivity(dense, batches, attention=dense.coda_config.attention, stand_in=dense.coda_config.bottleneck)
 
 
 @click.command(help=__doc__)
@@ -174,7 +187,7 @@ def main(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, train_rows, test_rows, texts, classes = prepare(data, backbone)
-    collator = TailCollator(tokenizer, TOKENS)
+    collator = TextCollator(tokenizer, TOKENS)
 
     def once(name: str, seed: int, reduction: str, recipe: Recipe, start: Path | None) -> Path:
         checkpoint, result, epochs = (out / f"{name}{suffix}" for suffix in (".pt", ".json", "-epochs"))
@@ -187,7 +200,7 @@ def main(
                 model, teacher = (load(start, backbone=backbone).model for _ in "ab")
             chosen: Sequence[Reduction] = reduction.split("-")
             if reduction == MEASURED:
-                chosen = choose_reductions(model, train_rows[:SENSED], collator.plain(TOKENS), share)
+                chosen = sensed(model, train_rows, collator).choose(share).reductions
             seconds = fit(
                 model,
                 recipe,
@@ -214,9 +227,10 @@ def main(
         for reduction in routed:
             once(f"seed{seed}-r{reduction}", int(seed), reduction, ROUTED, dense)
 
-    svm = svm_accuracy(*texts)
+    labels, wanted = ([row["labels"] for row in some] for some in (train_rows, test_rows))
+    svm = linear_figures(LABEL, *texts[:2], labels, [np.array([label]) for label in wanted])
     table = Table("model", "held-out accuracy", "each seed", "minutes to train")
-    table.add_row("linear SVM, TF-IDF word pairs, whole text", f"{svm:.1%}", "", "")
+    table.add_row("linear SVM, TF-IDF word pairs, whole text", f"{svm['accuracy'].middle:.1%}", "", "")
     for reduction in ("1", *routed):
         runs = [json.loads((out / f"seed{seed}-r{reduction}.json").read_text()) for seed in seeds.split(",")]
         values = [run["accuracy"] for run in runs]

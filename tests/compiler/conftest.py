@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 from tests.compiler.commands import Call, Ended
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
 from coda_compile.cli.main import main
-from coda_compile.export import export
 from coda_models import CodaConfig
 
 

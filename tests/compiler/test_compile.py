@@ -9,7 +9,7 @@ from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
-from coda_compile.errors import CodaError, CompileError, OptionError
+from coda_compile.errors import CodaError, CompileError, CompileWarning
 from coda_models import CodaConfig, convert
 from coda_targets import Bundle, TargetError
 
@@ -47,13 +47,6 @@ def test_stages_come_in_order(tmp_path: Path):
         bundle.run({"input_ids": np.ones((1, 2), np.int64)})
 
 
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
-def test_unfinished_target_says_what_it_lacks(tmp_path: Path, name: str):
-    with pytest.raises(OptionError, match=rf"target '{name}' is not finished, it still lacks .*: use target cpu"):
-        compile(tiny_coda(), CompileOptions(target=name), output=tmp_path / "b")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("reduction", "message"),
     [
@@ -75,6 +68,13 @@ def test_model_without_routers_runs_dense_only(tmp_path: Path, reduction: Any):
     model = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
     with pytest.raises(CompileError, match=r"this model has no routers, so it runs at reduction 1 only"):
         compile(model, CompileOptions(reduction=reduction), output=tmp_path / "b")
+
+
+def test_stand_ins_are_for_the_r_that_they_were_fitted_at(tmp_path: Path):
+    model = tiny_coda("bert", CodaConfig(reduction=2, stand_in=4))
+    compile(model, CompileOptions(reduction=2), output=tmp_path / "same")  # warnings are errors
+    with pytest.warns(CompileWarning, match=r"were fitted at r = 2, and at another r answers are off"):
+        compile(model, CompileOptions(reduction=4), output=tmp_path / "other")
 
 
 @pytest.mark.parametrize("reduction", ["1", [1, 1], "2/2"])

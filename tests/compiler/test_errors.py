@@ -3,8 +3,10 @@
 import errno
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from coda_compile.errors import CodaError, CompileError, MissingDependencyError, OutputError, as_sentences
 
@@ -29,6 +31,14 @@ def test_what_the_operating_system_refuses(number: int, message: str):
 def test_without_a_file_name():
     with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_what_libraries_say_of_a_full_disk():
+    with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
+        torch.save({"weight": torch.zeros(1 << 16)}, "/dev/full")
+    with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
+        raise ValueError("I/O error: No space left on device (os error 28)")  # as safetensors quotes the system
 
 
 def test_memory():

@@ -55,6 +55,26 @@ def test_tags_are_those_of_the_modules(raw: ir.Model):
     assert outside == {"model", "embeddings", "head"}
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm", "mpnet"])
+def test_stand_ins_and_thin_keys_have_roles(family: str):
+    config = CodaConfig(reduction=2, attention="k_to_all", stand_in=4, key_value_rank=6)
+    graph = export(tiny_coda(family, config), 20).graph
+    for layer in ("0", "1"):
+        own = [node for node in graph if node.metadata_props.get("coda.layer") == layer]
+        products = Counter(node.metadata_props["coda.role"] for node in own if node.op_type == "MatMul")
+        thin = {"stand_in": 2, "key_value": 2}
+        assert products == {**thin, "router": 1, "attention": 6, "feed_forward": 2}
+        assert {node.metadata_props["coda.role"] for node in own if node.op_type == "SetTokens"} == {"routing"}
+
+
+def test_at_r_1_the_graph_has_nothing_of_stand_ins():
+    config = CodaConfig(reduction=1, attention="k_to_all", stand_in=4, key_value_rank=6)
+    graph = export(tiny_coda("bert", config), 20).graph
+    assert not {node.metadata_props["coda.role"] for node in graph} & {"stand_in", "key_value", "router"}
+    used = {value.name for node in graph for value in node.inputs if value is not None}
+    assert not [name for name in used if "stand_in" in str(name) or "key_value" in str(name)]
+
+
 def test_what_torch_cannot_export_is_one_sentence():
     model = tiny_coda("bert", CodaConfig(reduction=2))
 
@@ -66,6 +86,22 @@ def test_what_torch_cannot_export_is_one_sentence():
     with pytest.raises(CompileError, match=r"^torch could not export this model: ") as caught:
         export(model, 20)
     assert "\n" not in str(caught.value)
+
+
+def test_an_interrupt_is_no_failure_of_the_export():
+    """torch's own clean-up may fail on the way out, and stand before the interrupt that caused it."""
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+
+    class Interrupted(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AssertionError("a mode that is not there any more")
+
+    model.head = torch.nn.Sequential(model.head, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        export(model, 20)
 
 
 def test_weights_beyond_the_limit_lie_beside_the_model(raw: ir.Model, tmp_path: Path):

@@ -33,8 +33,6 @@ from coda_targets.errors import InputError
 from coda_targets.manifest import LogitsInfo
 from coda_targets.modalities.text import Text, scores
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 PAIRS: list[Text] = [
     ("good film", "bad plot w1"),
     ("w5", "w6 w7 w8 " * 40),

@@ -20,6 +20,7 @@ from coda_compile.verify.cases import Case, make_case
 from coda_compile.verify.parity import Comparison, Tolerances, margin
 from coda_models import CodaConfig, CodaModel, convert
 from coda_ops.capacity import slot_count
+from coda_ops.catalogue import OPERATORS
 from coda_targets import Bundle
 from coda_targets.routing import Decision, RoutingProbe
 from coda_targets.runtimes.session import open_session
@@ -39,6 +40,19 @@ VARIANTS: dict[str, tuple[str, CodaConfig]] = {
     "bert, features of the first token": (
         "bert",
         CodaConfig(reduction=3, task="feature-extraction", pooling="first", routed_layers=[0]),
+    ),
+    "bert, stand-ins": ("bert", CodaConfig(reduction=3, stand_in=4)),
+    "pre-norm, stand-ins, k to all, tokens": (
+        "roberta-prelayernorm",
+        CodaConfig(reduction=2, stand_in=4, attention="k_to_all", bottleneck=0, task="token-classification"),
+    ),
+    "mpnet, thin keys, features": (
+        "mpnet",
+        CodaConfig(reduction=3, stand_in=4, attention="k_to_all", key_value_rank=6, task="feature-extraction"),
+    ),
+    "pre-norm, thin keys, one dense layer": (
+        "roberta-prelayernorm",
+        CodaConfig(reduction=4, stand_in=4, attention="k_to_all", key_value_rank=6, routed_layers=[0]),
     ),
     "bert, dense": ("bert", CodaConfig(reduction=1)),
     "bert, k is always 1": ("bert", CodaConfig(reduction=100)),
@@ -168,17 +182,19 @@ def expose(model: Path, pairs: list[tuple[str, str]]) -> bytes:
 
 
 def writes(bundle: Bundle) -> dict[int, tuple[str, str]]:
-    """For each routed layer the names of X + Adapter(X) and of the layer's output."""
+    """For each routed layer the names of what it has beside it, such as X + Adapter(X), and of the layer's output."""
     return {
         int(next(p.value for p in node.metadata_props if p.key == "coda.layer")): (node.input[0], node.output[0])
         for node in onnx.load(str(bundle.model_path)).graph.node
-        if node.op_type in ("PutTokens", "PutDifference")
+        if node.op_type in ("PutTokens", "PutDifference", "BlendTokens")
     }
 
 
 @settings(max_examples=10, deadline=None)
 @given(**shapes)
-def test_unrouted_tokens_keep_x_plus_adapter_bit_for_bit(variant: Variant, batch: int, tokens: int, seed: int):
+def test_unrouted_tokens_keep_what_stands_beside_the_layer_bit_for_bit(
+    variant: Variant, batch: int, tokens: int, seed: int
+):
     pairs = writes(variant.bundle)
     assert list(pairs) == list(variant.routed)
     if not pairs:
@@ -206,7 +222,7 @@ def test_only_standard_and_coda_operators_and_the_runtimes_attention(variant: Va
     proto = onnx.load(str(variant.bundle.model_path))
     others = {(node.domain, node.op_type) for node in proto.graph.node if node.domain}
     fused = {("com.microsoft", "Attention"), ("com.microsoft", "MultiHeadAttention")}
-    assert others & {*fused, ("ai.coda", "SelfAttention")}
+    assert others & {*fused, *((each.domain, each.name) for each in OPERATORS if each.attention)}
     assert {(f.domain, f.name) for f in proto.functions} == others - fused
     assert {domain for domain, _ in others - fused} <= {"ai.coda"}
     inside = {(node.domain, node.op_type) for function in proto.functions for node in function.node}
@@ -222,8 +238,10 @@ def test_nodes_carry_layer_and_role(variant: Variant):
         if node.domain:
             assert tags.get("coda.layer") in ("0", "1") or tags["coda.role"] == "embeddings"
         routers[tags.get("coda.layer"), tags["coda.role"]] = True
-    for layer in range(2):
-        assert {role for own, role in routers if own == str(layer)} >= {"attention", "feed_forward", "adapter"}
+    for layer, module in enumerate(variant.model.coda_layers()):
+        beside = {"adapter"} if module.adapter else set()
+        beside |= {"stand_in"} if module.stand_in and layer in variant.routed else set()
+        assert {role for own, role in routers if own == str(layer)} >= {"attention", "feed_forward", *beside}
         assert ((str(layer), "router") in routers) == (layer in variant.routed)
 
 
@@ -238,6 +256,9 @@ def test_nothing_tells_where_it_was_built(variant: Variant):
 def test_manifest_says_how_layers_route(variant: Variant):
     layers = variant.bundle.manifest.layers
     assert [x.reduction for x in layers] == [str(x.reduction) for x in variant.model.coda_layers()]
+    config, thin = variant.model.coda_config, [i in variant.routed for i in range(len(layers))]
+    assert [x.stand_in for x in layers] == [config.stand_in * routed for routed in thin]
+    assert [x.key_value_rank for x in layers] == [config.key_value_rank * routed for routed in thin]
     assert [x.slots for x in layers] == [
         x.slots(variant.model.signature.max_length) for x in variant.model.coda_layers()
     ]
@@ -278,7 +299,7 @@ def test_dense_and_untrained_equals_transformers(untrained: Bundle, batch: int, 
 
 def test_dense_needs_no_routing_operators(untrained: Bundle):
     own = {name for name in untrained.variant.operators if name.startswith("ai.coda")}
-    assert own == {f"ai.coda::{name}" for name in ("AddAdapter", "AddGelu", "AddNorm", "EmbedNorm")}
+    assert own == {f"ai.coda::{name}" for name in ("AddAdapter", "AddGelu", "AddNorm", "CrossAttention", "EmbedNorm")}
 
 
 def test_a_single_token_runs_dense(compiled: Bundle, tmp_path: Path):
@@ -300,7 +321,7 @@ def test_plain_hugging_face_folder(tmp_path: Path, tokenizer: PreTrainedTokenize
     bundle = compile(tmp_path / "hf", output=tmp_path / "bundle")
     assert bundle.manifest.task == task
     own = {name for name in bundle.variant.operators if "::" in name}
-    ours = {f"ai.coda::{name}" for name in ("SelfAttention", "AddNorm", "AddGelu", "EmbedNorm")}
+    ours = {f"ai.coda::{name}" for name in ("SelfAttention", "CrossAttention", "AddNorm", "AddGelu", "EmbedNorm")}
     assert own <= {"com.microsoft::MultiHeadAttention", *ours}
     assert [(x.reduction, x.bottleneck) for x in bundle.manifest.layers] == [("1", 0)] * 2
     assert (bundle.folder / "tokenizer.json").is_file()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coda_compile.statistics import ratio_interval, summarise
+from coda_compile.statistics import bootstrap, ratio_interval, summarise
 
 SECONDS = st.lists(st.floats(1e-4, 10.0), min_size=2, max_size=40)
 
@@ -47,3 +47,19 @@ def test_more_rounds_narrow_the_interval():
         interval = ratio_interval(generator.lognormal(0, 0.2, rounds), np.ones(rounds))
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0] / 3
+
+
+def test_bootstrap_covers_a_known_mean_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        sample = draw.normal(3.0, 1.0, 50)
+        interval = bootstrap(lambda some, sample=sample: float(sample[some].mean()), 50, resamples=200)
+        covered += interval.low <= 3.0 <= interval.high
+        assert interval.middle == pytest.approx(sample.mean())
+    assert 85 <= covered <= 100
+
+
+def test_bootstrap_of_what_does_not_vary_is_a_point():
+    interval = bootstrap(lambda some: float(np.ones(9)[some].mean()), 9)
+    assert (interval.low, interval.middle, interval.high) == (1.0, 1.0, 1.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from coda_compile.errors import CodaError
-from coda_compile.text_files import columns, read_rows, read_texts, stream_texts
+from coda_compile.text_files import columns, label_numbers, label_sets, read_rows, read_table, read_texts, stream_texts
 
 NAMES, STARS = ("neg", "neutral", "pos"), ("1", "2", "3", "4", "5")
 
@@ -110,3 +110,65 @@ def test_other_columns_are_nobodys_business(tmp_path: Path):
     """Files of data sets have more of them."""
     (tmp_path / "a.csv").write_text("id,text,labels,label,source\n1,a,x,b,c\n")
     assert list(stream_texts(tmp_path / "a.csv")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,Labels\na,1\nb,no\n"),
+        ("a.jsonl", '{"text": "a", "Labels": 1}\n{"text": "b", "Labels": "no"}\n'),
+    ],
+)
+def test_labels_stand_in_the_column_that_is_named(name: str, content: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    assert [(row.text, row.label) for row in read_table(tmp_path / name, "Labels")] == [("a", "1"), ("b", "no")]
+
+
+def test_a_table_without_labels(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a\n\nb, c\n")
+    (tmp_path / "a.csv").write_text("text,text_pair\na,b\n")
+    assert [(row.text, row.label) for row in read_table(tmp_path / "a.txt")] == [("a", ""), ("b, c", "")]
+    assert [row.text for row in read_table(tmp_path / "a.csv")] == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label\na,1\n", "a.csv has no column 'kind': give a CSV file with the columns text and kind"),
+        ("a.jsonl", '{"text": "a"}\n', r"text 1 of .*a\.jsonl has no label 'kind': give each text one, or a list"),
+        ("a.jsonl", '{"text": "a", "kind": true}\n', "has no label 'kind'"),
+        ("a.txt", "a\n", r"a\.txt has no column 'kind': give labels in a \.csv or \.jsonl file"),
+    ],
+)
+def test_no_column_of_labels(name: str, content: str, message: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CodaError, match=message):
+        read_table(tmp_path / name, "kind")
+
+
+@pytest.mark.parametrize("name", ["no.csv", "no.jsonl", "no.txt"])
+def test_a_table_that_is_not_there(name: str, tmp_path: Path):
+    with pytest.raises(CodaError, match="does not exist: give a file with texts, .csv, .jsonl or a text a line"):
+        read_table(tmp_path / name)
+
+
+def test_several_labels_are_a_json_list_of_names(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "kind": ["x", "y, z"]}\n{"text": "b", "kind": []}\n')
+    lines = read_table(tmp_path / "a.jsonl", "kind")
+    assert label_sets(lines, ("x", "y, z")) == [["x", "y, z"], []]
+    cells = read_table(csv(tmp_path, "text,kind", 'a,"[""x"", 1]"', "b, []"), "kind")
+    assert label_sets(cells, ("1", "x")) == [["x", "1"], []]
+    with pytest.raises(CodaError, match=r"line 2 of .* has the label 'x': this model knows 1, y"):
+        label_sets(cells, ("1", "y"))
+    for cell in ("x", "[x]", "[true]", "{}", "[0.5]"):
+        table = read_table(csv(tmp_path, "text,kind", f"a,{cell}"), "kind")
+        with pytest.raises(CodaError, match=r"line 2 of .* has the label '.*': give a JSON list of names, as in \["):
+            label_sets(table, ("x",))
+
+
+def test_labels_that_are_numbers(tmp_path: Path):
+    assert label_numbers(read_table(csv(tmp_path, "text,score", "a,1", "b,-2.5e1"), "score")) == [1.0, -25.0]
+    for cell in ("good", "nan", "inf", ""):
+        table = read_table(csv(tmp_path, "text,score", "a,1", f"b,{cell}"), "score")
+        with pytest.raises(CodaError, match=f"line 3 of .* has the label {cell!r}, and this model gives numbers"):
+            label_numbers(table)

@@ -22,6 +22,7 @@ OWN = {Path(package).name for package in PACKAGES}
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "optimum": "optimum-onnx",
+    "tensorrt_rtx_bindings": "tensorrt-rtx",
 }
 NO_LIBRARIES = {"_typeshed", "pytest"}  # for type checkers alone; what loads the plugin that imports it
 

@@ -10,7 +10,7 @@ from coda_compile.precision import precision_names
 from coda_ops.catalogue import OPERATORS
 
 ROOT = Path(__file__).parents[2]
-PRECISIONS = {*precision_names(), "fp16"}
+PRECISIONS = set(precision_names())
 # Where a precision may be named: its recipes, the targets that have it, and what is not ours to choose.
 KNOW_PRECISIONS = (
     "compiler/coda_compile/precision/",

@@ -19,6 +19,7 @@ OTHER_MEANINGS = {
     ("baselines.py", "openvino"): "the runtime itself, as a dense baseline",
     ("outputs.py", "cpu"): "that field, as it is written",
     ("peft.py", "cpu"): "a device of torch",
+    ("openers.py", "cuda"): "a device of torch and of onnxruntime",
 }
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from tests.conftest import tiny_backbone
+from tests.conftest import TINY, tiny_backbone
 from tests.end_to_end.test_train_reviews import program
 from transformers import PreTrainedTokenizerFast
 
@@ -25,8 +25,9 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> list[str]:
+def arguments(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     backbone, data = tmp_path / "backbone", tmp_path / "queries.json"
+    monkeypatch.setitem(TINY, "bert", {**TINY["bert"], "num_hidden_layers": 1})  # 24 graphs are exported
     tiny_backbone("bert").save_pretrained(backbone)
     tokenizer.save_pretrained(backbone)
     queries = [(f"w{i % 30} w{i * 7 % 60} w{i * 11 % 80} w{i % 3}", f"intent{i % 3}") for i in range(180)]

@@ -9,7 +9,8 @@ import torch
 from tests.frames import FRAMES, tiny_frames
 
 from coda_compile import CompileOptions, compile
-from coda_compile.bench.run import Plan, bench
+from coda_compile.bench.plan import Plan
+from coda_compile.bench.run import bench
 from coda_compile.cli import summaries
 from coda_compile.errors import CodaError
 from coda_compile.inspect.predict import predict

@@ -17,8 +17,6 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from coda_models import load
 from coda_models.training import recipe
 
-# Trainer saves two epochs of so small a model within one tick of the file system's clock.
-pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")
 ROOT = Path(__file__).parents[2]
 
 

@@ -29,7 +29,7 @@ from coda_targets.runtimes.abacus import RUNTIME
 
 
 class AbacusBackend(Backend):
-    def passes(self, *, pack: bool = False) -> list[Pass]:
+    def passes(self, *, pack: bool = False, half: bool = False) -> list[Pass]:
         return [LiftConstants(), StripExportMetadata(), AttachFunctions()]
 
     def check(self, model: ir.Model) -> None:

@@ -15,6 +15,7 @@ from tests.compiler.backends.test_openvino import on_cpu
 from tests.compiler.passes.test_lower_static_linears import static as static_model
 from tests.compiler.passes.test_lower_static_linears import texts
 from tests.conftest import tiny_coda
+from tests.exporting import export
 from tests.targets.runtimes.test_openvino import needs_plugin
 from transformers import AutoConfig
 
@@ -23,7 +24,6 @@ from coda_compile.backends import Backend, get_backend, openvino_rounding
 from coda_compile.backends.openvino import OpenvinoBackend
 from coda_compile.backends.openvino_rounding import by_range, group_of, linear_by_group, quantise_by_range
 from coda_compile.errors import VerificationError
-from coda_compile.export import export
 from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.precision import get_precision
 from coda_compile.precision.int8 import Int8Linear

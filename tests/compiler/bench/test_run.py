@@ -8,13 +8,15 @@ import onnx
 import pytest
 from tests.compiler.exports import lora_classifier, write
 from tests.conftest import tiny_coda
+from tests.targets.test_manifest import edit_variant
 
 from coda_compile import CompileOptions, compile
 from coda_compile.bench import table
 from coda_compile.bench.baselines import BASELINES, Baseline, DenseAdapter, build_baseline, int8_instructions
 from coda_compile.bench.machine import this_machine
+from coda_compile.bench.plan import Plan
 from coda_compile.bench.result import BenchResult, Skipped, read_result
-from coda_compile.bench.run import Plan, bench
+from coda_compile.bench.run import bench
 from coda_compile.bench.turns import Timings
 from coda_compile.errors import CodaError
 from coda_models import CodaConfig
@@ -149,9 +151,37 @@ def test_a_bundle_is_measured_as_it_is(compiled: Bundle, capsys: pytest.CaptureF
     assert [m.contender for m in measured.measurements] == ["coda-compile r=2"]
     assert measured.bounds[0].reached is None
     table.show(measured)
-    assert "skipped dense baselines: a bundle holds no dense adapter; give its model too" in capsys.readouterr().out
+    assert "not measured: dense baselines: a bundle holds no dense model; give its model too" in capsys.readouterr().out
     with pytest.raises(CodaError, match="a bundle has one r only"):
         bench(compiled, plan=Plan(reductions=("2",)))
+
+
+def test_variants_of_a_bundle_are_chosen(tmp_path: Path):
+    options = CompileOptions(precision=("fp32", "int8"))
+    bundle = compile(tiny_coda("bert", CodaConfig(reduction=2)), options, output=tmp_path / "both")
+    plan = Plan(tokens=(8,), rounds=4, threads=1)
+
+    def measured(**chosen: tuple[str, ...]) -> list[str]:
+        return [m.contender for m in bench(bundle, plan=replace(plan, **chosen)).measurements]
+
+    assert measured(precisions=("int8",)) == ["coda-compile r=2 int8"]
+    assert measured(precisions=("int8", "fp32"), targets=("cpu",)) == ["coda-compile r=2 int8", "coda-compile r=2"]
+    with pytest.raises(CodaError, match="has no variant int4: it has cpu fp32, cpu int8"):
+        measured(precisions=("int4",))
+
+
+def test_precisions_that_no_target_has_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("coda_compile.bench.plan.require_runtime", lambda runtime: None)
+    with pytest.raises(
+        CodaError, match="there is nothing to compile in int4: use a precision of fp32, int8, int8-static"
+    ):
+        bench(tiny_coda("bert"), plan=Plan(targets=("openvino",), precisions=("int4",)))
+
+
+def test_a_variant_that_cannot_run_here_is_refused_before_anything_else(copied: Path):
+    edit_variant(copied, target="null")
+    with pytest.raises(CodaError, match="target 'null' cannot run here"):
+        bench(Bundle(copied), plan=QUICK)
 
 
 def test_what_was_measured_is_known_whatever_it_was_compiled_to(compiled: Bundle, tmp_path: Path):
@@ -227,6 +257,10 @@ def test_every_optional_baseline_says_how_to_install_it():
         "optimum int8": True,
         "OpenVINO": True,
         "OpenVINO int8": True,
+        "torch eager fp16": False,
+        "torch.compile fp16": False,
+        "onnxruntime fp16": False,
+        "onnxruntime fp16 CUDA graph": False,
     }
 
 

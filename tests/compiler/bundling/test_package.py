@@ -20,11 +20,12 @@ from coda_compile.errors import CompileError, OutputError
 from coda_compile.sources import find_onnx, read_source
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig
-from coda_targets import Bundle, BundleError, TargetError
+from coda_targets import Bundle, BundleError, TargetError, get_runtime
 from coda_targets.manifest import MANIFEST, PACKAGE, WEIGHTS, list_files, read_manifest
 
 OPTIONS = CompileOptions(target=("cpu", "null"), precision=("fp32", "int8"))
 NAMES = ["cpu", "cpu-int8", "null", "null-int8"]
+NULL = get_runtime("null")
 IDS = np.array([[2, 5, 6, 7, 3]])
 
 
@@ -162,7 +163,21 @@ def test_verify_fails_where_it_can_run_none(mine: Path, call: Call):
     edit(mine, cpu={"minimum_onnxruntime": "99.1"}, cpu_int8={"minimum_onnxruntime": "99.1"})
     ended = call("verify", str(mine))
     assert ended.status == 1
-    assert ended.err.endswith(f"no variant of {mine} runs here, so its outputs were not verified\n")
+    sentence = ended.refused()
+    assert sentence.startswith(
+        f"{mine} is intact, and its outputs were not verified, as no variant runs here: cpu: the"
+    )
+    assert "; null-int8: target 'null' cannot run here" in sentence
+
+
+def test_verify_asks_for_variants_by_name(several: Bundle, call: Call):
+    (line,) = call("verify", str(several.folder), "-t", "cpu", "-p", "int8").worked().splitlines()
+    assert line.startswith("cpu-int8: intact and right")
+    refused = call("verify", str(several.folder), "-t", "null", "-p", "fp32").refused()
+    assert refused.endswith("as no variant runs here: null: target 'null' cannot run here: " + NULL.install)
+    elsewhere = call("verify", str(several.folder), "-t", "cpu", "--device", "1").refused()
+    assert "cpu-int8: target 'cpu' has one device and all of its memory: leave device" in elsewhere
+    assert call("verify", str(several.folder), "-t", "abacus").refused().startswith(f"{several.folder} has no variant")
 
 
 def test_verify_fails_on_any_variant(mine: Path, call: Call):

@@ -25,16 +25,14 @@ from coda_models import CodaConfig, CodaModel, convert, save
 from coda_models.ood import METHODS
 from coda_targets import Bundle
 from coda_targets.errors import BundleError, InputError
-from coda_targets.manifest import hash_file
-
-pytestmark = pytest.mark.usefixtures("exported_once")
+from coda_targets.manifest import MANIFEST, hash_file
 
 IDS = np.arange(4, 37).reshape(3, 11)
 
 
-def task_model(seed: int, labels: int = 3, **config: Any) -> CodaModel:
+def task_model(seed: int, labels: int = 3, reduction: Any = 2, **config: Any) -> CodaModel:
     """A task on the one tiny BERT: everything that is trained is its own."""
-    model = tiny_coda("bert", CodaConfig(reduction=2, **config))
+    model = tiny_coda("bert", CodaConfig(reduction=reduction, **config))
     if labels != 3:
         model.head[2] = torch.nn.Linear(32, labels)
         model.hf_config.num_labels = labels
@@ -112,6 +110,28 @@ def test_layers_that_do_not_route_have_no_router_to_swap(tmp_path: Path):
     for task, model in {**models, "c": task_model(3)}.items():
         model.set_reduction([2, 1])
         same(added, task, model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_stand_ins_and_thin_keys_are_a_tasks_own(precision: str, tmp_path: Path):
+    thin: dict[str, Any] = {"stand_in": 4, "key_value_rank": 6, "attention": "k_to_all", "bottleneck": 0}
+    form = {"reduction": [2, 1], **thin}
+    models = {"a": task_model(1, **form), "b": task_model(2, labels=4, **form)}
+    bundle = compile(models, CompileOptions(precision=precision), output=tmp_path / "bundle")
+    added = add_task(bundle, "c", task_model(3, **form))
+    if precision == "fp32":
+        for task, model in {**models, "c": task_model(3, **form)}.items():
+            same(added, task, model)
+    with pytest.raises(CompileError, match="d has another configuration than the tasks in"):
+        add_task(added, "d", task_model(4))
+
+
+def test_a_bundle_of_before_there_were_stand_ins_takes_a_task(own: Bundle):
+    plain = json.loads((own.folder / MANIFEST).read_text("utf-8"))
+    for holder in (plain["coda_config"], *plain["layers"]):
+        del holder["stand_in"], holder["key_value_rank"]
+    (own.folder / MANIFEST).write_text(json.dumps(plain), "utf-8")
+    assert add_task(Bundle(own.folder), "queries", task_model(3)).tasks == ("topics", "moods", "queries")
 
 
 def test_a_bundle_of_several_can_be_rounded(tmp_path: Path):

@@ -37,6 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.usefixtures("exports_for_itself")
 def test_same_inputs_same_bytes(model, compiled: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     again = compile(model, CompileOptions(tokenizer=tokenizer), output=tmp_path / "elsewhere")
     assert contents(again.folder) == contents(compiled.folder)

@@ -10,8 +10,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import pytest
-from tests.compiler.commands import Call, Ended, whole
+from tests.compiler.commands import Call, Ended, interrupted, whole
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +39,13 @@ def test_output_is_named_after_model_and_target(call: Call, checkpoint: Path):
     assert out.startswith("model-null: ")
     assert "fewer multiply-adds" not in out
     assert Bundle("model-null").manifest.coda_config["reduction"] == "1"
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there may be a GPU")
+def test_compile_closes_with_what_is_left_to_do_on_the_device(call: Call, checkpoint: Path):
+    lines = call(str(checkpoint), "-t", "cuda", "-o", "made").worked().splitlines()
+    assert "  cuda: parity on CPUExecutionProvider, never run on a GPU; next, on one: coda-compile verify made" in lines
+    assert lines[-1] == "  next: coda-compile inspect made"
 
 
 def test_classes_and_warnings(call: Call, tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
@@ -73,7 +81,7 @@ def test_one_reduction_a_layer_and_another_tokenizer(
     call: Call, checkpoint: Path, compiled: Bundle, tokenizer: PreTrainedTokenizerFast
 ):
     out = call(str(checkpoint), "-r", "1,4", "--tokenizer", str(compiled.folder), "-o", "two").worked()
-    assert "x fewer multiply-adds than the dense adapter at 66 tokens" in out
+    assert "x fewer multiply-adds than the dense model at 66 tokens" in out
     assert [layer.reduction for layer in Bundle("two").manifest.layers] == ["1", "4"]
     assert (Path("two") / "tokenizer.json").is_file()
 
@@ -82,8 +90,18 @@ def test_one_reduction_a_layer_and_another_tokenizer(
     ("arguments", "message"),
     [
         (["nowhere.pt"], "nowhere.pt does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder"),
-        (["MODEL", "-t", "cuda"], "target 'cuda' is not finished, it still lacks placement read back"),
-        (["MODEL", "-t", "tensorrt"], "target 'tensorrt' is not finished, it still lacks static sequence buckets"),
+        (["MODEL", "-p", "fp16"], "target 'cpu' has no precision 'fp16': use one of fp32, int8, int8-static, int4"),
+        (["MODEL", "-t", "cuda", "-p", "int8"], "target 'cuda' has no precision 'int8': use one of fp32, fp16"),
+        (["MODEL", "--profile", "1x8,2x8,4x8"], "target 'cpu' takes inputs of any size: leave --profile out"),
+        (
+            ["MODEL", "-t", "tensorrt", "--profile", "1x64"],
+            "profile '1x64' cannot be read: give the least, the usual and",
+        ),
+        (
+            ["MODEL", "-t", "tensorrt", "--profile", "1x8,4x8,2x8"],
+            "profile '1x8,4x8,2x8' does not rise from 1x1 or more",
+        ),
+        (["MODEL", "-t", "tensorrt", "--profile", "1x8,4x8,4x9999"], "goes beyond the 66 tokens that this model takes"),
         (["MODEL", "-o", "no/such/folder"], "does not exist: make it, or choose another folder"),
         (["MODEL", "-o", "MODEL"], "exists and is no bundle: remove it or choose another folder"),
         (["MODEL", "-o", "/dev/null"], "/dev/null exists and is no bundle"),
@@ -182,7 +200,7 @@ def test_delta_without_and_with_its_backbone(call: Call):
     assert "delta.pt is a delta that names no backbone: pass one as --backbone" in call("delta.pt").refused()
     assert "pass its folder as --backbone" in call("delta.pt", "--backbone", "./nowhere").refused()
     tiny_backbone("bert", seed=3).save_pretrained("other")
-    assert "pass the original one as --backbone" in call("delta.pt", "--backbone", "other").refused()
+    assert "pass that one as --backbone" in call("delta.pt", "--backbone", "other").refused()
     tiny_backbone("bert").save_pretrained("right")
     assert call("delta.pt", "--backbone", "right", "-o", "b").worked().startswith("b: ")
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["b", "delta.pt", "other", "right"]
@@ -201,18 +219,13 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
 
 # A compilation that tells when it is in the middle, and waits there.
 _MIDDLE = """
-import signal, sys, time
 import coda_compile.bundling.package as package
-from coda_compile.cli.main import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 write_report = package.write_report
 
 def stop(folder, *args):
     write_report(folder, *args)
-    print(folder, flush=True)
-    while True:  # signal.pause() would miss a signal that comes just before it
-        time.sleep(0.1)
+    wait(folder)
 
 package.write_report = stop
 sys.argv = ["coda-compile", {checkpoint!r}, "-o", "b"]
@@ -222,16 +235,12 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, tmp_path: Path):
-    code = _MIDDLE.format(checkpoint=str(checkpoint))
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as process:
-        assert process.stdout is not None
-        partial = Path(process.stdout.readline().strip())
+    def half_written(line: str) -> None:
+        partial = Path(line.strip())
         assert (partial.parent.parent, (partial / "report.json").is_file()) == (tmp_path, True)
-        process.send_signal(number)
-        out, err = process.communicate()
-    assert Ended(process.returncode, out, err).refused(130) == "interrupted, nothing half-written was kept"
+
+    done = interrupted(number, _MIDDLE.format(checkpoint=str(checkpoint)), half_written, cwd=tmp_path)
+    assert done.refused(130) == "interrupted, nothing half-written was kept"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from tests.compiler.commands import Call, Ended
+from tests.targets.test_manifest import edit
 
 from coda_compile import __version__
 from coda_compile.cli.main import cli, main
@@ -21,7 +23,7 @@ from coda_targets.manifest import MANIFEST
 def test_help_mentions_the_commands(arguments: list[str]):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
-    for command in ("compile", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"):
+    for command in ("compile", "route", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"):
         assert f"\n  {command} " in result.output
 
 
@@ -30,7 +32,7 @@ def test_main_without_arguments_shows_help(call: Call):
 
 
 @pytest.mark.parametrize(
-    "command", ["compile", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"]
+    "command", ["compile", "route", "run", "inspect", "verify", "evaluate", "bench", "check", "explain", "report"]
 )
 def test_every_command_has_help(command: str):
     result = CliRunner().invoke(cli, [command, "--help"])
@@ -52,7 +54,9 @@ def test_version():
     ],
 )
 def test_compile_is_the_default_command(call: Call, arguments: list[str]):
-    assert call(*arguments).refused() == "target 'gpu' is unknown: use one of cpu, cuda, openvino, tensorrt"
+    assert (
+        call(*arguments).refused() == "target 'gpu' is unknown: use one of cpu, cuda, openvino, tensorrt, tensorrt-rtx"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,13 @@ def test_verify_a_damaged_bundle(call: Call, copied: Path):
         (copied / name).write_bytes(kept)
     (copied / MANIFEST).write_bytes(b"{")
     assert "coda.json is no manifest of a bundle: it is not JSON" in call("verify", str(copied)).refused()
+
+
+def test_inspect_says_what_stands_in_for_layers(call: Call, copied: Path):
+    layers = [{**asdict(layer), "stand_in": 16, "key_value_rank": 8} for layer in Bundle(copied).manifest.layers]
+    edit(copied, layers=layers)
+    out = call("inspect", str(copied)).worked()
+    assert "tokens not routed: stand-ins of rank 16, keys and values of rank 8" in out
 
 
 def test_inspect(call: Call, compiled: Bundle):

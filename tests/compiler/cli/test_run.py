@@ -54,7 +54,8 @@ def test_run_on_what_is_not_utf8(compiled: Bundle, tmp_path: Path, way: str):
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     arguments = {"stdin": [], "file": ["-f", "latin"], "argument": [os.fsdecode(b"caf\xe9")]}[way]
     done = whole("run", str(compiled.folder), *arguments, cwd=tmp_path, input=b"caf\xe9\n")
-    assert done.refused() == "the input is not UTF-8 text: convert it, for example with iconv"
+    source = "latin" if way == "file" else "the input"
+    assert done.refused() == f"{source} is not UTF-8 text: convert it, for example with iconv"
 
 
 def test_run_into_a_closed_pipe_or_a_full_device(compiled: Bundle, tmp_path: Path):

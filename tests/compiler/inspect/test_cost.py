@@ -6,6 +6,7 @@ from tests.conftest import tiny_coda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from coda_compile.bundling.writer import layer_infos
 from coda_compile.inspect.cost import layer_multiply_adds
 from coda_models import CodaConfig
 from coda_targets.manifest import LayerInfo
@@ -33,3 +34,23 @@ def test_equals_what_torch_counts(attention: str, reduction: str):
             down, up = layer.adapter.down, layer.adapter.up
             torch.relu(x @ down) @ up
     assert layer_multiply_adds(info, tokens, width, 48) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("attention", "thin"), [("k_to_k", 0), ("k_to_all", 0), ("k_to_all", 6)], ids=["k to k", "k to all", "thin"]
+)
+@pytest.mark.parametrize("reduction", ["1", "2", "7/2", "8"])
+@pytest.mark.parametrize("bottleneck", [0, 8])
+def test_stand_ins_and_thin_keys_are_counted(attention: str, thin: int, reduction: str, bottleneck: int):
+    """An adapter is for routed tokens alone then."""
+    config = CodaConfig(
+        reduction=reduction, attention=attention, bottleneck=bottleneck, stand_in=4, key_value_rank=thin
+    )
+    model = tiny_coda("bert", config)
+    layer, (info, _) = next(model.coda_layers()), layer_infos(model, tokens := 48)
+    x, mask = torch.randn(1, tokens, 32), torch.ones(1, tokens, dtype=torch.bool)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        layer(x, mask)
+        if layer.adapter is not None:  # custom operators are opaque to the counter
+            torch.relu(x[:, : layer.slots(tokens)] @ layer.adapter.down) @ layer.adapter.up
+    assert layer_multiply_adds(info, tokens, 32, 48) == counter.get_total_flops() // 2

@@ -6,8 +6,8 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import Pass, PassReport, run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fold_constants import FoldConstants

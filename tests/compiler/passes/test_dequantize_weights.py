@@ -7,8 +7,8 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from tests.compiler.passes.graphs import parsed, serialized
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import operator_counts
 from coda_compile.passes.dequantize_weights import DequantizeWeights
 from coda_compile.precision import get_precision

@@ -1,4 +1,4 @@
-"""Bottlenecks with their residual sums in one operator: on real graphs of every kind, and what is left alone."""
+"""Bottlenecks and maps of low rank with their residual sums in one operator: on real graphs of every kind, and what is left alone."""
 
 from typing import Any
 
@@ -29,6 +29,14 @@ def beside(reduction: int, precision: str = "fp32") -> CodaModel:
     return model
 
 
+def stand_ins(family: str, precision: str = "fp32") -> CodaModel:
+    """In the place of adapters."""
+    model = tiny_coda(family, CodaConfig(reduction=2, stand_in=4, bottleneck=0))
+    if precision != "fp32":
+        get_precision(precision).quantise(model, (), True)
+    return model
+
+
 def serial(activation: Any) -> CodaModel:
     """One behind every sublayer."""
     model = tiny_coda("bert", CodaConfig(reduction=1))
@@ -48,6 +56,9 @@ def serial(activation: Any) -> CodaModel:
         (lambda: beside(1), "AddAdapter", 2),
         (lambda: beside(2, "int8"), "Int8AddAdapter", 2),
         (lambda: beside(1, "int8"), "Int8AddAdapter", 2),
+        (lambda: stand_ins("bert"), "AddLowRank", 2),
+        (lambda: stand_ins("roberta-prelayernorm"), "AddLowRank", 2),
+        (lambda: stand_ins("bert", "int8"), "Int8AddLowRank", 2),
         (lambda: serial(nn.ReLU()), "AddAdapter", 4),
         (lambda: serial(nn.functional.silu), "AddSwishAdapter", 4),
     ],
@@ -56,9 +67,10 @@ def test_every_adapter_is_one_operator_and_computes_the_same(model: Any, operato
     compiled, _ = compare(model(), FuseAdapters(), after=(FuseNorms(), RemoveUnused(), AttachFunctions()))
     nodes = [node for node in compiled.graph if node.op_type == operator]
     assert len(nodes) == count
+    role = "stand_in" if operator.endswith("LowRank") else "adapter"
     assert {(node.metadata_props[LAYER_TAG], node.metadata_props[ROLE_TAG]) for node in nodes} == {
-        ("0", "adapter"),
-        ("1", "adapter"),
+        ("0", role),
+        ("1", role),
     }
     assert "Adapter" not in {node.op_type for node in compiled.graph}
     assert not FuseAdapters()(compiled).modified
@@ -75,8 +87,12 @@ def graph(body: str, x: str = "B, S, 4", residual: str = "B, S, 4", middle: int 
 RELU = "a = MatMul(x, d) b = Add(a, e) h = Relu(b) c = MatMul(h, u) g = Add(f, c) out = Add(g, r)"
 SWISH = "a = MatMul(x, d) b = Add(e, a) s = Sigmoid(b) h = Mul(s, b) c = MatMul(h, u) g = Add(c, f) out = Add(r, g)"
 
+LOW_RANK = "a = MatMul(x, d) c = MatMul(a, u) g = Add(c, f) out = Add(r, g)"
 
-@pytest.mark.parametrize(("body", "operator"), [(RELU, "AddAdapter"), (SWISH, "AddSwishAdapter")])
+
+@pytest.mark.parametrize(
+    ("body", "operator"), [(RELU, "AddAdapter"), (SWISH, "AddSwishAdapter"), (LOW_RANK, "AddLowRank")]
+)
 def test_sums_are_taken_in_either_order(body: str, operator: str):
     rng = np.random.default_rng(1)
     feed = {name: rng.normal(size=(2, 3, 4)).astype(np.float32) for name in "xr"}
@@ -97,6 +113,11 @@ def test_sums_are_taken_in_either_order(body: str, operator: str):
             "its bottleneck is as wide as what it reads, or wider, as in a feed-forward",
             "d",
         ),
+        (
+            graph(LOW_RANK, middle=4),
+            "its bottleneck is as wide as what it reads, or wider, as in a feed-forward",
+            "d",
+        ),
     ],
 )
 def test_what_does_not_fit_is_left_alone_and_says_why(model: ir.Model, reason: str, value: str):
@@ -112,7 +133,15 @@ def test_what_does_not_fit_is_left_alone_and_says_why(model: ir.Model, reason: s
         RELU.replace("Add(g, r)", "Add(g, h2) h3 = Relu(g)").replace("out", "h2 = Add(r, r) out"),
         SWISH.replace("Sigmoid(b)", "Sigmoid(a)"),  # of something else
         SWISH.replace("out = Add(r, g)", "q = Add(r, g) out = Add(q, q) t = Neg(s)"),
+        LOW_RANK + " t = Neg(a)",  # others read what is between the two products
+        LOW_RANK.replace("g = Add(c, f)", "g = Add(c, r)"),  # no bias
     ],
 )
 def test_what_is_no_adapter_is_left_alone(body: str):
     assert_not_here(FuseAdapters(), graph(body))
+
+
+def test_a_stand_in_may_be_as_wide_as_its_layer():
+    model = tiny_coda("bert", CodaConfig(reduction=2, stand_in=32, bottleneck=0))
+    compiled, _ = compare(model, FuseAdapters(), atol=1e-5)
+    assert [node.op_type for node in compiled.graph].count("AddLowRank") == 2

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.compiler.passes.graphs import BEFORE, outputs, why_declined
 from tests.conftest import TINY, tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_attention import FuseAttention
@@ -101,6 +101,17 @@ def test_a_softmax_of_another_kind_is_left_alone_and_says_why():
     assert declined.reason == "a softmax is not between two matrix products, as attention's is"
     assert declined.value.op_type == "Softmax"
     assert "com.microsoft" not in model.opset_imports
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_thin_keys_stay_apart(family: str):
+    config = CodaConfig(reduction=2, attention="k_to_all", stand_in=4, key_value_rank=6)
+    model = tiny_coda(family, config)
+    counts = compare_fused(model, 3, 21, 0)
+    assert (counts["com.microsoft::MultiHeadAttention"], counts["ai.coda::SetTokens"]) == (2, 2)
+    compiled = export(model, opset=20)
+    run_passes(compiled, (*BEFORE, FuseAttention()))
+    assert FuseProjections()(compiled).declined == {"a projection is no linear layer that it alone reads": 2}
 
 
 PROJECTIONS = """

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from tests.compiler.passes.graphs import compare, outputs, parsed, why_declined
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fuse_norms import FuseNorms

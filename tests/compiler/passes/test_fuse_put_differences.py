@@ -3,8 +3,8 @@
 import pytest
 from tests.compiler.passes.graphs import compare, parsed, why_declined
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes.fuse_put_differences import FusePutDifferences
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
@@ -19,6 +19,38 @@ def test_every_post_norm_layer_scatters_a_difference(attention: str):
     assert report.operators == {"Sub": -2, "ai.coda::PutTokens": -2, "ai.coda::PutDifference": 2}
     assert [n.metadata_props[LAYER_TAG] for n in compiled.graph if n.op_type == "PutDifference"] == ["0", "1"]
     assert not FusePutDifferences()(compiled).modified
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm"])
+@pytest.mark.parametrize("blend", [True, False])
+def test_every_stand_in_is_what_is_taken_off(family: str, blend: bool):
+    model = tiny_coda(family, CodaConfig(reduction=2, stand_in=4))
+    compiled, report = compare(model, FusePutDifferences(blend=blend))
+    operator = "BlendTokens" if blend else "PutDifference"
+    gathers = {"ai.coda::TakeTokens": -2} if blend else {}
+    assert report.operators == {"Sub": -2, "ai.coda::PutTokens": -2, f"ai.coda::{operator}": 2, **gathers}
+    assert [n.metadata_props[LAYER_TAG] for n in compiled.graph if n.op_type == operator] == ["0", "1"]
+    assert not FusePutDifferences()(compiled).modified
+
+
+@pytest.mark.parametrize(
+    ("taken", "operators"),
+    [
+        ("ai.coda.TakeTokens(x, i)", ["BlendTokens"]),
+        ("ai.coda.TakeTokens(y, i)", ["TakeTokens", "PutDifference"]),  # of something else
+        ("ai.coda.TakeTokens(x, j)", ["TakeTokens", "PutDifference"]),  # from other places
+        ("ai.coda.TakeTokens(x, i) o = Neg(b)", ["TakeTokens", "Neg", "PutDifference"]),  # others read it too
+    ],
+)
+def test_blended_is_what_lies_in_the_same_places(taken: str, operators: list[str]):
+    text = f"""g (float[B, N, 4] x, float[B, N, 4] y, int64[B, K] i, int64[B, K] j, float[B, K] g, float[B, K, 4] a)
+        => (float[B, N, 4] out) {{ b = {taken} u = Sub(a, b) out = ai.coda.PutTokens(x, i, g, u) }}"""
+    model = parsed(text)
+    for node in model.graph:
+        if node.op_type == "TakeTokens":
+            node.outputs[0].shape = model.graph.inputs[5].shape
+    assert FusePutDifferences()(model).modified
+    assert [node.op_type for node in model.graph] == operators
 
 
 def test_pre_norm_layers_compute_updates_as_such():

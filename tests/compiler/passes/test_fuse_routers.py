@@ -31,6 +31,19 @@ def test_every_router_is_part_of_its_adapter_and_computes_the_same(family: str):
     assert_not_here(FuseRouters(), compiled)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm"])
+def test_a_router_is_part_of_its_stand_in_too(family: str):
+    model = tiny_coda(family, CodaConfig(reduction=2, stand_in=4))
+    get_precision("int8").quantise(model, (), True)
+    compiled, _ = compare(model, FuseRouters(), before=(*BEFORE, FuseAdapters()))
+    nodes = [node for node in compiled.graph if node.op_type == "Int8RouterLowRank"]
+    assert [(node.metadata_props[LAYER_TAG], node.metadata_props[ROLE_TAG]) for node in nodes] == [
+        ("0", "stand_in"),
+        ("1", "stand_in"),
+    ]
+    assert_not_here(FuseRouters(), compiled)
+
+
 @pytest.mark.parametrize("attention", ["k_to_k", "k_to_all"])
 def test_it_compiles_and_verifies(attention: str, tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=("2", "1"), attention=attention))

@@ -4,8 +4,8 @@ import pytest
 from tests.compiler.passes.graphs import compare, parsed
 from tests.compiler.passes.test_lower_static_linears import static, texts
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.fold_constants import FoldConstants

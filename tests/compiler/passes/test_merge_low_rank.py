@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes import common
-from tests.compiler.passes.graphs import assert_not_here, outputs, why_declined
+from tests.compiler.passes.graphs import BEFORE, assert_not_here, outputs, why_declined
 from tests.conftest import tiny_coda
+from tests.exporting import export
 from torch import Tensor, nn
 
 from coda_compile import compile
-from coda_compile.passes import operator_counts
+from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.fusion import FusionResult
 from coda_compile.passes.merge_low_rank import MergeLowRank
 from coda_models import CodaConfig
@@ -212,6 +213,14 @@ def test_lora_in_a_model_costs_nothing(reduction: int, tmp_path: Path):
                 setattr(attention, name, LoraLinear(module))
     bundle = compile(adapted, output=tmp_path / "adapted")
     assert bundle.variant.operators == plain.variant.operators
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm"])
+def test_stand_ins_and_thin_keys_are_no_branches(family: str):
+    config = CodaConfig(reduction=2, attention="k_to_all", stand_in=4, key_value_rank=6)
+    model = export(tiny_coda(family, config), opset=20)
+    run_passes(model, BEFORE)
+    assert_not_here(MergeLowRank(), model)
 
 
 def test_graphs_without_it_are_left_alone(raw: ir.Model, plain: Callable[[], ir.Model]):

@@ -27,8 +27,6 @@ from coda_targets.bundle import MODEL
 from coda_targets.routing import LAYER_TAG
 from coda_targets.runtimes.session import open_session
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 PASSES = BACKEND.passes()
 NAMES = [pass_name(one) for one in PASSES]
 BEFORE = PASSES[: NAMES.index("fuse_projections") + 1]
@@ -39,13 +37,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "dense": {"reduction": 1},
     "dense, then routed": {"reduction": (1, 2)},
     "embeddings": {"reduction": 1, "task": "feature-extraction"},
+    "stand-ins": {"reduction": (1, 2), "stand_in": 4},
+    "thin keys": {"reduction": 2, "stand_in": 4, "attention": "k_to_all", "key_value_rank": 6},
     "tokens": {"reduction": 2, "task": "token-classification"},
 }
 
 
 @pytest.mark.parametrize(
     ("config", "precision"),
-    [*((name, "fp32") for name in CONFIGS), ("k-to-all", "int8"), ("dense, then routed", "int8")],
+    [
+        *((name, "fp32") for name in CONFIGS),
+        ("k-to-all", "int8"),
+        ("dense, then routed", "int8"),
+        ("thin keys", "int8"),
+    ],
 )
 def test_answers_stay(config: str, precision: str, tmp_path: Path):
     """Compiling verifies against torch, on full and ragged batches."""
@@ -82,8 +87,8 @@ def test_kernels_and_bodies_agree(tmp_path: Path):
     mask = np.arange(20) < np.array([20, 3, 1, 11])[:, None]
     feed = bundle.prepare({"input_ids": np.where(mask, 7, 0), "attention_mask": mask})
     with_kernels, without = (
-        open_session(bundle.folder / MODEL, replace(bundle.runtime, native=flag)).run(None, feed)[0]
-        for flag in (True, False)
+        open_session(bundle.folder / MODEL, replace(bundle.runtime, kernels=kernels)).run(None, feed)[0]
+        for kernels in ("cpu", "")
     )
     np.testing.assert_allclose(with_kernels, without, rtol=0, atol=1e-5)
 

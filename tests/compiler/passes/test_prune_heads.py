@@ -37,7 +37,7 @@ def silence(model: CodaModel, *heads: tuple[int, int]) -> CodaModel:
 def heads_of(bundle: Bundle) -> list[int]:
     """Of every attention, layer by layer."""
     nodes = onnx.load(str(bundle.model_path)).graph.node
-    fused = [node for node in nodes if node.op_type in ("Attention", "MultiHeadAttention", "SelfAttention")]
+    fused = [node for node in nodes if node.op_type.endswith("Attention")]
     return [next(a.i for a in node.attribute if a.name == "num_heads") for node in fused]
 
 

@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 from tests.compiler.passes.graphs import BEFORE, compare
 from tests.conftest import tiny_coda
+from tests.exporting import export
 
-from coda_compile.export import export
 from coda_compile.passes import operator_counts, run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.share_slot_masks import ShareSlotMasks
@@ -30,6 +30,13 @@ def test_layers_of_one_reduction_share_masks_bit_for_bit(family: str):
     assert first.outputs[2].uses()
     assert not second.outputs[2].uses()
     assert not ShareSlotMasks()(compiled).modified
+
+
+def test_thin_keys_of_layers_of_one_reduction_share_them_too():
+    model = tiny_coda("bert", CodaConfig(reduction=2, attention="k_to_all", stand_in=4, key_value_rank=6))
+    compiled, _ = compare(model, ShareSlotMasks(), after=AFTER, atol=0)
+    used = [node.inputs[2] for node in compiled.graph if node.op_type == "SetTokens"]
+    assert used == [routes(compiled)[0].outputs[2]] * 2
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,6 @@ from coda_models import CodaConfig, CodaModel, save
 from coda_targets import Bundle
 from coda_targets.routing import RoutingProbe
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 
 def quantise(model: CodaModel, adapters: bool = True) -> None:
     """In place."""
@@ -65,6 +63,15 @@ def test_attention_feed_forward_and_adapters_are_quantised_and_nothing_else(adap
             assert torch.equal(tensor, before[name]), name
 
 
+def test_stand_ins_and_thin_keys_are_quantised_where_a_layer_routes():
+    config = CodaConfig(reduction=(1, 2), attention="k_to_all", stand_in=4, key_value_rank=6)
+    model = tiny_coda("bert", config)
+    quantise(model)
+    quantised = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    thin = {f"layers.1.{part}.{one}" for part in ("stand_in", "key_value") for one in ("down", "up")}
+    assert {name for name in quantised if "stand_in" in name or "key_value" in name} == thin
+
+
 def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
     assert quantised.variant.precision == "int8"
     counts = quantised.variant.operators
@@ -82,12 +89,14 @@ def test_the_bundle_says_so_and_is_smaller(quantised: Bundle, compiled: Bundle):
     [
         ("mpnet", CodaConfig(reduction="7/2", attention="k_to_all")),
         ("roberta-prelayernorm", CodaConfig(reduction=1)),
+        ("mpnet", CodaConfig(reduction=3, attention="k_to_all", stand_in=4, key_value_rank=6)),
     ],
 )
 def test_other_forms_are_verified_too(family: str, config: CodaConfig, tmp_path: Path):
     bundle = compile(tiny_coda(family, config), CompileOptions(precision="int8"), output=tmp_path / "bundle")
-    # Queries and keys of different tokens stay apart: in k-to-all, and where the last layer is trimmed to one query.
-    linears = {"k_to_all": 10, "k_to_k": 8}[config.attention]
+    # Keys and values of all tokens are one linear layer where queries are of some: in k-to-all, of which thin ones are
+    # two, and where the last layer is trimmed to one query.
+    linears = {"k_to_all": 8, "k_to_k": 7}[config.attention] + (2 if config.key_value_rank else 0)
     assert bundle.variant.operators["ai.coda::Int8Linear"] == linears
 
 
@@ -187,6 +196,11 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         list(model.coda_layers())[1].block.feed_forward.up.weight[0, 0] = torch.nan
     with pytest.raises(CompileError, match=r"^layer 1 cannot be quantised: its up has weights that are not finite$"):
+        quantise(model)
+    model = tiny_coda("bert", CodaConfig(reduction=2, stand_in=4))
+    with torch.no_grad():
+        list(model.coda_layers())[1].stand_in.up[0, 0] = torch.nan
+    with pytest.raises(CompileError, match=r"^layer 1 cannot be quantised: its stand-in's up has weights that are not"):
         quantise(model)
 
 

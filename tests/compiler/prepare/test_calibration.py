@@ -49,6 +49,14 @@ def test_arrays_are_taken_as_they_are():
     assert list(calibration.inputs(None, None, TAKEN)) == []
 
 
+def test_stand_ins_of_layers_that_do_not_route_need_no_scales(tmp_path: Path):
+    config = CodaConfig(reduction=(1, 2), attention="k_to_all", stand_in=4, key_value_rank=6)
+    texts = [{"input_ids": np.arange(4, 37).reshape(3, 11), "attention_mask": np.ones((3, 11), np.int64)}]
+    options = CompileOptions(precision="int8-static", calibration=texts)
+    bundle = compile(tiny_coda("bert", config), options, output=tmp_path / "bundle")
+    assert bundle.variant.operators["QuantizeLinear"] > 0
+
+
 NEEDED = "^precision int8-static needs calibration data: give calibration$"
 
 

@@ -23,8 +23,6 @@ from coda_models import CodaConfig, CodaModel
 from coda_models.ood import METHODS
 from coda_targets import Bundle
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 
 def write(path: Path, rows: list[tuple[str, str]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:

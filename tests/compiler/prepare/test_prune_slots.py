@@ -25,8 +25,6 @@ from coda_models.model import CodaOutput
 from coda_ops.capacity import slot_count
 from coda_targets.bundle import Arrays
 
-pytestmark = pytest.mark.usefixtures("exported_once")
-
 
 def spread(config: CodaConfig, apart: float = 3.0) -> CodaModel:
     """A tiny model whose scores lie apart, so that many gates are nearly closed."""

@@ -108,7 +108,7 @@ def test_nothing_points_outside(full: Page):
 
 
 def test_the_verdict_leads(full: Page):
-    assert full.text.startswith("bundle: 1.37× faster than the dense adapter at 512 tokens")
+    assert full.text.startswith("bundle: 1.37× faster than the dense model at 512 tokens")
     assert "Speed-up 1.37×, 95 % interval 1.3" in full.text
     assert "against 300 ms in onnxruntime fp32, batch 1, 2 threads, r = 2." in full.text
     assert "1.18× slower than the fastest dense contender, optimum int8; 95 % interval 0.8" in full.text
@@ -122,7 +122,7 @@ def test_another_machine_is_named(full: Page, compiled: Bundle, tmp_path: Path):
 
 
 def test_what_was_not_measured_says_how(bare: Page):
-    assert "its latency against the dense adapter has not been measured" in bare.text.lower()
+    assert "its latency against the dense model has not been measured" in bare.text.lower()
     assert bare.text.count("coda-compile bench MODEL --json bench.json measures it") == 3
     assert "--data FILE.csv measures it" in bare.text
 
@@ -206,7 +206,7 @@ def test_a_benchmark_without_dense_contenders_gives_no_speed_up(compiled: Bundle
     result = made_up()
     own = tuple(m for m in result.measurements if not m.speed_up)
     page = make_report(compiled, tmp_path / "p.html", bench=written(replace(result, measurements=own), tmp_path))
-    assert "fewer multiply-adds than the dense adapter" in Page(page.read_text("utf-8")).text
+    assert "fewer multiply-adds than the dense model" in Page(page.read_text("utf-8")).text
 
 
 def test_a_benchmark_of_another_model_is_refused(compiled: Bundle, tmp_path: Path):
@@ -229,7 +229,7 @@ def test_a_dense_bundle_routes_nothing(tokenizer: PreTrainedTokenizerFast, tmp_p
         tiny_coda("bert", CodaConfig(reduction=1)), CompileOptions(tokenizer=tokenizer), output=tmp_path / "b"
     )
     page = Page(make_report(bundle, tmp_path / "p.html", threads=1).read_text("utf-8"))
-    assert "The dense adapter: no layer routes" in page.text
+    assert "The dense model: no layer routes" in page.text
     assert "Every layer is dense: nothing is routed." in page.text
     assert "routing" not in page.figures
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer import modules
 from tests.conftest import example_inputs, tiny_backbone
 from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_format, opened, save_sentence
+from tests.targets.runtimes.test_openvino import needs_plugin
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
@@ -92,10 +92,12 @@ def test_modules_in_a_bundle(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
     close(encoded(opened(bundle.folder, backend="onnx")), wanted)
 
 
-@pytest.mark.parametrize("options", [{"precision": "int8"}, {"pack": True}, {"target": "openvino"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"precision": "int8"}, {"pack": True}, pytest.param({"target": "openvino"}, marks=needs_plugin)],
+    ids=["int8", "packed", "openvino"],
+)
 def test_other_ways_to_compile(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]):
-    if options.get("target") == "openvino" and find_spec("onnxruntime_ep_openvino") is None:
-        pytest.skip("the plugin of OpenVINO is not installed")
     behind = BEHIND["Dropout, Dense, LayerNorm, Dense, Normalize"]()
     behind[1] = modules.Dense(192, 16)
     folder = save_sentence(tmp_path / "m", tokenizer, *behind, pooling=tuple(OLD_KEYS), family="mpnet")

@@ -222,7 +222,7 @@ def test_delta_with_its_backbone_and_with_another(tmp_path: Path):
     restored = read_source(tmp_path / "delta.pt", backbone=str(tmp_path / "right")).model
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, restored.state_dict()[name])
-    with pytest.raises(OptionError, match="pass the original one as backbone"):
+    with pytest.raises(OptionError, match="pass that one as backbone"):
         read_source(tmp_path / "delta.pt", backbone=str(tmp_path / "wrong"))
 
 

@@ -1,0 +1,140 @@
+"""Dense models of joined queries by transformers' Trainer, none of them ours: a classifier, a tagger, a LoRA.
+
+python benchmarks/finetune_queries.py --queries ../shared/data/clinc150.json --backbone FOLDER --out queries
+coda-compile route queries/model --texts queries/texts.csv --held-out queries/held-out.csv --label-column label \
+    -r 4 -r 8 -o queries/routed-{r}.pt
+
+A text is some queries of CLINC150 and its label the intent of the first; a tagger labels every token with the intent of
+the query that it stands in. No query of held-out.csv is in a training text. Training texts are drawn anew for each
+step, of one query first and of ten in the end; texts.csv holds others of the same queries.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import join_queries
+import torch
+from join_queries import Query, train_reviews
+from sklearn.model_selection import train_test_split
+from torch.utils.data import IterableDataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+BATCH = 32
+# (queries in a text, steps): what stands first is learned in short texts, that it is the first in long ones.
+PLANS = {
+    "classifier": ((1, 400), (3, 900), (10, 700)),
+    "tagger": ((10, 260),),
+    "lora": ((1, 300), (3, 700)),
+}
+
+
+class Curriculum(IterableDataset[dict[str, Any]]):
+    """Rows of joined queries, every query first once before any is again."""
+
+    def __init__(
+        self, queries: list[Query], plan: tuple[tuple[int, int], ...], tokenizer: PreTrainedTokenizerBase, kind: str
+    ) -> None:
+        self._queries, self._plan, self._tokenizer, self._kind = queries, plan, tokenizer, kind
+        self._classes = {label: i for i, label in enumerate(classes(queries))}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        draw, first = random.Random(0), list[Query]()
+        for together, steps in self._plan:
+            for _ in range(steps * BATCH):
+                first = first or draw.sample(self._queries, len(self._queries))
+                yield self._row([first.pop(), *draw.sample(self._queries, together - 1)])
+
+    def _row(self, queries: list[Query]) -> dict[str, Any]:
+        labels = [self._classes[label] for _, label in queries]
+        if self._kind != "tagger":
+            return {"input_ids": self._tokenizer(join_queries.joined(queries)[0])["input_ids"], "label": labels[0]}
+        parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in queries]
+        (dot,) = self._tokenizer(".", add_special_tokens=False)["input_ids"]
+        ids, tags = [self._tokenizer.cls_token_id], [-100]
+        for i, (part, label) in enumerate(zip(parts, labels, strict=True)):
+            part = part if i == len(parts) - 1 else [*part, dot]
+            ids, tags = ids + part, tags + [label] * len(part)
+        return {"input_ids": [*ids, self._tokenizer.sep_token_id], "labels": [*tags, -100]}
+
+
+def classes(queries: list[Query]) -> list[str]:
+    """Names of all intents."""
+    return sorted({label for _, label in queries})
+
+
+def untrained(kind: str, backbone: str, names: list[str]) -> Any:
+    """A pretrained encoder with a new head."""
+    auto = AutoModelForTokenClassification if kind == "tagger" else AutoModelForSequenceClassification
+    numbered = dict(enumerate(names))
+    model = auto.from_pretrained(
+        backbone,
+        id2label=numbered,
+        label2id={name: i for i, name in numbered.items()},
+        ignore_mismatched_sizes=True,  # of another head, where the backbone is one of these models itself
+    )
+    if kind != "lora":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    every = ["query", "key", "value", "dense"]
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=32, lora_alpha=64, target_modules=every))
+
+
+@click.command(help=__doc__)
+@click.option("--queries", type=click.Path(exists=True, path_type=Path), required=True, help="CLINC150's JSON file.")
+@click.option("--backbone", required=True, help="Folder or hub name of the pretrained encoder.")
+@click.option("--kind", type=click.Choice(sorted(PLANS)), default="classifier", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model and its texts.")
+@click.option("--learning-rate", type=float, help="[default: 2e-4; of a LoRA 1e-3]")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
+def main(
+    queries: Path, backbone: str, kind: str, out: Path, learning_rate: float | None, seed: int, bf16: bool
+) -> None:
+    every, together = join_queries.read(queries), PLANS[kind][-1][0]
+    texts = join_queries.join(every)
+    _, held_out = train_test_split(texts, test_size=400, random_state=0, stratify=[label for _, label in texts])
+    unseen = join_queries.queries_of(every, [text for text, _ in held_out])
+    kept = set(unseen)
+    seen = [query for query in every if query not in kept]
+    out.mkdir(parents=True, exist_ok=True)
+    train_reviews.write_texts(out / "texts.csv", join_queries.drawn(seen, 1850, together))
+    train_reviews.write_texts(out / "held-out.csv", join_queries.drawn(unseen, len(unseen), together))
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    model = untrained(kind, backbone, classes(every))
+    arguments = TrainingArguments(
+        str(out / "steps"),
+        max_steps=sum(steps for _, steps in PLANS[kind]),
+        per_device_train_batch_size=BATCH,
+        learning_rate=learning_rate or (1e-3 if kind == "lora" else 2e-4),
+        warmup_steps=100,
+        seed=seed,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+    )
+    padded = DataCollatorForTokenClassification if kind == "tagger" else DataCollatorWithPadding
+    rows = Curriculum(seen, PLANS[kind], tokenizer, kind)
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=padded(tokenizer)).train()
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+if __name__ == "__main__":
+    main()
