@@ -19,6 +19,7 @@ from coda_compile.verify.replay import (
     TIMES,
     Replayed,
     in_float64,
+    inputs_of,
     one_thread,
     outputs_of,
     referee,
@@ -228,8 +229,7 @@ def _with_own_padding(
 @torch.inference_mode()
 def reference(model: CodaModel, case: Case) -> tuple[Arrays, list[Decision]]:
     """Torch's own outputs and decisions for one input."""
-    inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-    output = model(**inputs, output_routing=True)
+    output = model(**inputs_of(model, case), output_routing=True)
     decisions = [
         Decision(i, *(tensor.numpy() for tensor in routing))
         for i, routing in enumerate(output.routing)

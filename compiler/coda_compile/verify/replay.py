@@ -33,6 +33,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def inputs_of(model: CodaModel, case: Case) -> dict[str, Tensor]:
+    """Input tensors by name; numbers, as features are, come in the model's own floats."""
+    floats = next(model.parameters()).dtype
+    tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+    return {name: x.to(floats) if x.is_floating_point() else x for name, x in tensors.items()}
+
+
 def outputs_of(model: CodaModel, output: CodaOutput) -> Arrays:
     """Output arrays by name."""
     return {name: getattr(output, name).numpy() for name in output_names(model)}
@@ -100,8 +107,7 @@ def replay(model: CodaModel, case: Case, decisions: list[Decision]) -> tuple[Arr
         else None
         for i in range(len(model.layers))
     ]
-    inputs = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-    output = model(**inputs, output_routing=True, decisions=replayed)
+    output = model(**inputs_of(model, case), output_routing=True, decisions=replayed)
     scores = {i: routing.scores.numpy() for i, routing in enumerate(output.routing) if routing is not None}
     return outputs_of(model, output), scores
 
