@@ -8,7 +8,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, OptionError, first_line
 from coda_ops.files import replacing_file
 from coda_ops.foreign_json import json_object
+from coda_targets.fidelity import Fidelity
 
 FORMAT = "coda-checkpoint"
 FORMAT_VERSION = 1
@@ -39,15 +40,22 @@ class Loaded:
 
     Attributes:
         backbone: of a delta, the folder or hub name that the rest came from.
+        fidelity: what was measured of these tensors when they were saved; of a model that was routed.
     """
 
     model: CodaModel
     tokenizer: PreTrainedTokenizerBase | None
     backbone: Path | str | None = None
+    fidelity: Fidelity | None = None
 
 
 def save(
-    model: CodaModel, path: Path | str, *, tokenizer: PreTrainedTokenizerBase | None = None, delta: bool = False
+    model: CodaModel,
+    path: Path | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    delta: bool = False,
+    fidelity: Fidelity | None = None,
 ) -> None:
     """Write ``model.pt``.
 
@@ -56,6 +64,7 @@ def save(
         path: the file; replaced whole or not at all.
         tokenizer: saved along in a complete checkpoint; of a delta only how it truncates is kept.
         delta: leave the frozen backbone out, to be found again by name and SHA-256 (1 to 2 MB instead of all weights).
+        fidelity: what was measured of the model as it is now.
 
     Raises:
         CheckpointError: the folder to write into does not exist.
@@ -77,6 +86,7 @@ def save(
         "sha256": tensor_digest(state),
         "truncation_side": "right" if tokenizer is None else tokenizer.truncation_side,
         "tokenizer_files": {} if tokenizer is None or delta else _tokenizer_files(tokenizer),
+        "fidelity": None if fidelity is None else asdict(fidelity),
     }
     with replacing_file(path) as new:
         torch.save(payload, new)
@@ -132,7 +142,16 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         tokenizer.truncation_side = payload["truncation_side"]
     expected = set(model.trainable_names()) if payload["kind"] == "delta" else set(model.state_dict())
     _fill(model, payload["state"], expected, payload["sha256"], path)
-    return Loaded(model, tokenizer, source)
+    return Loaded(model, tokenizer, source, _fidelity(payload.get("fidelity"), path))
+
+
+def _fidelity(plain: Any, path: Path) -> Fidelity | None:
+    import msgspec
+
+    try:
+        return None if plain is None else msgspec.convert(plain, Fidelity)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: its field 'fidelity' cannot be read: {first_line(error)}") from None
 
 
 def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizerBase | None:

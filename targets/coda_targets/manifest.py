@@ -18,6 +18,7 @@ from typing import Any
 from coda_ops import native
 from coda_ops.records import added, read_record, record_json
 from coda_targets.errors import BundleError, TargetError
+from coda_targets.fidelity import Fidelity
 from coda_targets.profile import Profile
 from coda_targets.proofs import ProofInfo, ran_on
 from coda_targets.signature import Signature
@@ -195,6 +196,7 @@ class Manifest:
         logits: what they mean; of classifiers.
         model_sha256: of the tensors of the model that it was compiled from, whatever r, precision and target.
         ood: of models that score how far out a text is.
+        fidelity: what was measured of the model in float32 when it was routed, before it was compiled.
         tasks: where there are several; the first is what ``model.onnx`` itself holds, and ``labels``, ``logits`` and
             ``model_sha256`` are its own.
     """
@@ -213,6 +215,7 @@ class Manifest:
     model_sha256: str
     logits: LogitsInfo | None = None
     ood: OodInfo | None = None
+    fidelity: Fidelity | None = None
     tasks: tuple[TaskInfo, ...] = ()
     files: tuple[FileInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION

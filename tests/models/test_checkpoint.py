@@ -16,6 +16,7 @@ from coda_models.checkpoint import rebuilt
 from coda_models.errors import BackboneError, CheckpointError
 from coda_ops import CodaError
 from coda_ops.errors import OptionError
+from coda_targets.fidelity import Fidelity, Figure
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,28 @@ def test_weights_that_do_not_fit(model: CodaModel, tmp_path: Path, backbone: Pat
     for message, changed in cases.items():
         refused(edited(model, tmp_path / "bad.pt", state=changed), message, backbone=backbone)
     refused(edited(model, tmp_path / "bad.pt", format_version=9), "checkpoint version 9", backbone=backbone)
+
+
+def test_what_was_measured_stays_with_the_tensors(model: CodaModel, tmp_path: Path):
+    found = Fidelity((Figure("accuracy", 0.9, 0.8, 0.95, 0.92),), 40, 12, 200)
+    save(model, tmp_path / "model.pt", fidelity=found)
+    assert load(tmp_path / "model.pt").fidelity == found
+    save(model, tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt").fidelity is None
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [],
+        {},
+        {"figures": [{"name": "accuracy", "value": float("nan"), "low": 0.0, "high": 1.0}]},
+        {"figures": [], "texts": 1, "tokens": 1, "fitted_on": 1},
+        {"figures": [{"name": "a", "value": 1.0, "low": 1.0, "high": 1.0}], "texts": "9", "tokens": 1, "fitted_on": 1},
+    ],
+)
+def test_what_says_nothing_of_the_tensors(found: Any, model: CodaModel, tmp_path: Path, backbone: Path):
+    refused(edited(model, tmp_path / "bad.pt", fidelity=found), "field 'fidelity' cannot be read", backbone=backbone)
 
 
 def test_a_tokenizer_file_that_escapes(model: CodaModel, tmp_path: Path):

@@ -8,6 +8,7 @@ from coda_compile.errors import CodaError
 from coda_compile.precision import UNQUANTISED
 from coda_compile.statistics import Interval, Summary
 from coda_ops.records import read_record, record_json
+from coda_targets.fidelity import Fidelity
 from coda_targets.runtimes import DEFAULT_TARGET
 
 SCHEMA_VERSION = 1
@@ -105,6 +106,7 @@ class BenchResult:
         threads: of each contender.
         rounds: for each input.
         matrix_rates: multiply-adds a second of this machine's own matrix product in onnxruntime, by precision.
+        fidelity: what the routed model keeps of the dense one, where that was measured when it was routed.
     """
 
     command: str
@@ -117,6 +119,7 @@ class BenchResult:
     measurements: tuple[Measurement, ...]
     bounds: tuple[Bound, ...]
     skipped: tuple[Skipped, ...]
+    fidelity: Fidelity | None = None
     schema_version: int = SCHEMA_VERSION
 
     def dump(self) -> str:

@@ -18,6 +18,7 @@ from coda_compile.precision import UNQUANTISED, get_precision
 from coda_compile.statistics import ratio_interval, summarise
 from coda_ops.files import private_folder
 from coda_targets import Bundle, TargetError
+from coda_targets.fidelity import Fidelity
 from coda_targets.runtimes import DEFAULT_TARGET, GPU
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def bench(
     model: "CodaModel | Bundle",
     *,
     dense: "CodaModel | None" = None,
+    fidelity: Fidelity | None = None,
     plan: Plan = _DEFAULTS,
     name: str = "model",
     command: str = "",
@@ -43,6 +45,7 @@ def bench(
     Args:
         model: to compile at each r of the plan, or a bundle to measure as it is.
         dense: what the dense baselines are made from; by default ``model``, and none beside a bundle.
+        fidelity: what ``model`` keeps of the dense one; a bundle's is its own, and at another r none is known.
         name: of the model, for people.
         command: what reproduces this, for people.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -56,6 +59,7 @@ def bench(
     taking_part = Entries()
     with private_folder() as folder:
         if isinstance(model, Bundle):
+            fidelity = model.manifest.fidelity
             if plan.reductions:
                 raise CodaError("a bundle has one r only: give its checkpoint to measure others")
             model.check()
@@ -111,6 +115,7 @@ def bench(
         measurements=measurements,
         bounds=tuple(_bounds(measurements, taking_part, rates)),
         skipped=tuple(taking_part.skipped),
+        fidelity=None if plan.reductions else fidelity,
     )
 
 

@@ -25,6 +25,8 @@ def show(result: BenchResult) -> None:
     )
     if m.cores == 1:
         out.print("one core: whatever else runs lands in these timings; measure where there are two or more")
+    if result.fidelity is not None:
+        out.print(f"routed model, before it was compiled: {result.fidelity}", soft_wrap=True)
     for (batch, tokens), group in groupby(result.measurements, lambda x: (x.batch, x.tokens)):
         rows = sorted(group, key=lambda row: row.summary.median)
         whole(_latency(f"{batch} x {tokens} tokens, ms", rows))

@@ -151,6 +151,7 @@ def _manifest(
         layers=model.layers,
         coda_config=model.coda_config,
         ood=model.ood,
+        fidelity=model.fidelity,
         tasks=tuple(tasks),
         files=list_files(folder),
     )

@@ -20,6 +20,7 @@ from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_targets import BundleError
+from coda_targets.fidelity import Fidelity
 from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
 from coda_targets.signature import Signature
 
@@ -75,6 +76,7 @@ class Described:
     layers: tuple[LayerInfo, ...] = ()
     coda_config: dict[str, Any] = field(default_factory=dict)
     ood: OodInfo | None = None
+    fidelity: Fidelity | None = None
 
 
 def describe(model: CodaModel, model_sha256: str) -> Described:

@@ -119,15 +119,18 @@ def bench(
     with progress.stage("load"):
         dense = None if checkpoint is None else read_source(checkpoint, backbone=backbone).model
         subject: CodaModel | Bundle
+        fidelity = None
         if model is None:
             subject = random_model(str(shape))
         elif (model / MANIFEST).is_file():
             subject = Bundle(model)
         else:
-            subject = read_source(model, backbone=backbone).model
+            source = read_source(model, backbone=backbone)
+            subject, fidelity = source.model, source.fidelity
     result = measure_all(
         subject,
         dense=dense,
+        fidelity=fidelity,
         plan=plan,
         name=shape or Path(str(model)).name,
         command=shlex.join(["coda-compile", *sys.argv[1:]]),

@@ -11,8 +11,7 @@ from coda_compile.tune.budget import Chosen
 from coda_compile.tune.held_out import Routed
 from coda_compile.tune.route import Front
 from coda_compile.tune.route_options import spelt
-
-_WHOLE = ("rank correlation", "R²", "cosine", "micro F1")  # figures that are no shares
+from coda_targets.fidelity import number
 
 
 def show(front: Front) -> None:
@@ -47,7 +46,7 @@ def show(front: Front) -> None:
 def _choice(chosen: Chosen) -> str:
     """r by layer and what is expected of it."""
     r, share = spelt(chosen.choice.reductions), f"{chosen.choice.share:.0%} of the multiply-adds"
-    expected = f"{chosen.figure} {_number(chosen.figure, chosen.expected)}"
+    expected = f"{chosen.figure} {number(chosen.figure, chosen.expected)}"
     if chosen.kept_aside:
         on = f"{chosen.kept_aside} texts kept aside"
         return f"chosen: r={r} by layer, {share}, of {chosen.tried} tried; expected: {expected}, as on {on}"
@@ -57,7 +56,7 @@ def _choice(chosen: Chosen) -> str:
 def _gained(routed: Routed, fitted: Figures) -> str:
     """What steps brought."""
     changes = [
-        f"{name} {_number(name, fitted[name].middle)} before, {_number(name, now.middle)} after"
+        f"{name} {number(name, fitted[name].middle)} before, {number(name, now.middle)} after"
         for name, now in routed.agreement.items()
     ]
     return f"steps, r={routed.reduction}: {'; '.join(changes)}"
@@ -72,12 +71,8 @@ def _figures(routed: Routed) -> list[str]:
 
 def shown(name: str, value: Interval) -> str:
     """A figure with its interval."""
-    middle, low, high = (_number(name, one) for one in (value.middle, value.low, value.high))
+    middle, low, high = (number(name, one) for one in (value.middle, value.low, value.high))
     return f"{middle} [{low}, {high}]"
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.3f}" if name.startswith(_WHOLE) else f"{value:.1%}"
 
 
 def _backbone(front: Front) -> list[str]:

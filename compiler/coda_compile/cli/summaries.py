@@ -35,6 +35,8 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
     out.print(f"{folder}: {size / 1e6:.1f} MB for {made}, verified, in {seconds:.0f} s", soft_wrap=True)
     if ratio > 1:
         out.print(f"  {ratio:.1f}x fewer multiply-adds than the dense model at {n} {unit}")
+    if manifest.fidelity is not None:
+        out.print(f"  before compilation: {manifest.fidelity}", soft_wrap=True)
     if (pruning := read_report(folder).pruning) is not None:
         out.print(f"  {pruning}", soft_wrap=True)
     if steps := _embedding(manifest):
@@ -116,6 +118,10 @@ def inspected(bundle: Bundle) -> None:
         out.print(f"  scores   {_scored(m)}", soft_wrap=True)
     if steps := _embedding(m):
         out.print(f"  embeds   {steps}", soft_wrap=True)
+    if m.fidelity is not None:
+        for i, figure in enumerate(m.fidelity.figures):
+            out.print(f"  {'' if i else 'keeps':<9}{figure}", soft_wrap=True)
+        out.print(f"  {'':<9}in float32, {m.fidelity.on}", soft_wrap=True)
     if m.tasks:
         told = [f" ({task.logits.activation})" if task.logits and task.logits != m.logits else "" for task in m.tasks]
         listed = ", ".join(task.name + note for task, note in zip(m.tasks, told, strict=True))

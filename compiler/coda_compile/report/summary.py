@@ -14,6 +14,7 @@ from coda_compile.report.formats import interval, megabytes, milliseconds, perce
 from coda_compile.statistics import Interval
 from coda_compile.verify.parity import Tolerances
 from coda_targets import Bundle
+from coda_targets.fidelity import number
 from coda_targets.manifest import Manifest
 
 
@@ -146,6 +147,13 @@ def cards(
         fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
         slots = f"{most}" if fewest == most else f"{fewest} to {most}"
         shown.append(Card(f"{unit} routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
+    if manifest.fidelity is not None:
+        for figure in manifest.fidelity.figures[:2]:
+            dense = "" if figure.dense is None else f"dense {number(figure.name, figure.dense)}, "
+            low, high = number(figure.name, figure.low), number(figure.name, figure.high)
+            label = f"{figure.name} in float32" if figure.dense is not None else f"{figure.name} as the dense model"
+            note = f"{dense}{low} to {high}, {manifest.fidelity.texts:,} held-out texts"
+            shown.append(Card(label, number(figure.name, figure.value), note))
     if accuracy is not None:
         right = accuracy.share
         note = f"{100 * right.low:.1f} to {100 * right.high:.1f}\u00a0%, {accuracy.texts:,} texts"

@@ -25,7 +25,9 @@ def read(path: Path, backbone: str | None) -> TorchModel:
     beside = None if loaded.backbone is None else folder_of(loaded.backbone)
     if beside is not None:
         _truncation(beside, loaded.model.coda_config.task).apply(loaded.model, loaded.tokenizer)
-    return TorchModel("CoDA checkpoint", loaded.model, loaded.tokenizer, backbone=loaded.backbone)
+    return TorchModel(
+        "CoDA checkpoint", loaded.model, loaded.tokenizer, backbone=loaded.backbone, fidelity=loaded.fidelity
+    )
 
 
 def _truncation(folder: Path, task: str) -> Truncation:

@@ -31,6 +31,7 @@ from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_compile.verify.reference_vectors import ReferenceVectors
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
+from coda_targets.fidelity import Fidelity
 from coda_targets.task_adapters import TaskAdapter
 
 
@@ -45,6 +46,7 @@ class TorchModel(Compilable):
         about: what sentence-transformers says of the model and changes no embedding, such as prompts.
         digest: see ``Compilable``.
         backbone: of a delta, the folder or hub name that the rest came from.
+        fidelity: what was measured of the model as it came.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class TorchModel(Compilable):
     about: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     backbone: Path | str | None = None
+    fidelity: Fidelity | None = None
 
     @classmethod
     def in_memory(cls, model: CodaModel) -> "TorchModel":
@@ -63,12 +66,33 @@ class TorchModel(Compilable):
         """See ``Compilable``."""
         set_classes(self.model, options.problem_type, options.labels)
         if options.reduction is not None:
-            _run_at(self.model, options.reduction)
+            self._run_at(options.reduction)
         if options.ood is not None:
             fit_ood.check(self.model.coda_config.task, logits_of(self.model), label_names(self.model))
         self.tokenizer = options.tokenizer or self.tokenizer
         self.model.signature = longest(self.model.signature, self.tokenizer)
         self.digest = model_digest(self.model)
+
+    def _run_at(self, reduction: Reduction | Sequence[Reduction]) -> None:
+        model = self.model
+        fitted = [layer.reduction for layer in model.coda_layers()]
+        model.set_reduction(reduction)
+        asked = model.coda_config.reduction
+        if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
+            raise CompileError(
+                "this model has no routers, so it runs at reduction 1 only: route it, or train one from it"
+            )
+        if fitted == [layer.reduction for layer in model.coda_layers()]:
+            return
+        self.fidelity = None
+        if model.coda_config.stand_in:
+            at = ", ".join(map(str, dict.fromkeys(fitted)))
+            warnings.warn(
+                f"stand-ins and head of this model were fitted at r = {at}, and at another r answers are off: route "
+                "the dense model at that r instead",
+                CompileWarning,
+                stacklevel=3,
+            )
 
     def copy(self) -> "TorchModel":
         """See ``Compilable``."""
@@ -76,6 +100,7 @@ class TorchModel(Compilable):
 
     def prune(self, threshold: float, calibration: calibrating.Calibration | None) -> Pruning:
         """See ``Compilable``."""
+        self.fidelity = None
         return prune_slots(self.model, threshold, self._texts(calibration))
 
     def quantise(
@@ -124,24 +149,8 @@ class TorchModel(Compilable):
 
     def describe(self) -> Described:
         """See ``Compilable``."""
-        return describe(self.model, self.digest)
+        return replace(describe(self.model, self.digest), fidelity=self.fidelity)
 
     def write_modules(self, folder: Path) -> None:
         """See ``Compilable``."""
         sentence_folder.write(folder, self.model, self.about)
-
-
-def _run_at(model: CodaModel, reduction: Reduction | Sequence[Reduction]) -> None:
-    fitted = [layer.reduction for layer in model.coda_layers()]
-    model.set_reduction(reduction)
-    asked = model.coda_config.reduction
-    if asked not in (1, (1,) * len(model.layers)) and all(layer.router is None for layer in model.coda_layers()):
-        raise CompileError("this model has no routers, so it runs at reduction 1 only: route it, or train one from it")
-    if model.coda_config.stand_in and fitted != [layer.reduction for layer in model.coda_layers()]:
-        at = ", ".join(map(str, dict.fromkeys(fitted)))
-        warnings.warn(
-            f"stand-ins and head of this model were fitted at r = {at}, and at another r answers are off: route the "
-            "dense model at that r instead",
-            CompileWarning,
-            stacklevel=2,
-        )

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from coda_compile.tune.texts import Batch
 from coda_models.config import Reduction
 from coda_models.cost import layer_multiply_adds
 from coda_models.model import CodaModel
+from coda_targets.fidelity import Fidelity, Figure
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class HeldOut:
         return [n for batch in self._batches for n in batch.lengths()]
 
     @property
+    def tokens(self) -> int:
+        """Of the median text."""
+        lengths = sorted(self.lengths)
+        return lengths[len(lengths) // 2]
+
+    @property
     def figure(self) -> str:
         """Of agreement, by name, the one that a budget is of."""
         return MAIN_FIGURES[self.kind]
@@ -101,6 +109,19 @@ class HeldOut:
             seconds=seconds,
             fitted=fitted,
         )
+
+    def fidelity(self, found: Routed, fitted_on: int) -> Fidelity | None:
+        """What was measured, to be kept with the model.
+
+        Args:
+            fitted_on: how many texts.
+        """
+        figures = []
+        for name, value in (found.agreement | found.accuracy).items():
+            dense = self.accuracy[name].middle if name in self.accuracy else None
+            if all(map(isfinite, (*astuple(value), 0.0 if dense is None else dense))):
+                figures.append(Figure(name, value.middle, value.low, value.high, dense))
+        return Fidelity(tuple(figures), len(self), self.tokens, fitted_on) if figures else None
 
     def warn_of_one_class(self) -> None:
         """Say so where the dense model tells nothing apart."""

@@ -152,10 +152,11 @@ def route(
                     made = stepping.distilled(spelt(r), made)
             check_finite(made.state_dict(), path)
             seconds = shared + time.perf_counter() - began
-            with stage("save"):
-                save(made, path, tokenizer=tokenizer, delta=source.backbone is not None)
             with stage("measure"):
                 found.append(measured.measure(made, path, spelt(r), seconds, fitted))
+            with stage("save"):
+                fidelity = measured.fidelity(found[-1], len(parts.fit))
+                save(made, path, tokenizer=tokenizer, delta=source.backbone is not None, fidelity=fidelity)
             if found[-1].share >= 1:
                 warnings.warn(
                     f"at r = {spelt(r)} the layers take {found[-1].share:.0%} of the dense model's multiply-adds: "
@@ -163,14 +164,13 @@ def route(
                     CompileWarning,
                     stacklevel=2,
                 )
-    lengths = sorted(measured.lengths)
     return Front(
         tuple(found),
         measured.accuracy,
         chosen,
         fitted_on=len(parts.fit),
         held_out=len(measured),
-        tokens=lengths[len(lengths) // 2],
+        tokens=measured.tokens,
         backbone=options.backbone if source.backbone is not None else None,
     )
 

@@ -21,6 +21,7 @@ from coda_compile.bench.turns import Timings
 from coda_compile.errors import CodaError
 from coda_models import CodaConfig
 from coda_targets import Bundle
+from coda_targets.fidelity import Fidelity, Figure
 
 QUICK = Plan(tokens=(8, 40), rounds=4, threads=1, skip=("torch.compile", "OpenVINO", "OpenVINO int8"))
 
@@ -137,6 +138,13 @@ def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFix
     assert text.count("tokens, ms") == 4
     assert "multiply-adds bound" in text
     assert "…" not in text  # no figure is cut short
+
+
+def test_what_a_routed_model_keeps_stands_above_its_latency(result: BenchResult, capsys: pytest.CaptureFixture[str]):
+    assert result.fidelity is None
+    found = Fidelity((Figure("accuracy", 0.9, 0.8, 0.95, 0.92),), 40, 12, 200)
+    table.show(replace(result, fidelity=found))
+    assert f"before it was compiled: {found}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_core_is_labelled(result: BenchResult, capsys: pytest.CaptureFixture[str]):

@@ -91,7 +91,7 @@ def test_the_model_that_was_tried_is_the_one_that_is_saved(routed: Callable[...,
     front = routed(accuracy_budget=99.0, stage=lambda name: nullcontext(stages.append(name)))
     assert front.chosen is not None
     assert stages[:4] == ["load", "read", "routers", "layers"]
-    assert stages[-2:] == ["save", "measure"]
+    assert stages[-2:] == ["measure", "save"]
     assert [name.split("=")[0] for name in stages[4:-2]] == ["try r"] * front.chosen.tried
 
 

@@ -379,7 +379,7 @@ def test_stages_and_progress_are_told(folder: Callable[..., Path], texts: Path, 
         stage=lambda name: nullcontext(stages.append(name)),
         progress=lambda *told: steps.append(told),
     )
-    assert stages == ["load", "read", "routers", "route r=2", "save", "measure"]
+    assert stages == ["load", "read", "routers", "route r=2", "measure", "save"]
     assert {what for what, _, _ in steps} >= {"routers", "stand-ins", "readout"}
 
 
