@@ -6,12 +6,14 @@ from rich.table import Table
 
 from coda_compile.statistics import Interval
 from coda_compile.terminal import out, whole
-from coda_compile.tune.agreement import Figures
+from coda_compile.tune.agreement import MAIN_FIGURES, Figures
 from coda_compile.tune.budget import Chosen
 from coda_compile.tune.held_out import Routed
 from coda_compile.tune.route import Front
 from coda_compile.tune.route_options import spelt
 from coda_targets.fidelity import number
+
+_BEARABLE = 3  # points of agreement
 
 
 def show(front: Front) -> None:
@@ -38,6 +40,10 @@ def show(front: Front) -> None:
     for routed in front.routed:
         if routed.fitted is not None:
             out.print(_gained(routed, routed.fitted), soft_wrap=True)
+    if front.chosen is None:
+        for routed in front.routed:
+            if advice := _advice(routed):
+                out.print(advice, soft_wrap=True)
     for routed in front.routed:
         command = shlex.join(["coda-compile", str(routed.path), *_backbone(front)])
         out.print(f"next: {command}", soft_wrap=True)
@@ -51,6 +57,18 @@ def _choice(chosen: Chosen) -> str:
         on = f"{chosen.kept_aside} texts kept aside"
         return f"chosen: r={r} by layer, {share}, of {chosen.tried} tried; expected: {expected}, as on {on}"
     return f"chosen: r={r} by layer, {share}; expected: {expected}, where each layer loses what it loses alone"
+
+
+def _advice(routed: Routed) -> str:
+    """What to do about a model that surely loses more than most can bear; empty where it does not."""
+    figure = next(name for name in MAIN_FIGURES.values() if name in routed.agreement)
+    value = routed.agreement[figure]
+    if value.high >= 1 - _BEARABLE / 100:
+        return ""
+    return (
+        f"r={routed.reduction} loses {100 * (1 - value.middle):.1f} points of {figure}: "
+        f"--accuracy-budget {_BEARABLE} looks for the cheapest r by layer that loses {_BEARABLE} at most"
+    )
 
 
 def _gained(routed: Routed, fitted: Figures) -> str:
