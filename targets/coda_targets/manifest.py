@@ -57,9 +57,11 @@ class LayerInfo:
         reduction: r as a ratio in text; ``"1"`` for a dense layer.
         attention: ``k_to_k`` or ``k_to_all``.
         bottleneck: width of the adapter, of several together, 0 for none.
-        slots: K at the longest input.
+        slots: K at the longest input, learned tokens in front among its tokens.
         stand_in: rank of the stand-in, for tokens that are not routed; 0 for none.
         key_value_rank: of their keys and values in k_to_all; 0 for exact ones.
+        prefix: learned tokens, as keys and values, that every computed token attends to as well.
+        prompt: learned tokens in front of every sequence.
     """
 
     reduction: str
@@ -68,6 +70,8 @@ class LayerInfo:
     slots: int
     stand_in: int = added(0)
     key_value_rank: int = added(0)
+    prefix: int = added(0)
+    prompt: int = added(0)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,13 @@ def cards(
     if routed:
         fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
         slots = f"{most}" if fewest == most else f"{fewest} to {most}"
-        shown.append(Card(f"{unit} routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
+        shown.append(
+            Card(
+                f"{unit} routed",
+                f"{slots} of {n + routed[0].prompt}",
+                f"in {len(routed)} of {len(manifest.layers)} layers",
+            )
+        )
     if accuracy is not None:
         right = accuracy.share
         note = f"{100 * right.low:.1f} to {100 * right.high:.1f}\u00a0%, {accuracy.texts:,} texts"
