@@ -256,6 +256,6 @@ def test_damaged_setup(tmp_path: Path, setup: dict[str, Any], message: str):
 
 
 def test_a_model_that_would_compute_something_else_is_refused(task: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coda_compile.sources.adapterhub.scaled", lambda linear, by: torch.nn.Linear(4, 32))
+    monkeypatch.setattr("coda_compile.sources.adapterhub_parts.copy_scaled", lambda linear, into, by: None)
     with pytest.raises(CompileError, match="would not compute what the adapters library does"):
         read_source(task)
