@@ -33,6 +33,7 @@ GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+_MOST_PROMPT = 65536  # learned tokens
 _MOST_THREADS = 1024
 _REMEDY = "compile the model again"
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
@@ -299,7 +300,7 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "minimum_onnxruntime": all(_RELEASE.fullmatch(variant.minimum_onnxruntime) for variant in manifest.variants),
         "session": all(_opens(variant.session) for variant in manifest.variants),
         "layers": known == bool(manifest.coda_config)
-        and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
+        and all(_RATIO.fullmatch(one.reduction) and 0 <= one.prompt <= _MOST_PROMPT for one in manifest.layers),
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
         "logits": _means(manifest.labels, manifest.logits),

@@ -15,9 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, RouteOptions, compile, route
 from coda_compile.inspect.cost import dense_multiply_adds, multiply_adds
+from coda_compile.inspect.predict import predict
 from coda_compile.sources import read_source
+from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import load, save
 from coda_models.fitting.sensitivity import CHOICES
+from coda_targets.modalities import open_codec
+from coda_targets.routing import RoutingProbe
 
 SMALL: dict[str, Any] = {"stand_in": 8, "key_value_rank": 8}
 pytestmark = [  # weights are random, and stand-ins no small part of layers as narrow as these
@@ -111,3 +115,21 @@ def test_a_budget_and_steps_and_int8(kind: str, made: Callable[[str], Any], tmp_
     prompt, prefix = (read_source(folder).model.coda_config.parts.prompt, bundle.manifest.layers[0].prefix)
     assert (prompt, prefix) == {"Houlsby": (0, 0), "P-tuning": (5, 0), "prefix and parallel": (0, 3)}[kind]
     assert {layer.prompt for layer in bundle.manifest.layers} == {prompt}
+
+
+def test_learned_tokens_in_front_are_routed_too(made: Callable[[str], Any], tmp_path: Path):
+    """What the bundle records is checked again, and words are shown where they are."""
+    folder, _, lines = made("P-tuning")
+    route(folder, lines, RouteOptions(**SMALL), reductions=[2], output=tmp_path / "routed.pt")
+    bundle = compile(tmp_path / "routed.pt", output=tmp_path / "bundle")
+    verify_bundle(bundle)
+    assert [layer.slots for layer in bundle.manifest.layers] == [33, 33]  # of 61 and 5
+    text = "w5 w6 w7 w8 w9 w10"
+    _, _, routed = next(predict(bundle, [text], routing=True))
+    assert routed is not None
+    assert routed.words == text.split()
+    probe = RoutingProbe.of(bundle)
+    _, decisions = probe.run(bundle.prepare(open_codec(bundle).encode([text]).inputs))
+    for (layer, shown), decision in zip(routed.layers, decisions, strict=True):
+        assert layer == decision.layer
+        assert [i for i, heavy in enumerate(shown) if heavy] == [i - 6 for i in decision.selected(0) if 6 <= i < 12]
