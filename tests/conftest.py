@@ -59,7 +59,7 @@ def tiny_backbone(family: str, task: str = "sequence-classification", seed: int 
 def tiny_coda(family: str = "bert", config: CodaConfig | None = None, seed: int = 0) -> CodaModel:
     """A converted model whose adapters, stand-ins and routers are random too, so that everything matters."""
     config = config or CodaConfig()
-    model = convert(tiny_backbone(family, config.task, seed), config)
+    model = convert(tiny_backbone(family, config.backbone_task, seed), config)
     torch.manual_seed(seed + 1)
     for layer in model.coda_layers():
         if layer.adapter is not None:

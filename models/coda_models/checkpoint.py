@@ -132,7 +132,7 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         source = backbone or config.backbone
         if not source:
             raise OptionError("{path} is a delta that names no backbone: pass one as {backbone}", path=path)
-        pretrained = load_backbone(source, config.task, hf_config=_hf_config(payload["hf_config"], path))
+        pretrained = load_backbone(source, config.backbone_task, hf_config=_hf_config(payload["hf_config"], path))
         tokenizer = load_tokenizer(source)
         model = convert(pretrained, config)
     else:
@@ -199,7 +199,7 @@ def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
     """The untrained model that a checkpoint describes, to be filled with its tensors."""
     hf_config = _hf_config(plain, path)
     try:
-        model = convert(build_backbone(hf_config, config.task), replace(config, backbone_sha256=""))
+        model = convert(build_backbone(hf_config, config.backbone_task), replace(config, backbone_sha256=""))
     except CodaError:
         raise
     except Exception as error:  # transformers and torch check sizes and names in their own ways, with any exception

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from coda_models.errors import ConfigError
+from coda_models.learned_parts import NO_PARTS, LearnedParts
 from coda_models.sentence import POOLINGS, SentenceModule
 
 CONFIG_VERSION = 1
@@ -58,6 +59,7 @@ class CodaConfig:
             first token for sequence classification, as transformers' heads take it. Another one goes to the same head
             in the first token's place. Feature extraction takes several, one behind the other.
         modules: what follows pooling in feature extraction.
+        parts: that libraries of adapters have learned inside of the encoder, in front of it and behind it.
         backbone: hub name (or any name that says where it came from) of the pretrained encoder.
         backbone_sha256: digest of the encoder's tensors as they were converted; filled in by ``convert``.
         version: of this format.
@@ -79,6 +81,7 @@ class CodaConfig:
     task: str = "sequence-classification"
     pooling: str | Sequence[str] | None = None
     modules: Sequence[SentenceModule] = ()
+    parts: LearnedParts = NO_PARTS
     backbone: str = ""
     backbone_sha256: str = ""
     version: int = CONFIG_VERSION
@@ -95,6 +98,7 @@ class CodaConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}")
         self._check_embedding()
+        self._check_parts()
         for name, low, high in _WHOLE_NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -145,6 +149,19 @@ class CodaConfig:
             what = "several poolings" if len(poolings) > 1 else f"a {modules[0].kind}"
             raise ConfigError(f"{self.task} has no place for {what} between the encoder and its head")
 
+    def _check_parts(self) -> None:
+        object.__setattr__(self, "parts", LearnedParts.of(self.parts))
+        head = self.parts.head
+        if head is not None and not self.task.endswith("classification"):
+            raise ConfigError(f"{self.task} has no place for a head: leave the head of parts out")
+        if head is not None and head.pooler and (self.task, self.pooling) != ("sequence-classification", "first"):
+            raise ConfigError("the pooler of a head reads the first token of a text: it is for sequence-classification")
+
+    @property
+    def backbone_task(self) -> str:
+        """What the backbone is loaded for: without a head of its own where parts bring one."""
+        return self.task if self.parts.head is None else "feature-extraction"
+
     @property
     def poolings(self) -> tuple[str, ...]:
         """Pooling as several: an embedding is one behind the other."""
@@ -186,6 +203,9 @@ class CodaConfig:
         plain["reduction"] = [str(x) for x in r] if isinstance(r, tuple) else str(r)
         plain["pooling"] = self.pooling if isinstance(self.pooling, str) else list(self.poolings)
         plain["modules"] = [asdict(module) for module in self.modules]
+        plain["parts"] = self.parts.to_dict()
+        if self.parts == NO_PARTS:  # as most models are, and earlier checkpoints
+            del plain["parts"]
         plain["routed_layers"] = None if self.routed_layers is None else list(self.routed_layers)
         return plain
 

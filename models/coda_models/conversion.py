@@ -6,6 +6,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from coda_models.architectures import take_apart
+from coda_models.build_parts import add_parts
 from coda_models.config import CodaConfig, Reduction
 from coda_models.digest import tensor_digest
 from coda_models.errors import UnsupportedModelError
@@ -19,21 +20,21 @@ from coda_ops.route import Schedule
 
 
 def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
-    """Put a router and an adapter beside every layer of a pretrained encoder.
+    """Put a router and an adapter beside every layer of a pretrained encoder, and ``config.parts`` in their places.
 
     The model's own modules are reused, not copied. Adapters start at zero and routers at random, so that at r = 1
-    the result computes what the model did.
+    the result computes what the model did; so do bottlenecks inside of layers. Prompts and prefixes are zeros.
 
     Args:
-        model: a Hugging Face encoder whose head fits ``config.task``.
+        model: a Hugging Face encoder for ``config.backbone_task``.
         config: a ``backbone_sha256`` in it is checked against the model; an empty one is filled in.
 
     Raises:
-        UnsupportedModelError: the architecture has no routed form, or the model no layers.
+        UnsupportedModelError: the architecture has no routed form or no place for a part, or the model no layers.
         ConfigError: the configuration speaks of layers that the model does not have.
         OptionError: the model is another one than ``config.backbone_sha256`` says.
     """
-    parts = take_apart(model, config.task)
+    parts = take_apart(model, config.backbone_task)
     if not parts.blocks:
         raise UnsupportedModelError(f"this {model.config.model_type} model has no layers, so there is nothing to route")
     reductions = config.layer_reductions(len(parts.blocks))
@@ -77,6 +78,7 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
             wanted=config.backbone_sha256[:12],
         )
     converted.coda_config = replace(config, backbone_sha256=digest)
+    add_parts(converted, config.parts, getattr(model.base_model, "pooler", None))
     converted.freeze_backbone()
     return converted.eval()
 
@@ -127,7 +129,7 @@ def _low_rank(config: CodaConfig, width: int, routed: bool) -> tuple[LowRank | N
 
 
 def backbone_digest(model: CodaModel) -> str:
-    """SHA-256 of the encoder's own tensors: embeddings, blocks, final norm and position bias, no head."""
+    """SHA-256 of the tensors of an encoder without parts: embeddings, blocks, final norm and position bias, no head."""
     own = ("embeddings.", "relative_bias.", "final_norm.")
     return tensor_digest(
         {name: tensor for name, tensor in model.state_dict().items() if name.startswith(own) or ".block." in name}

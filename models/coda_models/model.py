@@ -21,6 +21,11 @@ from coda_models.ood import OodDetector
 from coda_models.sentence import build_modules, pool
 from coda_targets.signature import Signature
 
+_LEARNED = (  # parts of names
+    *("adapter", "router", "stand_in", "key_value"),
+    *("after_attention", "after_feed_forward", "prefix_key", "prefix_value", "prompt", "invertible"),
+)
+
 
 @dataclass
 class CodaOutput(ModelOutput):  # type: ignore[misc]  # transformers ships no types here
@@ -80,7 +85,7 @@ class CodaModel(nn.Module):
         self.after_pooling = build_modules(config.modules, int(hf_config.hidden_size) * len(config.poolings))
         self.ood: OodDetector | None = None
         self.signature = signature
-        self.prompt_tokens = 0  # in front of every sequence, put there by the embeddings
+        self.prompt_tokens = 0  # in front of every sequence, put there by the embeddings (``build_parts``)
         self._checkpointing: dict[str, Any] | None = None
 
     @property
@@ -261,13 +266,13 @@ class CodaModel(nn.Module):
 
     def trainable_names(self) -> list[str]:
         """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5), what stands for
-        layers, and for embeddings what follows pooling."""
+        layers, for embeddings what follows pooling, and the parts that other libraries have learned."""
         norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
         return [
             name
             for name, _ in self.named_parameters()
             if name.startswith(("head.", "after_pooling."))
-            or any(f".{part}." in name for part in ("adapter", "router", "stand_in", "key_value"))
+            or any(f".{part}." in f"{name}." for part in _LEARNED)
             or any(name.startswith(norm) for norm in norms)
         ]
 

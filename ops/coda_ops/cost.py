@@ -15,6 +15,7 @@ def multiply_adds(
     bottleneck: int,
     stand_in: int = 0,
     key_value_rank: int = 0,
+    prefix: int = 0,
 ) -> int:
     """Of one layer for one sequence of valid tokens; norms and activations are not counted.
 
@@ -24,15 +25,17 @@ def multiply_adds(
         bottleneck: of the adapter; 0 for none.
         stand_in: rank of the stand-in, beside which an adapter is for routed tokens alone; 0 for none.
         key_value_rank: of the keys and values of tokens that are not routed in k_to_all; 0 for exact ones.
+        prefix: learned tokens, as keys and values, that every computed token attends to as well.
     """
     n, d, f = tokens, width, feed_forward
     heavy = 4 * d * d + 2 * d * f  # attention projections and feed-forward, for one token
     adapter = 2 * d * bottleneck
     if reduction == 1:
-        return n * (heavy + adapter) + 2 * n * n * d
+        return n * (heavy + adapter) + 2 * n * (n + prefix) * d
     k = slot_count(n, reduction)
     light = n * 2 * d * stand_in + k * adapter if stand_in else n * adapter
     router = n * d
+    light += 2 * k * prefix * d
     if attention == "k_to_k":
         return k * heavy + 2 * k * k * d + light + router
     if key_value_rank:

@@ -34,6 +34,7 @@ GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+_MOST_PROMPT = 65536  # learned tokens
 _MOST_THREADS = 1024
 _REMEDY = "compile the model again"
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
@@ -58,9 +59,11 @@ class LayerInfo:
         reduction: r as a ratio in text; ``"1"`` for a dense layer.
         attention: ``k_to_k`` or ``k_to_all``.
         bottleneck: width of the adapter, of several together, 0 for none.
-        slots: K at the longest input.
+        slots: K at the longest input, learned tokens in front among its tokens.
         stand_in: rank of the stand-in, for tokens that are not routed; 0 for none.
         key_value_rank: of their keys and values in k_to_all; 0 for exact ones.
+        prefix: learned tokens, as keys and values, that every computed token attends to as well.
+        prompt: learned tokens in front of every sequence.
     """
 
     reduction: str
@@ -69,6 +72,8 @@ class LayerInfo:
     slots: int
     stand_in: int = added(0)
     key_value_rank: int = added(0)
+    prefix: int = added(0)
+    prompt: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -298,7 +303,7 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         "minimum_onnxruntime": all(_RELEASE.fullmatch(variant.minimum_onnxruntime) for variant in manifest.variants),
         "session": all(_opens(variant.session) for variant in manifest.variants),
         "layers": known == bool(manifest.coda_config)
-        and all(_RATIO.fullmatch(layer.reduction) for layer in manifest.layers),
+        and all(_RATIO.fullmatch(one.reduction) and 0 <= one.prompt <= _MOST_PROMPT for one in manifest.layers),
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
         "logits": _means(manifest.labels, manifest.logits),

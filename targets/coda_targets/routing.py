@@ -16,6 +16,7 @@ from coda_ops.catalogue import find_operator
 from coda_ops.files import private_folder
 from coda_targets.bundle import Bundle
 from coda_targets.errors import BundleError, TargetError
+from coda_targets.manifest import Manifest
 from coda_targets.runtimes import Runtime
 from coda_targets.runtimes.session import open_session, run_session
 from coda_targets.signature import Arrays
@@ -49,6 +50,24 @@ class Decision:
     def selected(self, example: int) -> list[int]:
         """Positions that one example routes, ascending."""
         return [int(i) for i in self.indices[example][self.used[example]]]
+
+
+def prompt_tokens(manifest: Manifest) -> int:
+    """Learned tokens in front of every sequence of a bundle."""
+    return manifest.layers[0].prompt if manifest.layers else 0
+
+
+def valid_in_layers(mask: NDArray[np.bool_], prompt: int) -> NDArray[np.bool_]:
+    """Where the tokens that layers see are valid: learned ones stand in front of a sequence's own.
+
+    Args:
+        mask: [batch, tokens], of the sequences.
+        prompt: how many learned ones.
+
+    Returns:
+        [batch, prompt + tokens].
+    """
+    return np.pad(mask, ((0, 0), (prompt, 0)), constant_values=True)
 
 
 class RoutingProbe:

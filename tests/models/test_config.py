@@ -9,6 +9,7 @@ import pytest
 
 from coda_models.config import CodaConfig, parse_reduction
 from coda_models.errors import ConfigError
+from coda_models.learned_parts import LearnedParts
 
 
 def refusal(**fields):
@@ -119,7 +120,9 @@ def test_round_trip_through_json(config):
 
 
 def test_every_field_is_saved():
-    assert set(CodaConfig().to_dict()) == {field.name for field in dataclasses.fields(CodaConfig)}
+    assert set(CodaConfig(parts=LearnedParts(prompt=1)).to_dict()) == {
+        field.name for field in dataclasses.fields(CodaConfig)
+    }
 
 
 def test_layer_reductions():

@@ -170,9 +170,11 @@ def layer_infos(model: CodaModel, tokens: int) -> tuple[LayerInfo, ...]:
             str(layer.reduction),
             layer.attention,
             layer.block.light_width + (0 if layer.adapter is None else config.bottleneck),
-            layer.slots(tokens),
+            layer.slots(tokens + model.prompt_tokens),
             config.stand_in if layer.reduction != 1 else 0,
             config.key_value_rank if layer.reduction != 1 else 0,
+            layer.block.attention.prefix,
+            model.prompt_tokens,
         )
         for layer in model.coda_layers()
     )

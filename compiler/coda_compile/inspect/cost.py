@@ -8,9 +8,9 @@ from coda_targets.manifest import LayerInfo, Manifest
 
 
 def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward: int) -> int:
-    """Multiply-adds of one layer for one sequence of valid tokens."""
+    """Multiply-adds of one layer for one sequence of valid tokens, learned ones in front of them not counted."""
     return cost.multiply_adds(
-        tokens,
+        tokens + layer.prompt,
         Fraction(layer.reduction),
         attention=layer.attention,
         width=width,
@@ -18,6 +18,7 @@ def layer_multiply_adds(layer: LayerInfo, tokens: int, width: int, feed_forward:
         bottleneck=layer.bottleneck,
         stand_in=layer.stand_in,
         key_value_rank=layer.key_value_rank,
+        prefix=layer.prefix,
     )
 
 

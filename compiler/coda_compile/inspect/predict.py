@@ -9,7 +9,7 @@ from coda_targets import Bundle
 from coda_targets.errors import InputError
 from coda_targets.modalities import open_codec
 from coda_targets.modalities.text import TEXT, Text
-from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.routing import Decision, RoutingProbe, prompt_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -48,6 +48,7 @@ def predict(
         raise InputError(f"{bundle.folder} takes {modality}, and routing is shown in words of text: leave it out")
     codec = open_codec(bundle, task)
     probe = RoutingProbe.of(bundle) if routing else None
+    prompt = prompt_tokens(bundle.manifest)
     remaining = iter(texts)
     while chunk := list(islice(remaining, batch)):
         encoded = codec.encode(chunk)
@@ -58,11 +59,12 @@ def predict(
             outputs, decisions = probe.run(bundle.prepare(encoded.inputs), bundle.adapter(task))
         records = codec.decode(outputs, encoded, raw=raw)
         for i, (text, record) in enumerate(zip(chunk, records, strict=True)):
-            yield text, record, routed_words(text, encoded.encodings[i], decisions, i) if routing else None
+            routed = routed_words(text, encoded.encodings[i], decisions, i, prompt) if routing else None
+            yield text, record, routed
 
 
-def routed_words(text: Text, encoding: "Encoding", decisions: list[Decision], example: int) -> RoutedWords:
-    """Map routed token positions back to the words of a text, or of both of a pair."""
+def routed_words(text: Text, encoding: "Encoding", decisions: list[Decision], example: int, prompt: int) -> RoutedWords:
+    """Map routed token positions, behind a prompt of some tokens, back to the words of a text, or of both of a pair."""
     words = list(zip(encoding.sequence_ids, encoding.word_ids, strict=True))  # numbered in each text by itself
     spans: dict[tuple[int, int], tuple[int, int]] = {}
     for word, (start, end) in zip(words, encoding.offsets, strict=True):
@@ -71,7 +73,7 @@ def routed_words(text: Text, encoding: "Encoding", decisions: list[Decision], ex
             spans[word] = (min(first, start), max(last, end))
     layers = []
     for decision in decisions:
-        heavy = {words[position] for position in decision.selected(example)}
+        heavy = {words[i - prompt] for i in decision.selected(example) if i >= prompt}
         layers.append((decision.layer, [word in heavy for word in spans]))
     texts = (text,) if isinstance(text, str) else text
     return RoutedWords([texts[which][start:end] for (which, _), (start, end) in spans.items()], layers)

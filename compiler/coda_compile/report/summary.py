@@ -146,7 +146,9 @@ def cards(
     if routed:
         fewest, most = (pick(layer.slots for layer in routed) for pick in (min, max))
         slots = f"{most}" if fewest == most else f"{fewest} to {most}"
-        shown.append(Card(f"{unit} routed", f"{slots} of {n}", f"in {len(routed)} of {len(manifest.layers)} layers"))
+        among = n + routed[0].prompt
+        note = f"in {len(routed)} of {len(manifest.layers)} layers"
+        shown.append(Card(f"{unit} routed", f"{slots} of {among}", note))
     if manifest.fidelity is not None:
         for figure in manifest.fidelity.figures[:2]:
             dense = "" if figure.dense is None else f"dense {number(figure.name, figure.dense)}, "

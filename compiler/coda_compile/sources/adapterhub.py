@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from coda_compile.errors import OptionError
 from coda_compile.sources import ADAPTER_CONFIG
 from coda_compile.sources import ADAPTER_SETUP as SETUP
-from coda_compile.sources.adapterhub_heads import HEADS, activate_head, add_head, read_settings
+from coda_compile.sources.adapterhub_heads import HEADS, activate_head, fill_head, head_form, read_settings, set_classes
+from coda_compile.sources.adapterhub_parts import fill_invertible, fill_layer, invertible_form, layer_parts
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
 from coda_compile.sources.torch_model import TorchModel
@@ -24,8 +24,7 @@ from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
-from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, Placement, scaled
-from coda_models.layers.layer import PostNormBlock
+from coda_models.learned_parts import LearnedParts
 from coda_models.model import CodaModel
 from coda_ops.errors import first_line
 
@@ -203,31 +202,26 @@ def _converted(
         _merge(library, name)
     own = library.base_model.state_dict()
     plain.load_state_dict({name: own[name] for name in plain.state_dict()})
-    settings = {"task": "feature-extraction", "pooling": "first"} if sentence is None else sentence.settings
-    model = convert(plain, CodaConfig(reduction=1, bottleneck=0, **settings))
+    base = library.base_model
+    layers = [theirs for _, theirs in base.iter_layers()]
+    parts = LearnedParts(
+        layers=[layer_parts(base, theirs, names) for theirs in layers],
+        invertible=invertible_form(base, names),
+        head=None if head is None else head_form(head),
+    )
+    settings: dict[str, Any] = {"task": "feature-extraction", "pooling": "first"}
     if head is not None:
-        add_head(model, plain, head, place)
-    for (i, theirs), layer in zip(library.base_model.iter_layers(), model.coda_layers(), strict=True):
-        _add_bottlenecks(theirs, layer.block, names)
-        _add_prefix(library.base_model, i, theirs, layer.block, names)
-    invertible = getattr(library.base_model, "invertible_adapters", {})
-    if names[0] in invertible:  # the library, too, looks at no other
-        model.embeddings = _Transformed(model.embeddings, invertible[names[0]])
-    model.freeze_backbone()
-    return model.eval()
-
-
-class _Transformed(nn.Module):
-    """Embeddings that go through an invertible adapter (Pfeiffer et al. 2020)."""
-
-    def __init__(self, embeddings: nn.Module, adapter: nn.Module) -> None:
-        super().__init__()
-        self.embeddings, self.adapter = embeddings, adapter
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """[batch, tokens] each -> [batch, tokens, width]."""
-        embedded: Tensor = self.adapter(self.embeddings(**inputs))
-        return embedded
+        settings["task"] = HEADS[head.config["head_type"]]
+        set_classes(plain.config, head, place)
+    elif sentence is not None:
+        settings = sentence.settings
+    model = convert(plain, CodaConfig(reduction=1, bottleneck=0, parts=parts, **settings))
+    for theirs, layer in zip(layers, model.coda_layers(), strict=True):
+        fill_layer(base, theirs, layer.block, names)
+    fill_invertible(model, base, names)
+    if head is not None:
+        fill_head(model, head)
+    return model
 
 
 def _merge(library: Any, name: str) -> None:
@@ -253,57 +247,3 @@ def _merge(library: Any, name: str) -> None:
             weight.copy_((weight + added) * factor.unsqueeze(1))
             if layer.bias is not None:
                 layer.bias.mul_(factor)
-
-
-def _add_bottlenecks(theirs: nn.Module, block: Any, names: list[str]) -> None:
-    """The bottlenecks of one layer; one that has none of these adapters keeps no trace of them."""
-    from adapters.methods.bottleneck import BottleneckLayer
-
-    places = {"mh_adapter": "after_attention", "output_adapter": "after_feed_forward"}
-    for module in theirs.modules():
-        if isinstance(module, BottleneckLayer) and module.location_key in places:
-            stack = [_bottleneck(module.adapters[name]) for name in names if name in module.adapters]
-            if stack:
-                assert isinstance(block, PostNormBlock)  # the library knows no other of our families
-                setattr(block, places[module.location_key], Bottlenecks(stack))
-
-
-def _bottleneck(theirs: Any) -> Bottleneck:
-    """An adapter of the library's as one of ours, its scale folded into its weights."""
-    from adapters.methods.modeling import ParallelAdapter
-
-    added = {True: "before", "post_add": "added"}
-    placement = Placement(
-        parallel=isinstance(theirs, ParallelAdapter),
-        joined=bool(theirs.original_ln_before),
-        closes=bool(theirs.original_ln_after),
-        residual=added.get(theirs.residual_before_ln, "normed"),
-        residual_first=bool(theirs.adapter_residual_before_ln),
-    )
-    down = next(module for module in theirs.adapter_down if isinstance(module, nn.Linear))
-    activation = theirs.non_linearity.f
-    return Bottleneck(
-        down,
-        nn.ReLU() if activation is nn.functional.relu or isinstance(activation, nn.ReLU) else activation,
-        scaled(theirs.adapter_up, theirs.scaling),
-        placement,
-        norm_before=theirs.adapter_norm_before if theirs.add_layer_norm_before else None,
-        norm_after=theirs.adapter_norm_after if theirs.add_layer_norm_after else None,
-    )
-
-
-def _add_prefix(base_model: Any, index: int, theirs: nn.Module, block: Any, names: list[str]) -> None:
-    """Keys and values that a layer's prefixes come to, without the network that made them."""
-    from adapters.methods.prefix_tuning import PrefixTuningLayer
-
-    found = [module for module in theirs.modules() if isinstance(module, PrefixTuningLayer)]
-    pairs = []
-    for module in found:
-        for name in names:
-            if name in module.prefixes:
-                with torch.no_grad():
-                    by_place = base_model.prefix_tuning.prefix_tunings[name](1)
-                pairs.append(by_place[module.location_key][module.prefixes[name]].squeeze(1))
-    if pairs:
-        key, value = torch.cat([pair.detach() for pair in pairs], dim=2)
-        block.attention.set_prefix(key.contiguous(), value.contiguous())

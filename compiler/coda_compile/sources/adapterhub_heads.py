@@ -1,15 +1,15 @@
 """Prediction heads of the ``adapters`` library, and what they say of their classes."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.classes import forget_cross_encoder, name_classes, take_beside
-from coda_models.architectures import FirstToken
 from coda_models.errors import CheckpointError, UnsupportedModelError
+from coda_models.learned_parts import HeadForm
 from coda_models.model import CodaModel
 from coda_ops.errors import first_line
 from coda_ops.foreign_json import read_json
@@ -63,18 +63,42 @@ def activate_head(library: Any, folder: Path, last: Path) -> Path:
     return place
 
 
-def add_head(model: CodaModel, plain: Any, head: Any, place: Path) -> None:
-    """A prediction head of the library's in the place of ours, with what is said of its classes.
+def head_form(head: Any) -> HeadForm:
+    """A prediction head of the library's, described."""
+    about = head.config
+    return HeadForm(
+        layers=about["layers"],
+        activation=(about["activation_function"] or "linear").lower(),
+        pooler=bool(about.get("use_pooler")),
+        bias=about.get("bias", True),
+        dropout=max((one.p for one in head.children() if isinstance(one, nn.Dropout)), default=0.0),
+    )
+
+
+@torch.no_grad()
+def fill_head(model: CodaModel, head: Any) -> None:
+    """Give a head that was built of ``head_form`` the weights of the library's."""
+    assert isinstance(model.head, nn.Sequential)
+    theirs = [getattr(one, "f", one) for one in head.children() if one.state_dict()]  # f is an activation
+    own = [one for one in model.head if one.state_dict()][-len(theirs) :]  # the pooler has its weights
+    for one, other in zip(own, theirs, strict=True):
+        one.load_state_dict(other.state_dict())
+
+
+def set_classes(config: Any, head: Any, place: Path) -> None:
+    """Let a configuration say what a head tells apart, in place.
 
     A head of the library's own says what it is for; that of a plain classifier leaves that to its configuration.
+
+    Args:
+        config: of the base model.
+        place: the folder that the head was saved in.
+
+    Raises:
+        CheckpointError: it does not name each of its classes once.
+        CompileError: as ``take_beside`` says.
     """
-    kind = head.config["head_type"]
-    first: list[nn.Module] = []
-    if HEADS[kind] == "sequence-classification":
-        first = [plain.pooler if head.config.get("use_pooler") else FirstToken()]
-    model.head = nn.Sequential(*first, *head.children())
-    model.coda_config = replace(model.coda_config, task=HEADS[kind])
-    config, number = model.hf_config, int(head.config["num_labels"])
+    kind, number = head.config["head_type"], int(head.config["num_labels"])
     if (place / _HEAD_CONFIG).is_file() and read_settings(place / _HEAD_CONFIG).get("config") is not None:
         config.problem_type = _problem_type(kind, number)
         forget_cross_encoder(config)

@@ -1,6 +1,7 @@
 """PEFT folders: changed weights are merged, prefixes and prompts become constants."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from coda_compile.sources.tensors import read_tensors
 from coda_compile.sources.torch_model import TorchModel
 from coda_models.architectures import signature_of
 from coda_models.backbone import folder_of, load_backbone, load_tokenizer
+from coda_models.build_parts import fill_prefix, fill_prompt
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
-from coda_models.layers.prompts import add_prefix, add_prompt
+from coda_models.learned_parts import LayerParts, LearnedParts
 from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, first_line
 
@@ -150,15 +152,17 @@ def _converted(
         model = convert(adapted.merge_and_unload(), config)
     else:
         _unwrap(pretrained)
-        model = convert(pretrained, config)
+        tokens, layers = len(prompt), int(pretrained.config.num_hidden_layers)
+        parts = LearnedParts(prompt=tokens, token_types=not untyped)
+        if method not in PROMPTS:
+            prefixes = [LayerParts(prefix=tokens)] * layers
+            parts = LearnedParts(offset=tokens, token_types=not untyped, layers=prefixes)
+        model = convert(pretrained, replace(config, parts=parts))
         if method in PROMPTS:
-            add_prompt(model, prompt)
+            fill_prompt(model, prompt)
         else:
-            heads = int(pretrained.config.num_attention_heads)
-            by_layer = prompt.view(len(prompt), len(model.layers), 2, heads, -1)
-            add_prefix(model, by_layer.permute(1, 2, 3, 0, 4).contiguous())
-    if untyped:
-        model.signature = model.signature.without("types")
+            by_layer = prompt.view(tokens, layers, 2, int(pretrained.config.num_attention_heads), -1)
+            fill_prefix(model, by_layer.permute(1, 2, 3, 0, 4))
     check_same(model, inputs, wanted, "PEFT")
     return model
 

@@ -29,6 +29,7 @@ from coda_compile.verify import against_torch
 from coda_compile.verify.cases import kept_case
 from coda_compile.verify.on_target import Verified, verify_on_target
 from coda_compile.verify.reference_vectors import ReferenceVectors
+from coda_compile.verify.replay import valid_tokens
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
 from coda_targets.fidelity import Fidelity
@@ -144,7 +145,7 @@ class TorchModel(Compilable):
         case = kept_case(self.model.signature)
         outputs, decisions, routed = against_torch.expected(self.model, path, case, backend, swapped)
         tolerances = against_torch.elsewhere(self.model, case, precision.elsewhere)
-        mask = self.model.signature.mask(case.inputs)
+        mask = valid_tokens(self.model, case)
         return Verified(parity, ReferenceVectors(case.inputs, mask, outputs, decisions, routed, tolerances))
 
     def describe(self) -> Described:

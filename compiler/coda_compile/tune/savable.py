@@ -17,26 +17,9 @@ def check_savable(model: CodaModel, kind: str) -> None:
         UnsupportedModelError: names the part, and says what to do.
         CompileError: a copy from a checkpoint computes something else.
     """
-    if part := _part(model):
-        raise UnsupportedModelError(
-            f"this {kind} has {part}, which a checkpoint has no place for: compile it as it is, or train LoRA, which "
-            "is merged into the weights"
-        )
     try:
         copy = rebuilt(model)
     except CheckpointError as error:
-        raise UnsupportedModelError(
-            f"this {kind} cannot be routed, {error}: compile it as it is, or give it a head of transformers' own"
-        ) from error
+        raise UnsupportedModelError(f"this {kind} cannot be routed, {error}: compile it as it is") from error
     inputs = few_tokens(model.signature)
     check_same(copy, inputs, answers(model, inputs), "its original")
-
-
-def _part(model: CodaModel) -> str:
-    """Learned beside the backbone, in words; empty where there is none."""
-    layers = list(model.coda_layers())
-    if model.prompt_tokens:
-        return f"a prompt of {model.prompt_tokens} learned tokens"
-    if any(layer.block.attention.prefix_key is not None for layer in layers):
-        return "prefixes in its layers"
-    return "bottlenecks inside of its layers" if any(layer.block.light_width for layer in layers) else ""

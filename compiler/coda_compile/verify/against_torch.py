@@ -26,6 +26,7 @@ from coda_compile.verify.replay import (
     replay,
     replayed_products,
     tensor_of,
+    valid_tokens,
 )
 from coda_models.model import CodaModel
 from coda_ops.route import route, soft_top_k
@@ -70,7 +71,7 @@ def verify(
             del probe
             decided = RoutingProbe(path, backend.runtime, threads=1, products=True, decided=True)
             first = Case(f"{case.name}, the first token routed in every layer", case.inputs)
-            results.append(compared.case(decided, first, through_first(routed, signature.mask(first.inputs))))
+            results.append(compared.case(decided, first, through_first(routed, valid_tokens(model, first))))
     return results
 
 
@@ -91,12 +92,11 @@ class _Compared:
     @cached_property
     def _broad(self) -> dict[str, float]:
         """How far torch's float32 is from float64 over many tokens."""
-        signature = self.model.signature
-        case = max(cases(signature), key=lambda one: signature.mask(one.inputs).sum())
+        case = max(cases(self.model.signature), key=lambda one: valid_tokens(self.model, one).sum())
         _, decisions = reference(self.model, case)
         assert self._wide is not None
         narrow, wide = (Replayed(*replay(one, case, decisions)) for one in (self.model, self._wide))
-        return narrow.distance(wide, signature.mask(case.inputs))
+        return narrow.distance(wide, valid_tokens(self.model, case))
 
     def case(self, probe: RoutingProbe, case: Case, decided: Sequence[Decision] = ()) -> CaseParity:
         """Run one input on both sides, and compare.
@@ -106,7 +106,7 @@ class _Compared:
         """
         expected: Arrays = {}
         outputs: Arrays = {}
-        mask = self.model.signature.mask(case.inputs)
+        mask = valid_tokens(self.model, case)
         try:
             outputs, decisions = probe.run(case.inputs, self.adapter, decided)
             comparison = Comparison(case.name, mask, self.tolerances, replayed=True)
@@ -179,9 +179,9 @@ def expected(
     """
     with computed_as(model, backend.linears_as_written()):
         outputs, decisions = reference(model, case)
-        first = through_first(decisions, model.signature.mask(case.inputs))
+        first = through_first(decisions, valid_tokens(model, case))
         routed = replay(model, case, first)[0] if decisions else {}
-    mask = model.signature.mask(case.inputs)
+    mask = valid_tokens(model, case)
     return _with_own_padding(outputs, path, case, mask, backend, adapter), decisions, routed
 
 
@@ -197,7 +197,7 @@ def elsewhere(model: CodaModel, case: Case, usual: Tolerances) -> Tolerances:
     if wide is None:
         return usual
     (outputs, decisions), (exact, others) = reference(model, case), reference(wide, case)
-    mask = model.signature.mask(case.inputs)
+    mask = valid_tokens(model, case)
     alike = np.ones(len(mask), bool)
     scores = 0.0
     for one, other in zip(decisions, others, strict=True):

@@ -22,7 +22,7 @@ from coda_ops.records import read_record, record_json
 from coda_targets import Bundle, BundleError
 from coda_targets.bundle import Arrays
 from coda_targets.manifest import MODEL, PART, VariantInfo
-from coda_targets.routing import Decision, RoutingProbe
+from coda_targets.routing import Decision, RoutingProbe, prompt_tokens, valid_in_layers
 from coda_targets.signature import Signature
 
 DATA_SET = "test_data_set_0"
@@ -61,7 +61,7 @@ class ReferenceVectors:
 
     Attributes:
         inputs, outputs: by name.
-        mask: [batch, length], where the input is valid.
+        mask: [batch, tokens], where the tokens that layers see are valid.
         decisions: of every routed layer.
         routed: outputs where decisions are those of ``through_first``.
         tolerances: what counts as arithmetic error.
@@ -132,12 +132,13 @@ class Expected:
     routing: dict[int, tuple[NDArray[np.float32], list[list[int]]]]
 
 
-def read(place: Path, signature: Signature, task: str = "") -> tuple[Arrays, Expected]:
+def read(place: Path, signature: Signature, task: str = "", *, prompt: int = 0) -> tuple[Arrays, Expected]:
     """Inputs, and what is expected of them.
 
     Args:
         place: see ``place_of``.
         signature: of the bundle.
+        prompt: learned tokens in front of every sequence.
 
     Raises:
         BundleError: absent or damaged.
@@ -151,7 +152,7 @@ def read(place: Path, signature: Signature, task: str = "") -> tuple[Arrays, Exp
         tolerances = known.tolerances
         if not all(0 <= value <= _MOST_ALLOWED for value in asdict(tolerances).values()):
             raise ValueError("their tolerances would prove nothing")
-        mask = signature.mask(inputs)
+        mask = valid_in_layers(signature.mask(inputs), prompt)
         routing = {one.layer: _routing(one, mask) for one in known.routing}
     except Exception as error:  # protobuf's DecodeError shares no public base class across its versions
         raise BundleError(f"the test data of {place} are damaged: {first_line(error)}; compile it again") from None
@@ -210,11 +211,12 @@ def verify_outputs(bundle: Bundle, task: str | None = None) -> CaseParity:
     first = not bundle.tasks or task in (None, bundle.tasks[0])
     place = place_of(bundle.folder, bundle.variant)
     with bundle.reading():
-        inputs, expected = read(place, signature, "" if first or task is None else task)
+        prompt = prompt_tokens(bundle.manifest)
+        inputs, expected = read(place, signature, "" if first or task is None else task, prompt=prompt)
     outputs, decisions = RoutingProbe.of(bundle).run(bundle.prepare(inputs), bundle.adapter(task))
-    mask = signature.mask(inputs)
-    batch, tokens = mask.shape
-    name = f"test data, {batch} x {tokens} {signature.unit}"
+    mask = valid_in_layers(signature.mask(inputs), prompt)
+    batch, length = signature.shape(inputs)
+    name = f"test data, {batch} x {length} {signature.unit}"
     comparison = Comparison(name, mask, expected.tolerances, replayed=False)
     if set(expected.routing) != {decision.layer for decision in decisions}:
         raise BundleError(f"{bundle.folder} records routing of other layers than its model has: compile it again")
@@ -226,7 +228,8 @@ def verify_outputs(bundle: Bundle, task: str | None = None) -> CaseParity:
     result = comparison.outputs(expected.outputs, outputs)
     if decisions:
         given = [
-            selecting(one.layer, expected.routing[one.layer][1], one.indices.shape[1], tokens) for one in decisions
+            selecting(one.layer, expected.routing[one.layer][1], one.indices.shape[1], mask.shape[1])
+            for one in decisions
         ]
         probe = RoutingProbe.of(bundle, decided=True)
         routed, _ = probe.run(bundle.prepare(inputs), bundle.adapter(task), through_first(given, mask))

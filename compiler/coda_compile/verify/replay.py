@@ -17,7 +17,7 @@ from coda_compile.verify.cases import Case
 from coda_compile.verify.parity import Comparison
 from coda_models.model import CodaModel, CodaOutput
 from coda_targets.bundle import Arrays
-from coda_targets.routing import Decision
+from coda_targets.routing import Decision, valid_in_layers
 
 TIMES = 4.0  # as far from float64 as torch's float32 may a compiled model be
 
@@ -38,6 +38,11 @@ def inputs_of(model: CodaModel, case: Case) -> dict[str, Tensor]:
     floats = next(model.parameters()).dtype
     tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     return {name: x.to(floats) if x.is_floating_point() else x for name, x in tensors.items()}
+
+
+def valid_tokens(model: CodaModel, case: Case) -> NDArray[np.bool_]:
+    """Where tokens are no padding, learned ones in front among them. [batch, tokens]"""
+    return valid_in_layers(model.signature.mask(case.inputs), model.prompt_tokens)
 
 
 def outputs_of(model: CodaModel, output: CodaOutput) -> Arrays:
@@ -92,7 +97,7 @@ def referee(
         broad: see ``Replayed.distance``; of many tokens, as a few may be right by luck.
     """
     exact = Replayed(*replay(wide, case, decisions))
-    own = Replayed(*replay(model, case, decisions)).distance(exact, model.signature.mask(case.inputs))
+    own = Replayed(*replay(model, case, decisions)).distance(exact, valid_tokens(model, case))
     return replace(exact, more={name: TIMES * max(value, broad[name]) for name, value in own.items()})
 
 

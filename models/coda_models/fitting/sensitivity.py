@@ -179,7 +179,7 @@ class _Dense:
     """States of all texts in front of one layer of a model at r = 1, and answers to some of the texts.
 
     Attributes:
-        lengths: how many texts have how many tokens.
+        lengths: how many texts have how many tokens, learned ones in front not counted.
     """
 
     def __init__(self, model: CodaModel, walk: Walk, states: States, texts: int) -> None:
@@ -189,7 +189,7 @@ class _Dense:
             self._like, mask, _ = model.embed(inputs)
             states.keep("mask", i, mask)
             states.keep("layer 0", i, self._like)
-            self.lengths.update(mask.sum(1).tolist())
+            self.lengths.update((mask.sum(1) - model.prompt_tokens).tolist())
         self._batches = len(walk)
         drawn = min(self._batches, ceil(self._batches * texts / self.lengths.total()))
         self._drawn = [(2 * i + 1) * self._batches // (2 * drawn) for i in range(drawn)]

@@ -64,14 +64,27 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = query, key, value, out
         self.heads = heads
         self.dropout = dropout
-        self.prefix_key: Tensor | None
-        self.prefix_value: Tensor | None
-        self.register_buffer("prefix_key", None)
-        self.register_buffer("prefix_value", None)
+        self.prefix_key: nn.Parameter | None
+        self.prefix_value: nn.Parameter | None
+        self.register_parameter("prefix_key", None)
+        self.register_parameter("prefix_value", None)
 
-    def set_prefix(self, key: Tensor, value: Tensor) -> None:
-        """Learned keys and values that every query attends to as well. [heads, prefix, head width] each"""
-        self.prefix_key, self.prefix_value = (x.transpose(0, 1).flatten(1) for x in (key, value))  # [prefix, width]
+    def add_prefix(self, tokens: int) -> None:
+        """Let every query attend to learned keys and values as well, [tokens, width] each, zeros at first."""
+        width = self.key.out_features
+        self.prefix_key, self.prefix_value = (nn.Parameter(torch.zeros(tokens, width)) for _ in range(2))
+
+    @torch.no_grad()
+    def fill_prefix(self, key: Tensor, value: Tensor) -> None:
+        """Give the learned keys and values their values. [heads, tokens, head width] each"""
+        for own, given in ((self.prefix_key, key), (self.prefix_value, value)):
+            assert own is not None
+            own.copy_(given.transpose(0, 1).flatten(1))
+
+    @property
+    def prefix(self) -> int:
+        """Learned tokens that every query attends to as well."""
+        return 0 if self.prefix_key is None else len(self.prefix_key)
 
     def _split(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape

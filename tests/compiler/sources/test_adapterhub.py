@@ -95,7 +95,10 @@ def test_what_is_compiled_computes_what_the_library_does(tmp_path: Path, config:
         seen = Bundle(bundle.folder, threads=1).run(inputs)["logits"]
         np.testing.assert_allclose(seen, answers(eager, ids, mask).numpy(), atol=1e-5, rtol=1e-5)
     assert bundle.manifest.layers[0].bottleneck == 8
-    assert dense_multiply_adds(bundle.manifest, 10) == 2 * (10 * (4 * 32**2 + 2 * 32 * 48 + 2 * 32 * 8) + 2 * 100 * 32)
+    prefix = {"Houlsby": 0, "prefix and parallel": 3}[config]
+    assert [layer.prefix for layer in bundle.manifest.layers] == [prefix] * 2
+    by_token = 4 * 32**2 + 2 * 32 * 48 + 2 * 32 * 8
+    assert dense_multiply_adds(bundle.manifest, 10) == 2 * (10 * by_token + 2 * 10 * (10 + prefix) * 32)
 
 
 def test_layers_left_out_have_no_trace(tmp_path: Path):
@@ -256,6 +259,6 @@ def test_damaged_setup(tmp_path: Path, setup: dict[str, Any], message: str):
 
 
 def test_a_model_that_would_compute_something_else_is_refused(task: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coda_compile.sources.adapterhub.scaled", lambda linear, by: torch.nn.Linear(4, 32))
+    monkeypatch.setattr("coda_compile.sources.adapterhub_parts.copy_scaled", lambda linear, into, by: None)
     with pytest.raises(CompileError, match="would not compute what the adapters library does"):
         read_source(task)

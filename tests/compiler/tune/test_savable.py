@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import adapters
 import pytest
 import torch
-from tests.compiler.sources.library_adapters import saved
+from tests.compiler.sources.library_adapters import CONFIGS, saved
+from tests.compiler.sources.test_adapterhub_heads import HEADS
 from tests.compiler.sources.test_peft import METHODS, adapted
 from tests.conftest import TINY, tiny_backbone, tiny_coda
 
@@ -26,43 +26,30 @@ def test_models_of_transformers_and_dense_adapters_can_be_saved(kind: str, task:
         check_savable(tiny_coda(kind, settings), "model")
 
 
-@pytest.mark.parametrize("method", ["LoRA", "LoRA with biases", "IA3"])
-def test_what_is_merged_can_be_saved(method: str, tmp_path: Path):
+@pytest.mark.parametrize("method", ["LoRA", "LoRA with biases", "IA3", "P-tuning", "prompt", "prefix"])
+def test_what_peft_learns_can_be_saved(method: str, tmp_path: Path):
     adapted(tmp_path / "m", METHODS[method]("SEQ_CLS"))
-    check_savable(read_source(tmp_path / "m").model, "PEFT LORA")
+    check_savable(read_source(tmp_path / "m").model, "PEFT adapter")
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("P-tuning", "this PEFT adapter has a prompt of 5 learned tokens, which a checkpoint has no place for"),
-        (
-            "prefix",
-            "has prefixes in its layers, which a checkpoint has no place for: compile it as it is, or train LoRA",
-        ),
-    ],
-)
-def test_learned_tokens_are_refused(method: str, message: str, tmp_path: Path):
-    adapted(tmp_path / "m", METHODS[method]("SEQ_CLS"))
+@pytest.mark.parametrize("config", list(CONFIGS))
+def test_what_the_adapters_library_learns_can_be_saved(config: str, tmp_path: Path):
+    saved(tmp_path / "m", CONFIGS[config])
+    check_savable(read_source(tmp_path / "m").model, "AdapterHub adapter")
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_heads_of_the_adapters_library_can_be_saved(head: str, tmp_path: Path):
+    saved(tmp_path / "m", CONFIGS["LoRA"], head=HEADS[head][1])
+    check_savable(read_source(tmp_path / "m").model, "AdapterHub adapter")
+
+
+def test_a_head_that_no_configuration_speaks_of_is_refused():
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+    model.head = torch.nn.Sequential(model.head, torch.nn.Linear(3, 3))
+    message = r"this model cannot be routed, a checkpoint has no place for 'head\..*' as this model has it: compile it"
     with pytest.raises(UnsupportedModelError, match=message):
-        check_savable(read_source(tmp_path / "m").model, "PEFT adapter")
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (adapters.SeqBnConfig(reduction_factor=8), "has bottlenecks inside of its layers"),
-        (adapters.PrefixTuningConfig(prefix_length=5, flat=True), "has prefixes in its layers"),
-        (
-            adapters.LoRAConfig(r=4),
-            r"cannot be routed, a checkpoint has no place for 'head\..*' as this model has it: compile it as it is, or",
-        ),
-    ],
-)
-def test_parts_of_the_adapters_library_are_refused(config: adapters.AdapterConfig, message: str, tmp_path: Path):
-    saved(tmp_path / "m", config)
-    with pytest.raises(UnsupportedModelError, match=message):
-        check_savable(read_source(tmp_path / "m").model, "AdapterHub adapter")
+        check_savable(model, "model")
 
 
 def test_a_model_that_would_come_back_as_another_one(monkeypatch: pytest.MonkeyPatch):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from tests.conftest import tiny_backbone, tiny_coda
 from tests.models.fitting.texts import batched, texts
+from tests.models.parts import KINDS, with_parts
 from torch import Tensor
 
-from coda_models import CodaConfig, CodaModel, convert, load, route_model, save, save_pretrained
+from coda_models import CodaConfig, CodaModel, load, route_model, save, save_pretrained
+from coda_models.checkpoint import rebuilt
 from coda_models.digest import tensor_digest
 from coda_models.errors import ConfigError, UnsupportedModelError
 from coda_models.fitting.route import fitted_routers
-from coda_models.layers.prompts import add_prefix, add_prompt
 from coda_models.ood import FromLogits, OodDetector
 
 BATCHES = batched(texts(48), 16)
@@ -100,17 +101,15 @@ def test_saved_and_loaded_it_computes_the_same(task: str, tmp_path: Path):
         assert torch.equal(answers(loaded), wanted)
 
 
-@pytest.mark.parametrize("learned", ["prompt", "prefix"])
-def test_learned_tokens_stay(learned: str):
+@pytest.mark.parametrize("attention", ["k_to_k", "k_to_all"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "no token types"])
+def test_learned_parts_stay(kind: str, attention: str):
     """A prompt's tokens are routed like others; a prefix is attended to by those that are."""
-    dense = convert(tiny_backbone("bert"), CodaConfig(reduction=1, bottleneck=0))
-    torch.manual_seed(0)
-    if learned == "prompt":
-        add_prompt(dense, torch.randn(3, 32))
-    else:
-        add_prefix(dense, torch.randn(2, 2, 4, 3, 8))
+    dense = with_parts(KINDS[kind])
     wanted = answers(dense)
-    routed = route_model(dense, BATCHES, **SMALL)
+    routed = route_model(dense, BATCHES, attention=attention, **SMALL)
+    assert routed.coda_config.parts == KINDS[kind]
+    assert torch.equal(answers(rebuilt(routed)), answers(routed))
     assert error(routed, wanted) < 0.9 * float(wanted.var(0).mean())
     routed.set_reduction(1)
     with torch.no_grad():
