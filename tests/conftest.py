@@ -96,6 +96,7 @@ def _exports_are_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     folder = tmp_path_factory.getbasetemp()
     exports = Exports((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.exporting.shared", exports, raising=False)
         patch.setattr(torch_model, "export", exports.export)
         patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
         yield
