@@ -33,12 +33,12 @@ class Exports:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def export(self, model: CodaModel, opset: int) -> ir.Model:
         """As ``coda_compile.export.export``, a graph of its own for each call."""
-        path = self._folder / f"{structure(model)}-{opset}.onnx"
+        path = self.folder / f"{structure(model)}-{opset}.onnx"
         if not path.is_file():
             part = path.with_suffix(f".{os.getpid()}")
             onnx.save(ir.to_proto(export_anew(model, opset)), part)
@@ -57,7 +57,7 @@ class Exports:
         Args:
             model: of classes that are not local to a function.
         """
-        kept = self._folder / hashlib.sha256(f"{_digest(model, {})} {sorted(options.items())}".encode()).hexdigest()
+        kept = self.folder / hashlib.sha256(f"{_digest(model, {})} {sorted(options.items())}".encode()).hexdigest()
         if not kept.is_dir():
             part = kept.with_suffix(f".{os.getpid()}")
             part.mkdir()
