@@ -83,12 +83,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_collected_once() -> Iterator[None]:
+    """An export leaves ten thousand objects in torch's caches, and Trainer collects again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _exports_are_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiling exports what no test of the session, in whichever worker, has exported yet.
 
-    The exporter parses its library of operators each time, the tests once.
+    The exporter parses its library of operators each time, and reads their signatures, the tests once.
     """
+    from torch.onnx._internal.exporter import _schemas
     from torch.onnx._internal.exporter._registration import onnxscript_apis
 
     from coda_compile.sources import torch_model
@@ -96,8 +105,10 @@ def _exports_are_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     folder = tmp_path_factory.getbasetemp()
     exports = Exports((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exports")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.exporting.shared", exports, raising=False)
         patch.setattr(torch_model, "export", exports.export)
         patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        patch.setattr(_schemas, "op_signature_from_function", cache(_schemas.op_signature_from_function))
         yield
 
 

@@ -4,14 +4,15 @@ import hashlib
 import io
 import os
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from coda_compile.export import export as export_anew
@@ -32,12 +33,12 @@ class Exports:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def export(self, model: CodaModel, opset: int) -> ir.Model:
         """As ``coda_compile.export.export``, a graph of its own for each call."""
-        path = self._folder / f"{structure(model)}-{opset}.onnx"
+        path = self.folder / f"{structure(model)}-{opset}.onnx"
         if not path.is_file():
             part = path.with_suffix(f".{os.getpid()}")
             onnx.save(ir.to_proto(export_anew(model, opset)), part)
@@ -50,11 +51,35 @@ class Exports:
                 initializer.raw_data = weight.reshape(-1).view(torch.uint8).numpy().tobytes()
         return ir.from_proto(proto)
 
+    def copy(self, model: nn.Module, options: Mapping[str, object], export: Callable[..., None], folder: Path) -> None:
+        """Put into a folder the files that ``export(model, folder, **options)`` makes, weights and all.
+
+        Args:
+            model: of classes that are not local to a function.
+        """
+        kept = self.folder / hashlib.sha256(f"{_digest(model, {})} {sorted(options.items())}".encode()).hexdigest()
+        if not kept.is_dir():
+            part = kept.with_suffix(f".{os.getpid()}")
+            part.mkdir()
+            export(model, part, **options)
+            try:
+                part.rename(kept)
+            except OSError:  # another worker was faster
+                shutil.rmtree(part)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+
+shared: Exports  # by all workers of the session; conftest.py sets it
+
 
 def structure(model: CodaModel) -> str:
     """Digest of all that a model is made of but its weights' values: modules, attributes, sizes, other tensors."""
+    return _digest(model, model.state_dict(keep_vars=True))
+
+
+def _digest(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
     content = io.BytesIO()
-    _Pickler(content, model.state_dict(keep_vars=True)).dump(model)
+    _Pickler(content, weights).dump(model)
     return hashlib.sha256(content.getvalue()).hexdigest()
 
 

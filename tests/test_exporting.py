@@ -11,6 +11,7 @@ import tests.exporting
 import torch
 from tests.conftest import tiny_backbone, tiny_coda
 from tests.exporting import Exports, export_anew, structure
+from torch import nn
 
 from coda_compile.precision import get_precision
 from coda_compile.sources import read_source
@@ -32,13 +33,40 @@ def test_the_graph_of_another_model_with_its_own_weights_is_its_export(
     if quantise is not None:
         for model in (first, second):
             quantise(model, [], True)
-    alone = [serialized(export_anew(model, 20)) for model in (first, second)]
-    assert alone[0] != alone[1]
+    alone: list[bytes] = []
+
+    def noted(model: CodaModel, opset: int) -> ir.Model:
+        exported = export_anew(model, opset)
+        alone.append(serialized(exported))
+        return exported
+
+    monkeypatch.setattr(tests.exporting, "export_anew", noted)
     exports = Exports(tmp_path / "exports")
     exports.export(first, 20)
     monkeypatch.setattr(tests.exporting, "export_anew", None)
+    noted(second, 20)
+    assert alone[0] != alone[1]
     assert [serialized(exports.export(model, 20)) for model in (first, second)] == alone
     assert serialized(Exports(tmp_path / "exports").export(second, 20)) == alone[1]  # in another worker
+
+
+def test_files_are_those_of_the_same_model_weights_and_options(tmp_path: Path):
+    exports, model, other = Exports(tmp_path / "exports"), tiny_backbone("bert"), tiny_backbone("bert", seed=1)
+    made: list[tuple[nn.Module, str]] = []
+
+    def export(model: nn.Module, folder: Path, *, name: str) -> None:
+        made.append((model, name))
+        (folder / name).write_text(str(len(made)))
+
+    def copy(model: nn.Module, name: str) -> str:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        exports.copy(model, {"name": name}, export, folder)
+        return (folder / name).read_text()
+
+    assert [copy(model, "a"), copy(tiny_backbone("bert"), "a"), copy(model, "b"), copy(other, "a")] == list("1123")
+    assert made == [(model, "a"), (model, "b"), (other, "a")]
+    exports = Exports(tmp_path / "exports")  # in another worker
+    assert copy(other, "a") == "3"
 
 
 def _elsewhere(model: CodaModel) -> None:

@@ -1,8 +1,10 @@
 """compile(): read a source, prepare, export, run passes, verify, write a bundle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+import onnx_ir as ir
 
 from coda_compile.backends import Backend
 from coda_compile.bundling.package import BuiltVariant, CompiledVariant, save_variants, write_package
@@ -61,38 +63,42 @@ def compile(
     if options.prune_gates is not None:
         with stage("prune"):
             pruning = source.prune(options.prune_gates, options.calibration)
-    sources = [source, *(source.copy() for _ in variants[1:])]  # what a variant changes stays its own
     fitted_on = options.ood_files(tasks)
     signature, profile = source.describe().signature, options.sizes
     variants = tuple((backend.sized(profile, signature), precision) for backend, precision in variants)
-    compiled = [
-        _compile(own, *variant, options, fitted_on, stage) for own, variant in zip(sources, variants, strict=True)
-    ]
+    sources = _by_precision(source, [precision for _, precision in variants])
+    for precision, own in sources.items():
+        _prepare(own, precision, options, fitted_on, stage)
+    compiled = _compile(sources, variants, options, stage)
     with replacing(output, stage) as folder:
         built = []
-        for own, variant, (backend, precision), file in zip(
-            sources, compiled, variants, save_variants(folder, compiled), strict=True
+        for variant, (backend, precision), file in zip(
+            compiled, variants, save_variants(folder, compiled), strict=True
         ):
             with stage("verify"):
-                built.append(_prove(own, variant, backend, precision, signature, file, output))
+                built.append(_prove(sources[precision], variant, backend, precision, signature, file, output))
         with stage("bundle"):
             _write(folder, source, built, pruning)
         check_output(output)  # again: minutes have passed
     return Bundle(output)
 
 
-def _compile(
+def _by_precision(source: Compilable, precisions: Sequence[Precision]) -> dict[Precision, Compilable]:
+    """For each precision the model that its variants share: the first has the source, each other one a copy."""
+    first, *others = dict.fromkeys(precisions)
+    return {first: source, **{precision: source.copy() for precision in others}}
+
+
+def _prepare(
     source: Compilable,
-    backend: Backend,
     precision: Precision,
     options: CompileOptions,
     fitted_on: Mapping[str, Path],
     stage: Stage,
-) -> CompiledVariant:
-    """Compile one variant.
+) -> None:
+    """Make of a source, in place, what is exported in a precision.
 
     Args:
-        source: changed in place.
         fitted_on: for each task what its out-of-distribution score is fitted on; a single model has no name.
     """
     if precision.quantise is not None:
@@ -101,13 +107,29 @@ def _compile(
     if options.ood is not None:
         with stage("ood"):
             source.fit_ood(options.ood, fitted_on)
-    with stage("export"):
-        graph = source.export(backend.opset)
-    with stage("passes"):
-        passes = run_passes(graph, backend.passes(pack=options.pack, half=precision.half))
-        backend.check(graph)
-        source.finish(graph)
-    return CompiledVariant(backend.runtime, precision.name, graph, passes)
+
+
+def _compile(
+    sources: Mapping[Precision, Compilable],
+    variants: Sequence[tuple[Backend, Precision]],
+    options: CompileOptions,
+    stage: Stage,
+) -> list[CompiledVariant]:
+    """Compile every variant; those of one precision and opset begin with copies of one export."""
+    exported: dict[tuple[Precision, int], ir.Model] = {}
+    compiled = []
+    for backend, precision in variants:
+        source, key = sources[precision], (precision, backend.opset)
+        if key not in exported:
+            with stage("export"):
+                exported[key] = source.export(backend.opset)
+        graph = exported[key].clone()  # of nodes; the tensors stay those of the source
+        with stage("passes"):
+            passes = run_passes(graph, backend.passes(pack=options.pack, half=precision.half))
+            backend.check(graph)
+            source.finish(graph)
+        compiled.append(CompiledVariant(backend.runtime, precision.name, graph, passes))
+    return compiled
 
 
 def _prove(

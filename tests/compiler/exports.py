@@ -5,6 +5,7 @@ from pathlib import Path
 
 import peft
 import torch
+from tests import exporting
 from tests.conftest import tiny_backbone
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -46,11 +47,26 @@ def write(
     opset: int = 20,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """Export a model to ``model.onnx`` in a folder, its configuration and tokenizer beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Export a model to ``model.onnx`` in a folder, its configuration and tokenizer beside it.
+
+    The tests of a session export the same model once.
+    """
+    options = {"dynamo": dynamo, "inputs": inputs, "output": output, "opset": opset}
+    exporting.shared.copy(Positional(model).eval(), options, _export, folder)
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    config = getattr(base, "config", None)
+    if config is not None:
+        config.architectures = [type(base).__name__]
+        config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder / "model.onnx"
+
+
+def _export(model: nn.Module, folder: Path, *, dynamo: bool, inputs: int, output: str, opset: int) -> None:
     ids = torch.randint(4, 90, (2, 11), generator=torch.Generator().manual_seed(0))
     example = (ids, torch.ones_like(ids), torch.zeros_like(ids))[:inputs]
-    names, path = list(NAMES[:inputs]), folder / "model.onnx"
+    names = list(NAMES[:inputs])
     dynamic = torch.export.Dim.DYNAMIC
     axes = {
         False: {"dynamic_axes": {name: {0: "rows", 1: "columns"} for name in names}},
@@ -59,9 +75,9 @@ def write(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Positional(model).eval(),
+            model,
             example,
-            str(path),
+            str(folder / "model.onnx"),
             dynamo=dynamo,
             input_names=names,
             output_names=[output],
@@ -69,11 +85,3 @@ def write(
             verbose=False,
             **axes[dynamo],
         )
-    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    config = getattr(base, "config", None)
-    if config is not None:
-        config.architectures = [type(base).__name__]
-        config.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    return path

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from tests.compiler.commands import Call
 from tests.conftest import tiny_coda
@@ -17,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from coda_compile import CompileOptions, compile
 from coda_compile.bundling.writer import check_output
 from coda_compile.errors import CompileError, OutputError
-from coda_compile.sources import find_onnx, read_source
+from coda_compile.sources import find_onnx, read_source, torch_model
 from coda_compile.verify.reference_vectors import verify_bundle
-from coda_models import CodaConfig
+from coda_models import CodaConfig, CodaModel
 from coda_targets import Bundle, BundleError, TargetError, get_runtime
 from coda_targets.manifest import MANIFEST, PACKAGE, WEIGHTS, list_files, read_manifest
 
@@ -62,6 +63,26 @@ def test_files(several: Bundle):
     listed = {file.path for file in several.manifest.files}
     assert {PACKAGE, WEIGHTS, "test_data_set_0/input_0.pb", "variants/cpu-int8/expected.json"} <= listed
     assert several.manifest.files == list_files(several.folder)
+
+
+def test_targets_compile_their_copies_of_an_export_as_if_each_were_alone(
+    several: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    model = tiny_coda("bert", CodaConfig(reduction=2))
+    null = compile(model, replace(OPTIONS, target="null", tokenizer=tokenizer), output=tmp_path / "null")
+    graphs = _graphs(several)
+    assert _graphs(null) == {name: graphs[name] for name in ("null", "null-int8")}
+
+
+def _graphs(bundle: Bundle) -> dict[str, bytes]:
+    """By the names of variants their graphs, weights and all, wherever those lie."""
+    found = {}
+    for one in bundle.manifest.variants:
+        proto = onnx.load(str(bundle.folder / one.models["model"]))
+        for tensor in proto.graph.initializer:
+            tensor.ClearField("data_location")
+        found[one.name] = proto.SerializeToString(deterministic=True)
+    return found
 
 
 def test_equal_weights_are_stored_once(several: Bundle):
@@ -256,7 +277,18 @@ def test_a_package_of_another_tool_is_no_source_and_not_replaced(several: Bundle
         Bundle(mine)
 
 
-def test_same_variants_same_bytes(several: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+def test_same_variants_same_bytes_and_each_precision_is_exported_once(
+    several: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    exported: list[int] = []
+
+    def counted(model: CodaModel, opset: int) -> ir.Model:
+        exported.append(opset)
+        return export(model, opset)
+
+    export = torch_model.export
+    monkeypatch.setattr(torch_model, "export", counted)
     model = tiny_coda("bert", CodaConfig(reduction=2))
     again = compile(model, replace(OPTIONS, tokenizer=tokenizer), output=tmp_path / "again")
     assert again.manifest == several.manifest
+    assert exported == [20, 20]

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 import pytest
+from tests import exporting
 from tests.compiler.commands import Call, Ended, interrupted, whole
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import PreTrainedTokenizerFast
@@ -217,10 +218,15 @@ def test_torch_absent(checkpoint: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-# A compilation that tells when it is in the middle, and waits there.
+# A compilation that tells when it is in the middle, and waits there; with an export of the tests.
 _MIDDLE = """
+sys.path.append({root!r})
 import coda_compile.bundling.package as package
+from coda_compile.sources import torch_model
+from pathlib import Path
+from tests.exporting import Exports
 
+torch_model.export = Exports(Path({exports!r})).export
 write_report = package.write_report
 
 def stop(folder, *args):
@@ -239,7 +245,9 @@ def test_signal_leaves_nothing_behind(number: signal.Signals, checkpoint: Path, 
         partial = Path(line.strip())
         assert (partial.parent.parent, (partial / "report.json").is_file()) == (tmp_path, True)
 
-    done = interrupted(number, _MIDDLE.format(checkpoint=str(checkpoint)), half_written, cwd=tmp_path)
+    root, exports = str(Path(__file__).parents[3]), str(exporting.shared.folder)
+    code = _MIDDLE.format(checkpoint=str(checkpoint), root=root, exports=exports)
+    done = interrupted(number, code, half_written, cwd=tmp_path)
     assert done.refused(130) == "interrupted, nothing half-written was kept"
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from coda_compile.precision import get_precision
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG, ROLE_TAG
 
-THIN = {"stand_in": 4, "key_value_rank": 4}
+THIN = {"stand_in": 4, "key_value_rank": 6}
 OPERATORS = {"CrossAttention": {}, "KToAllAttention": THIN}
 
 

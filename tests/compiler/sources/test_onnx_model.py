@@ -77,17 +77,18 @@ def test_taggers_compile(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
     assert [token["token"] for token in record["tokens"]] == ["good", "film"]
 
 
+class Embedder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = tiny_backbone("bert", "feature-extraction")
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).float()
+        return {"logits": (states * mask).sum(1) / mask.sum(1)}
+
+
 def test_embedders_compile(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
-    class Embedder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = tiny_backbone("bert", "feature-extraction")
-
-        def forward(self, input_ids, attention_mask, token_type_ids):
-            states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
-            mask = attention_mask.unsqueeze(-1).float()
-            return {"logits": (states * mask).sum(1) / mask.sum(1)}
-
     path = write(Embedder(), tmp_path / "embedder", output="sentence_embedding", tokenizer=tokenizer)
     bundle = compile(path, output=tmp_path / "bundle")
     assert (bundle.manifest.task, bundle.manifest.labels) == ("feature-extraction", ())
