@@ -62,8 +62,7 @@ class LayerInfo:
         slots: K at the longest input, learned tokens in front among its tokens.
         stand_in: rank of the stand-in, for tokens that are not routed; 0 for none.
         key_value_rank: of their keys and values in k_to_all; 0 for exact ones.
-        prefix: learned tokens, as keys and values, that every computed token attends to as well.
-        prompt: learned tokens in front of every sequence.
+        prefix, prompt: learned tokens that every computed one attends to, and such in front of every sequence.
     """
 
     reduction: str
@@ -135,8 +134,7 @@ class LogitsInfo:
 
     Attributes:
         activation: what makes scores of them, one of ``ACTIVATIONS``.
-        problem_type: one of ``PROBLEM_TYPES``, transformers' words: one of the labels is right, each is right or wrong
-            by itself, or each names a number.
+        problem_type: one of ``PROBLEM_TYPES``: one label is right, each is right or wrong, or each names a number.
     """
 
     activation: str
