@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from coda_compile.export import export as export_anew
+from coda_compile.sources.classes import CROSS_ENCODER_KEYS
 from coda_models import CodaConfig, CodaModel
 from coda_models.digest import tensor_digest
 
 # Fields of a configuration that say nothing of the graph.
-_NAMES = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+_NAMES = (
+    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version"),
+    *CROSS_ENCODER_KEYS,
+)
 
 
 class Exports:
@@ -38,7 +42,7 @@ class Exports:
 
     def export(self, model: CodaModel, opset: int) -> ir.Model:
         """As ``coda_compile.export.export``, a graph of its own for each call."""
-        path = self.folder / f"{structure(model)}-{opset}.onnx"
+        path = self.folder / f"{structure(model.eval())}-{opset}.onnx"  # as the exporter leaves it
         if not path.is_file():
             part = path.with_suffix(f".{os.getpid()}")
             onnx.save(ir.to_proto(export_anew(model, opset)), part)

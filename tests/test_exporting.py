@@ -73,6 +73,7 @@ def _elsewhere(model: CodaModel) -> None:
     model.coda_config = replace(model.coda_config, backbone="elsewhere", backbone_sha256="0" * 64)
     model.hf_config.name_or_path = "elsewhere"
     model.hf_config.id2label = dict(enumerate("abc"))
+    model.hf_config.sentence_transformers = {"activation_fn": "torch.nn.Sigmoid"}
 
 
 def _other_weights(model: CodaModel) -> None:
