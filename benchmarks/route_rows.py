@@ -4,7 +4,7 @@ python benchmarks/finetune_queries.py --queries ../shared/data/clinc150.json --b
 python benchmarks/route_rows.py queries/model --texts queries/texts.csv --held-out queries/held-out.csv \
     --row 4 --row 8,rank=16 --seeds 0,1,2
 
-A row is r, followed by what differs from the command: attention=k_to_k, routers=both, key, random, first, norm or
+A row is r, followed by what differs from the command: attention=k_to_k, routers=cost, key, random, first, norm or
 received (the attention that a token receives), rank, keys (rank of keys and values; 0: exact), texts, fit=local,
 readout=0, steps. A seed draws the texts that are fitted to. Accuracy and agreement with the dense model are of the
 held-out texts, which are the same for all.
@@ -35,7 +35,7 @@ from coda_ops.errors import CodaError
 
 DEFAULTS = {
     "attention": "k_to_all",
-    "routers": "",
+    "routers": "both",
     "rank": "64",
     "keys": "64",
     "texts": "400",
@@ -150,7 +150,7 @@ class Rows:
             stand_in=int(asked["rank"]),
             key_value_rank=0 if k_to_k else int(asked["keys"]),
         )
-        by = asked["routers"] or ("both" if k_to_k else "cost")
+        by = asked["routers"]
         if by in RULES:
             for layer in model.coda_layers():
                 set_rule(layer, RULES[by])

@@ -26,7 +26,7 @@ from coda_compile.statistics import ratio_interval
 from coda_targets.modalities.text import TextCodec
 
 HERE = Path(__file__).parent
-FIT, JUDGED, SHOWN = 100, 200, 8  # texts
+FIT, JUDGED, SHOWN = 200, 200, 8  # texts
 out = Console(highlight=False)
 
 

@@ -33,7 +33,7 @@ class Fits:
     ) -> None:
         self._dense, self._options, self._progress = dense, options, progress
         self._fit, self._readout = ([batch.inputs for batch in some] for some in (fit, readout))
-        self._routers = fitted_routers(dense, self._fit, attention=options.attention, progress=progress)
+        self._routers = fitted_routers(dense, self._fit, progress=progress)
 
     def routed(self, reduction: Reductions) -> CodaModel:
         """One at some r; a layer at r = 1 is left as it is, without anything that stands for it.

@@ -15,8 +15,6 @@ from coda_models.fitting.routers import fit_routers
 from coda_models.fitting.stand_ins import fit_stand_ins
 from coda_models.model import CodaModel
 
-_SALIENCY = {"k_to_k": "both", "k_to_all": "cost"}  # tokens that are not routed are lost as keys in the first alone
-
 
 def route_model(
     model: CodaModel,
@@ -62,7 +60,7 @@ def route_model(
         routed_layers=routed_layers,
     )
     if routers is None:
-        fit_routers(routed, batches, by=_SALIENCY[attention], progress=progress)
+        fit_routers(routed, batches, progress=progress)
     else:
         set_routers(routed, routers)
     fit_stand_ins(routed, batches, progress=progress)
@@ -70,21 +68,19 @@ def route_model(
     return routed
 
 
-def fitted_routers(
-    model: CodaModel, batches: Batches, *, attention: str = "k_to_all", progress: Progress = silent
-) -> list[Tensor]:
+def fitted_routers(model: CodaModel, batches: Batches, *, progress: Progress = silent) -> list[Tensor]:
     """Weights of every layer's router, [width, 1] each, for several routed models of one dense one.
 
     Args:
-        model, batches, attention, progress: as for ``route_model``.
+        model, batches, progress: as for ``route_model``.
 
     Raises:
         ConfigError, UnsupportedModelError: as ``route_model`` does.
     """
     check_dense(model)
     routed = deepcopy(model).eval()
-    add_stand_ins(routed, reduction=1, stand_in=1, attention=attention)
-    fit_routers(routed, batches, by=_SALIENCY[attention], progress=progress)
+    add_stand_ins(routed, reduction=1, stand_in=1)
+    fit_routers(routed, batches, progress=progress)
     return [layer.router.weight.detach() for layer in routed.coda_layers() if layer.router is not None]
 
 

@@ -42,8 +42,8 @@ def fit_routers(
 
     Args:
         model: with routers.
-        by: ``cost``, ``key`` or ``both``, the rank of the sum of the two ranks. In ``k_to_k`` tokens that are not
-            routed are lost as keys too; in ``k_to_all`` they are not.
+        by: ``cost``, ``key`` or ``both``, the rank of the sum of the two ranks. Tokens that are not routed are lost as
+            keys too in ``k_to_k``, and are thinner ones in ``k_to_all``.
         ridge: as a fraction of the mean variance.
         deviation: of the scores within a text, what ε of the soft top-k is measured against.
 

@@ -116,7 +116,7 @@ def sensitivity(
     check_dense(model)
     choices = sorted({Fraction(1), *map(parse_reduction, reductions)})
     if routers is None:
-        routers = fitted_routers(model, batches, attention=attention, progress=progress)
+        routers = fitted_routers(model, batches, progress=progress)
     model = deepcopy(model).eval()
     add_stand_ins(
         model,

@@ -139,7 +139,7 @@ def test_the_readout_may_have_more_texts():
 def test_routers_that_are_given_are_taken(attention: str):
     """Fitted once, they give at any r what fitting them anew gives."""
     dense = dense_of()
-    routers = fitted_routers(dense, BATCHES, attention=attention)
+    routers = fitted_routers(dense, BATCHES)
     assert dense.coda_config.stand_in == 0
     for reduction in (2, 3):
         asked = {**SMALL, "reduction": reduction, "attention": attention}

@@ -81,7 +81,7 @@ def answers(model: CodaModel, batches: Any = BATCHES) -> np.ndarray:
 
 def check(model: CodaModel, found: Sensitivity, attention: str, batches: Any = BATCHES) -> None:
     """Against models that have one layer at r, fitted as such, and answer whole texts."""
-    wanted, routers = answers(model, batches), fitted_routers(model, BATCHES, attention=attention)
+    wanted, routers = answers(model, batches), fitted_routers(model, BATCHES)
     for i in range(2):
         assert list(found.divergences[i]) == list(found.disagreements[i]) == list(found.costs[i]) == CHOICES
         for r in CHOICES:
