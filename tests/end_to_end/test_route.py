@@ -33,7 +33,8 @@ def test_an_encoder_from_sentences_to_a_bundle(encoder: Path, tmp_path: Path):
     (tmp_path / "texts.txt").write_text("\n".join(every) + "\n", "utf-8")
     options = ["--texts", "texts.txt", "-r", "2", "--fit-texts", "200", "-o", "routed.pt"]
     told = whole("route", str(encoder), *options, cwd=tmp_path).worked()
-    (row,) = (line.split() for line in told.splitlines() if line.startswith("r=2"))
+    row, advice = (line.split() for line in told.splitlines() if line.startswith("r=2"))
+    assert advice[-5:] == ["that", "loses", "3", "at", "most"]
     cosine, share = float(row[1]), float(row[7].rstrip("%")) / 100
     assert cosine > 0.8
     assert 0.4 < share < 0.7

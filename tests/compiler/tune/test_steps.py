@@ -73,6 +73,11 @@ def test_figures_are_those_of_the_model_behind_the_steps(
 
     def spoil(model: CodaModel, *_: Any, **__: Any) -> Distilled:
         with torch.no_grad():
+            if model.head is not None:  # the likeliest label becomes the least likely
+                [*_, last] = (one for one in model.head.modules() if isinstance(one, torch.nn.Linear))
+                last.weight.neg_()
+                last.bias.neg_()
+                return Distilled(4, 0.5, 0.25)
             for parameter in model.parameters():
                 parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
         return Distilled(4, 0.5, 0.25)

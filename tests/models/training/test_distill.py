@@ -38,7 +38,7 @@ def pair(task: str = "sequence-classification", problem: str | None = None) -> t
 def routed_once(task: str, problem: str | None) -> tuple[CodaModel, CodaModel]:
     dense = tiny_coda("bert", CodaConfig(reduction=1, bottleneck=0, task=task))
     dense.hf_config.problem_type = problem
-    return dense, route_model(dense, BATCHES[:4], reduction=3, stand_in=8, key_value_rank=8)
+    return dense, route_model(dense, BATCHES[:2], reduction=3, stand_in=8, key_value_rank=8)
 
 
 def taught(model: CodaModel, dense: CodaModel, folder: Path, **options: Any) -> Distilled:
@@ -153,7 +153,7 @@ def test_what_was_fitted_has_a_rate_of_its_own(tmp_path: Path):
     """At rate 0 it stays where it was, and nothing else does."""
     dense, model = pair()
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    taught(model, dense, tmp_path / "run", recipe=Steps(rate=1e-3, fitted_rate=0.0), steps=10)
+    taught(model, dense, tmp_path / "run", recipe=Steps(rate=1e-4, fitted_rate=0.0), steps=10)
     moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in model.trainable_names() if ".stand_in." not in name and ".key_value." not in name}
 
