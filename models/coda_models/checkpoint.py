@@ -27,6 +27,7 @@ from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, OptionError, first_line
 from coda_ops.files import replacing_file
 from coda_ops.foreign_json import json_object
+from coda_ops.records import as_record
 from coda_targets.fidelity import Fidelity
 
 FORMAT = "coda-checkpoint"
@@ -142,16 +143,11 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         tokenizer.truncation_side = payload["truncation_side"]
     expected = set(model.trainable_names()) if payload["kind"] == "delta" else set(model.state_dict())
     _fill(model, payload["state"], expected, payload["sha256"], path)
-    return Loaded(model, tokenizer, source, _fidelity(payload.get("fidelity"), path))
-
-
-def _fidelity(plain: Any, path: Path) -> Fidelity | None:
-    import msgspec
-
-    try:
-        return None if plain is None else msgspec.convert(plain, Fidelity)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path} is damaged: its field 'fidelity' cannot be read: {first_line(error)}") from None
+    fidelity = payload.get("fidelity")
+    if fidelity is not None:
+        what = f"{path} is damaged: its field 'fidelity'"
+        fidelity = as_record(fidelity, Fidelity, what=what, error=CheckpointError)
+    return Loaded(model, tokenizer, source, fidelity)
 
 
 def _tokenizer_from(files: Mapping[str, str], path: Path) -> PreTrainedTokenizerBase | None:

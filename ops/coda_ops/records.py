@@ -73,11 +73,34 @@ def read_record(
             _require_same_keys(msgspec.json.decode(content), record, f"{path} is damaged", remedy, error)
         return record
     except msgspec.ValidationError as problem:
-        reason, _, place = str(problem).partition(" - at `$")
-        where = f" in {place.strip('.`')}" if place else ""
-        raise error(f"{path} is damaged: {reason[:1].lower()}{reason[1:]}{where}; {remedy}") from None
+        raise error(f"{path} is damaged: {_reason(problem)}; {remedy}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise error(f"{path} is no {what}: it is not JSON; {remedy}") from None
+
+
+def as_record(plain: Any, kind: type[_Record], *, what: str, error: type[CodaError] = CodaError) -> _Record:
+    """A dataclass from plain values that somebody else has read, each of its annotated type.
+
+    Args:
+        what: they are, for the message.
+        error: to raise.
+
+    Raises:
+        CodaError: of class ``error``; says which value is wrong.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as problem:
+        raise error(f"{what} cannot be read: {_reason(problem)}") from None
+
+
+def _reason(problem: Exception) -> str:
+    """What msgspec found wrong, and where."""
+    reason, _, place = str(problem).partition(" - at `$")
+    where = f" in {place.strip('.`')}" if place else ""
+    return f"{reason[:1].lower()}{reason[1:]}{where}"
 
 
 def _require_same_keys(plain: Any, known: Any, damaged: str, remedy: str, error: type[CodaError], at: str = "") -> None:

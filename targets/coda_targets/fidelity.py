@@ -36,8 +36,7 @@ class Figure:
     def __str__(self) -> str:
         """``accuracy 96.9% [95.9%, 97.9%] (dense 97.4%)``."""
         dense = "" if self.dense is None else f" (dense {number(self.name, self.dense)})"
-        low, high = number(self.name, self.low), number(self.name, self.high)
-        return f"{self.name} {number(self.name, self.value)} [{low}, {high}]{dense}"
+        return f"{self.name} {with_interval(self.name, self.value, self.low, self.high)}{dense}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,11 @@ class Fidelity:
     def on(self) -> str:
         """What it was measured on."""
         return f"{self.texts:,} held-out texts of {self.tokens} tokens at the median"
+
+
+def with_interval(name: str, value: float, low: float, high: float) -> str:
+    """The value of a figure and the ends of its interval: ``96.9% [95.9%, 97.9%]``."""
+    return f"{number(name, value)} [{number(name, low)}, {number(name, high)}]"
 
 
 def number(name: str, value: float) -> str:

@@ -27,10 +27,16 @@ def quantised(seed: int, lead: tuple[int, ...], width: int, bottleneck: int) -> 
     }
 
 
-def run(given_: dict[str, np.ndarray], library: Any, threads: int = 1) -> list[np.ndarray]:
-    """The sum, what the second layer is given and, with a router, scores, of one node whose weights are constants."""
+def run(
+    given_: dict[str, np.ndarray], library: Any, threads: int = 1, operators: Any = int8_add_adapter
+) -> list[np.ndarray]:
+    """The sum, what the second layer is given and, with a router, scores, of one node whose weights are constants.
+
+    Args:
+        operators: the module of one without a router and one with.
+    """
     constants = tuple(name for name in given_ if name not in ("residual", "x"))
-    body = int8_add_adapter.router_body() if "router" in given_ else int8_add_adapter.body()
+    body = operators.router_body() if "router" in given_ else operators.body()
     session = open_node(body, given_, None, library, threads, constants)
     found: list[np.ndarray] = session.run(None, {name: given_[name] for name in ("residual", "x")})
     return found

@@ -1,26 +1,22 @@
 """Int8AddLowRank and Int8RouterLowRank against Int8Linear and float64: function body and native kernel."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tests.ops.one_node import CPU_KERNELS, open_node
+from tests.ops.one_node import CPU_KERNELS
 from tests.ops.test_add_adapter import libraries, needs_kernels
 from tests.ops.test_int8_add_adapter import layer, quantised
+from tests.ops.test_int8_add_adapter import run as run_adapter
 
 from coda_ops import DOMAIN, int8_add_low_rank
 
 SIZES = [((1,), 1, 1), ((5,), 9, 4), ((2, 33), 64, 24), ((3, 70), 96, 17)]
 
 
-def run(given_: dict[str, np.ndarray], library: Any, threads: int = 1) -> list[np.ndarray]:
-    """The sum, what the second layer is given and, with a router, scores, of one node whose weights are constants."""
-    constants = tuple(name for name in given_ if name not in ("residual", "x"))
-    body = int8_add_low_rank.router_body() if "router" in given_ else int8_add_low_rank.body()
-    session = open_node(body, given_, None, library, threads, constants)
-    found: list[np.ndarray] = session.run(None, {name: given_[name] for name in ("residual", "x")})
-    return found
+run = partial(run_adapter, operators=int8_add_low_rank)
 
 
 @pytest.mark.parametrize("library", libraries)

@@ -11,7 +11,7 @@ from coda_compile.tune.budget import Chosen
 from coda_compile.tune.held_out import Routed
 from coda_compile.tune.route import Front
 from coda_compile.tune.route_options import spelt
-from coda_targets.fidelity import number
+from coda_targets.fidelity import number, with_interval
 
 _BEARABLE = 3  # points of agreement
 
@@ -89,8 +89,7 @@ def _figures(routed: Routed) -> list[str]:
 
 def shown(name: str, value: Interval) -> str:
     """A figure with its interval."""
-    middle, low, high = (number(name, one) for one in (value.middle, value.low, value.high))
-    return f"{middle} [{low}, {high}]"
+    return with_interval(name, value.middle, value.low, value.high)
 
 
 def _backbone(front: Front) -> list[str]:

@@ -26,7 +26,7 @@ from coda_compile.tune.agreement import (
     kind_of,
     points_lost,
 )
-from coda_compile.tune.texts import Batch
+from coda_compile.tune.texts import Batch, median_length
 from coda_models.config import Reduction
 from coda_models.cost import layer_multiply_adds
 from coda_models.model import CodaModel
@@ -82,8 +82,7 @@ class HeldOut:
     @property
     def tokens(self) -> int:
         """Of the median text."""
-        lengths = sorted(self.lengths)
-        return lengths[len(lengths) // 2]
+        return median_length(self._batches)
 
     @property
     def figure(self) -> str:

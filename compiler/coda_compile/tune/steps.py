@@ -118,9 +118,20 @@ def kept_beside(output: Path, dense: CodaModel, options: RouteOptions, texts: Se
     except KeyboardInterrupt:
         if not folder.exists():  # nothing is done
             raise
-        raise KeyboardInterrupt(
-            f"interrupted, and {folder} keeps what is done: give the same command again to go on, or remove it"
-        ) from None
+        raise interrupted(folder) from None
+
+
+def interrupted(*kept: Path) -> KeyboardInterrupt:
+    """What Ctrl-C says where something is there to go on from.
+
+    Args:
+        kept: what holds it, one path or more.
+    """
+    keep, them = ("keeps", "it") if len(kept) == 1 else ("keep", "them")
+    return KeyboardInterrupt(
+        f"interrupted, and {' and '.join(map(str, kept))} {keep} what is done: give the same command again to go on, "
+        f"or remove {them}"
+    )
 
 
 def steps_folder(output: Path) -> Path:

@@ -75,6 +75,12 @@ class Batch:
         return [int(n) for n in self.mask.sum(1)]
 
 
+def median_length(batches: Sequence[Batch]) -> int:
+    """Tokens of the median text."""
+    lengths = sorted(n for batch in batches for n in batch.lengths())
+    return lengths[len(lengths) // 2]
+
+
 def hold_out(rows: Sequence[Row], path: Path, seed: int) -> Texts:
     """Hold a fifth of the texts out, 400 at most, drawn by a seed. A text that comes again counts once.
 

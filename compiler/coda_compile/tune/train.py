@@ -20,8 +20,8 @@ from coda_compile.tune.labels import read_labels
 from coda_compile.tune.linear import linear_figures
 from coda_compile.tune.route import Front, given_reductions, paths_of, route
 from coda_compile.tune.route_options import Reductions, RouteOptions, Stage
-from coda_compile.tune.steps import steps_folder
-from coda_compile.tune.texts import Texts, batches, check_known, distinct, held_out_of
+from coda_compile.tune.steps import interrupted, steps_folder
+from coda_compile.tune.texts import Texts, batches, check_known, distinct, held_out_of, median_length
 from coda_compile.tune.train_options import TrainOptions
 from coda_models.backbone import load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite, load, save
@@ -179,7 +179,6 @@ def train(
                 stage=stage,
                 progress=progress,
             )
-    lengths = sorted(n for batch in held_out for n in batch.lengths())
     return Trained(
         output,
         found.problem_type,
@@ -188,7 +187,7 @@ def train(
         baseline,
         trained_on=len(found.train),
         held_out=len(found.held_out),
-        tokens=lengths[len(lengths) // 2],
+        tokens=median_length(held_out),
         seconds=seconds,
         front=front,
     )
@@ -269,12 +268,7 @@ def _run(output: Path, data: _Data, options: TrainOptions, model: CodaModel, lef
             if not (folder / _TRAINED).exists() and last_epoch(folder / _EPOCHS) is None:
                 shutil.rmtree(folder / _EPOCHS, ignore_errors=True)  # holds no whole one
             elif isinstance(error, KeyboardInterrupt):
-                kept = [str(path) for path in (folder, left) if path is not None and path.exists()]
-                keep, them = ("keeps", "it") if len(kept) == 1 else ("keep", "them")
-                raise KeyboardInterrupt(
-                    f"interrupted, and {' and '.join(kept)} {keep} what is done: give the same command again to go on, "
-                    f"or remove {them}"
-                ) from None
+                raise interrupted(*(path for path in (folder, left) if path is not None and path.exists())) from None
             raise
 
 
