@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from coda_compile.cli.model_options import SEED, label_list, model_options
-from coda_compile.cli.route_options import by_layer, route_options
+from coda_compile.cli.route_options import by_layer, route_options, routing
 
 
 @click.command(short_help="Route a dense model, from unlabelled texts.")
@@ -99,9 +99,10 @@ def route(
         from coda_compile.cli import route_table
         from coda_compile.sources import read_tokenizer
         from coda_compile.tune.route import route as route_all
-        from coda_compile.tune.route_options import RouteOptions
-    options = RouteOptions(
-        attention=attention.replace("-", "_"),
+    options = routing(
+        budget=budget,
+        accuracy_budget=accuracy_budget,
+        attention=attention,
         stand_in=stand_in,
         key_value_rank=key_value_rank,
         fit_texts=fit_texts,
@@ -114,14 +115,12 @@ def route(
         labels=label_list(labels),
         seed=seed,
     )
-    end = "r{r}" if budget is None and accuracy_budget is None else "routed"
+    end = "routed" if options.chooses else "r{r}"
     front = route_all(
         model,
         texts,
         options,
         reductions=by_layer(reductions),
-        budget=budget,
-        accuracy_budget=accuracy_budget,
         output=output or Path(f"{model.resolve().name.removesuffix('.pt')}-{end}.pt"),
         stage=progress.stage,
         progress=progress.step,

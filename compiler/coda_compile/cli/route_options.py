@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from coda_compile.tune.route_options import RouteOptions
 
 _OPTIONS = (
     click.option(
@@ -60,6 +63,13 @@ _OPTIONS = (
 def route_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--budget``, ``--accuracy-budget``, and the options of the fit behind them, in this order."""
     return reduce(lambda made, option: option(made), reversed(_OPTIONS), command)
+
+
+def routing(attention: str, **options: Any) -> "RouteOptions":
+    """What these options say, and others of ``RouteOptions`` by their names."""
+    from coda_compile.tune.route_options import RouteOptions
+
+    return RouteOptions(attention=attention.replace("-", "_"), **options)
 
 
 def by_layer(reductions: Sequence[str]) -> list[str | list[str]] | None:

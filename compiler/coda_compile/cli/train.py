@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from coda_compile.cli.model_options import PROBLEM_TYPE, SEED
-from coda_compile.cli.route_options import by_layer, route_options
+from coda_compile.cli.route_options import by_layer, route_options, routing
 
 
 @click.command(short_help="Train a dense adapter from labels, and route it.")
@@ -104,7 +104,6 @@ def train(
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
 
         from coda_compile.cli import train_table
-        from coda_compile.tune.route_options import RouteOptions
         from coda_compile.tune.train import train as train_all
         from coda_compile.tune.train_options import TrainOptions
     options = TrainOptions(
@@ -118,21 +117,20 @@ def train(
         delta=delta,
         seed=seed,
     )
-    routing = RouteOptions(
-        attention=attention.replace("-", "_"),
-        stand_in=stand_in,
-        key_value_rank=key_value_rank,
-        fit_texts=fit_texts,
-        steps=steps,
-    )
     trained = train_all(
         data,
         backbone,
         options,
-        routing=routing,
+        routing=routing(
+            budget=budget,
+            accuracy_budget=accuracy_budget,
+            attention=attention,
+            stand_in=stand_in,
+            key_value_rank=key_value_rank,
+            fit_texts=fit_texts,
+            steps=steps,
+        ),
         reductions=by_layer(reductions),
-        budget=budget,
-        accuracy_budget=accuracy_budget,
         output=output or Path(f"{data.stem}.pt"),
         stage=progress.stage,
         progress=progress.step,

@@ -58,8 +58,6 @@ def route(
     options: RouteOptions = _DEFAULTS,
     *,
     reductions: Sequence[Reductions] | None = None,
-    budget: float | None = None,
-    accuracy_budget: float | None = None,
     output: Path,
     stage: Stage = nullcontext,
     progress: Progress = silent,
@@ -76,11 +74,7 @@ def route(
         texts: a CSV file with the column ``text``, JSON lines, or a text a line, like those that the model will see; or
             what is read of one, some of it held out already.
         options: how; see ``RouteOptions``.
-        reductions: r of each model that is made: one, or one for each layer; 4 by default.
-        budget: share of the dense model's multiply-adds in its layers, everything included; instead of ``reductions``.
-        accuracy_budget: points of a hundred of agreement with the dense model that may be lost, on as many texts as are
-            held out, kept aside from the fit and from these; instead of ``reductions``. See ``MAIN_FIGURES`` of
-            ``coda_compile.tune.agreement``.
+        reductions: r of each model that is made: one, or one for each layer; 4 by default. None within a budget.
         output: the checkpoint, replaced whole or not at all; ``{r}`` in its name stands for a given r. A delta of a
             delta.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -89,7 +83,7 @@ def route(
     Raises:
         CodaError: one sentence that says what was wrong; models of other r that are saved by then stay.
     """
-    given = given_reductions(reductions, budget, accuracy_budget)
+    given = options.given(reductions)
     paths = paths_of(model, output, given)
     configs = [options.config(r) for r in given or (2,)]
     if isinstance(texts, Path):
@@ -98,7 +92,7 @@ def route(
             texts = hold_out(rows, texts, options.seed)
         else:
             texts = apart(rows, texts, read_table(options.held_out, options.label_column), options.held_out)
-    kept_aside = HELD_OUT if accuracy_budget is not None else _ASIDE if options.steps else 0.0
+    kept_aside = HELD_OUT if options.accuracy_budget is not None else _ASIDE if options.steps else 0.0
     parts = split(texts, fit_texts=options.fit_texts, aside=kept_aside)
     with stage("load"):
         source = read_dense(model, options)
@@ -131,12 +125,12 @@ def route(
             fits = Fits(dense, options, fit, readout, progress)
         chosen: Chosen | None = None
         plans: list[tuple[Reductions, CodaModel | None]] = [(r, None) for r in given]
-        if budget is not None:
+        if options.budget is not None:
             with stage("layers"):
-                chosen = within_share(fits, budget, measured.figure)
+                chosen = within_share(fits, options.budget, measured.figure)
             plans = [(chosen.choice.reductions, None)]
-        elif accuracy_budget is not None:
-            chosen, best = within_points(fits, HeldOut(dense, aside), accuracy_budget, stage)
+        elif options.accuracy_budget is not None:
+            chosen, best = within_points(fits, HeldOut(dense, aside), options.accuracy_budget, stage)
             plans = [(chosen.choice.reductions, best)]
         shared = time.perf_counter() - began
         found = []
@@ -173,27 +167,6 @@ def route(
         tokens=measured.tokens,
         backbone=options.backbone if source.backbone is not None else None,
     )
-
-
-def given_reductions(
-    reductions: Sequence[Reductions] | None, budget: float | None, accuracy_budget: float | None
-) -> Sequence[Reductions]:
-    """r as it is given, none where it is to be chosen.
-
-    Raises:
-        OptionError: they contradict each other, or no model could keep within a budget.
-    """
-    if sum(one is not None for one in (reductions, budget, accuracy_budget)) > 1:
-        raise OptionError("{reduction}, {budget} and {accuracy_budget} each say how much is routed: give one of them")
-    if budget is not None and not 0 < budget < 1:
-        raise OptionError(
-            "{budget} {given} is no share of the dense model's multiply-adds: give e.g. 0.25", given=budget
-        )
-    if accuracy_budget is not None and not 0 <= accuracy_budget <= 100:
-        raise OptionError("{accuracy_budget} {given} is not from 0 to 100 points: give e.g. 1.0", given=accuracy_budget)
-    if budget is not None or accuracy_budget is not None:
-        return ()
-    return reductions or (4,)
 
 
 def paths_of(model: CodaModel | Path | str, output: Path, given: Sequence[Reductions]) -> list[Path]:

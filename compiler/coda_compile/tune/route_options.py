@@ -22,6 +22,10 @@ class RouteOptions:
     """How to route a model.
 
     Attributes:
+        budget: share of the dense model's multiply-adds in its layers, everything included; r is chosen for each layer.
+        accuracy_budget: points of a hundred of agreement with the dense model that may be lost, on as many texts as are
+            held out, kept aside from the fit and from these; r is chosen. See ``MAIN_FIGURES`` of
+            ``coda_compile.tune.agreement``.
         attention: ``k_to_all`` or ``k_to_k``, as in ``CodaConfig``.
         stand_in: rank of what stands for a layer for the tokens that skip it.
         key_value_rank: of the keys and values of these tokens in ``k_to_all``; 0 for exact ones; ``None`` for 64 there.
@@ -33,6 +37,8 @@ class RouteOptions:
         seed: draws the texts that are held out, and the order of steps.
     """
 
+    budget: float | None = None
+    accuracy_budget: float | None = None
     attention: str = "k_to_all"
     stand_in: int = 64
     key_value_rank: int | None = None
@@ -45,6 +51,31 @@ class RouteOptions:
     problem_type: str | None = None
     labels: Sequence[str] | None = None
     seed: int = 0
+
+    @property
+    def chooses(self) -> bool:
+        """Whether r is chosen within a budget."""
+        return self.budget is not None or self.accuracy_budget is not None
+
+    def given(self, reductions: Sequence[Reductions] | None) -> Sequence[Reductions]:
+        """r of each model as they are given, 4 by default; none where r is to be chosen.
+
+        Raises:
+            OptionError: they contradict each other, or no model could keep within a budget.
+        """
+        if sum(one is not None for one in (reductions, self.budget, self.accuracy_budget)) > 1:
+            raise OptionError(
+                "{reduction}, {budget} and {accuracy_budget} each say how much is routed: give one of them"
+            )
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise OptionError(
+                "{budget} {given} is no share of the dense model's multiply-adds: give e.g. 0.25", given=self.budget
+            )
+        if self.accuracy_budget is not None and not 0 <= self.accuracy_budget <= 100:
+            raise OptionError(
+                "{accuracy_budget} {given} is not from 0 to 100 points: give e.g. 1.0", given=self.accuracy_budget
+            )
+        return () if self.chooses else reductions or (4,)
 
     def config(self, reduction: Reductions) -> CodaConfig:
         """What is asked for at some r, checked.

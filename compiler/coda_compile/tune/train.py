@@ -18,7 +18,7 @@ from coda_compile.text_files import Row, columns, read_table
 from coda_compile.tune.agreement import Answer, Figures, accuracy, answers, kind_of
 from coda_compile.tune.labels import read_labels
 from coda_compile.tune.linear import linear_figures
-from coda_compile.tune.route import Front, given_reductions, paths_of, route
+from coda_compile.tune.route import Front, paths_of, route
 from coda_compile.tune.route_options import Reductions, RouteOptions, Stage
 from coda_compile.tune.steps import interrupted, steps_folder
 from coda_compile.tune.texts import Texts, batches, check_known, distinct, held_out_of, median_length
@@ -96,8 +96,6 @@ def train(
     *,
     routing: RouteOptions = _ROUTING,
     reductions: Sequence[Reductions] | None = None,
-    budget: float | None = None,
-    accuracy_budget: float | None = None,
     output: Path,
     stage: Stage = nullcontext,
     progress: Progress = silent,
@@ -111,7 +109,7 @@ def train(
         backbone: folder or hub name of a pretrained encoder; it stays as it is.
         options: how; see ``TrainOptions``.
         routing: how to route it afterwards, see ``RouteOptions``; labels, backbone and seed are those of this call.
-        reductions, budget, accuracy_budget: how much, as for ``route``; by default nothing is routed.
+        reductions: r of each routed model, as for ``route``; by default, and without a budget, nothing is routed.
         output: the checkpoint, replaced whole or not at all. Routed ones stand beside it: ``trained-r4.pt``, or within
             a budget ``trained-routed.pt``.
         stage: called with each stage's name, gives a context that lasts as long as the stage.
@@ -130,13 +128,13 @@ def train(
         backbone=backbone if options.delta else None,
         seed=options.seed,
     )
-    routes = bool(reductions) or budget is not None or accuracy_budget is not None
+    routes = bool(reductions) or routing.chooses
     if routing.steps and not routes:
         raise OptionError(
             "{steps} are taken by a routed model: give {reduction}, {budget} or {accuracy_budget} as well"
         )
     routed = output.with_name(f"{output.stem}-{'r{r}' if reductions else 'routed'}.pt")
-    given = given_reductions(reductions, budget, accuracy_budget) if routes else ()
+    given = routing.given(reductions) if routes else ()
     if routes:
         paths_of(output, routed, given)
     configs = [routing.config(r) for r in given or (2,)] if routes else []
@@ -173,8 +171,6 @@ def train(
                 Texts(found.train, found.held_out, data),
                 routing,
                 reductions=reductions,
-                budget=budget,
-                accuracy_budget=accuracy_budget,
                 output=routed,
                 stage=stage,
                 progress=progress,

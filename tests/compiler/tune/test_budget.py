@@ -41,8 +41,9 @@ def routed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., 
         backbone.save_pretrained(tmp_path / "m")
         tokenizer.save_pretrained(tmp_path / "m")
         (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+        budgets = {name: asked.pop(name) for name in ("budget", "accuracy_budget") if name in asked}
         asked = {"output": tmp_path / "routed.pt", **asked}
-        return route(tmp_path / "m", tmp_path / "texts.txt", RouteOptions(**SMALL), **asked)
+        return route(tmp_path / "m", tmp_path / "texts.txt", RouteOptions(**SMALL, **budgets), **asked)
 
     return make
 
@@ -210,7 +211,7 @@ def test_labels_change_nothing(routed: Callable[..., Front], tmp_path: Path, tok
     routed(budget=0.6)
     rows = [{"text": text, "kind": f"LABEL_{i % 3}"} for i, text in enumerate(TEXTS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = RouteOptions(**SMALL, label_column="kind")
-    route(tmp_path / "m", tmp_path / "rows.jsonl", options, budget=0.6, output=tmp_path / "labelled.pt")
+    options = RouteOptions(**SMALL, label_column="kind", budget=0.6)
+    route(tmp_path / "m", tmp_path / "rows.jsonl", options, output=tmp_path / "labelled.pt")
     mine, yours = (load(tmp_path / name).model.state_dict() for name in ("routed.pt", "labelled.pt"))
     assert all(torch.equal(mine[name], yours[name]) for name in mine)

@@ -103,8 +103,8 @@ def test_what_is_routed_is_the_librarys_model(kind: str, made: Callable[[str], A
 def test_a_budget_and_steps_and_int8(kind: str, made: Callable[[str], Any], tmp_path: Path):
     """All that has been asked of models without such parts."""
     folder, _, lines = made(kind)
-    options = RouteOptions(stand_in=1, key_value_rank=1, steps=3)
-    front = route(folder, lines, options, budget=0.8, output=tmp_path / "routed.pt")
+    options = RouteOptions(budget=0.8, stand_in=1, key_value_rank=1, steps=3)
+    front = route(folder, lines, options, output=tmp_path / "routed.pt")
     assert front.chosen is not None
     assert set(front.chosen.choice.reductions) <= set(CHOICES)
     assert front.routed[0].share < 0.9

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ def write(path: Path, labels: Sequence[Any], texts: Sequence[Any] = TEXTS, colum
 
 
 def trained(data: Path, backbone: Path, output: Path, **options: Any) -> Trained:
-    how = {name: options.pop(name, None) for name in ("reductions", "budget", "accuracy_budget")}
-    routing = options.pop("routing", SMALL)
-    return train(data, backbone, TrainOptions(**{**SHORT, **options}), routing=routing, output=output, **how)
+    budgets = {name: options.pop(name) for name in ("budget", "accuracy_budget") if name in options}
+    how = {"routing": replace(options.pop("routing", SMALL), **budgets), "reductions": options.pop("reductions", None)}
+    return train(data, backbone, TrainOptions(**{**SHORT, **options}), output=output, **how)
 
 
 def held_out_figures(path: Path, data: Path, wanted: Callable[[Any, Any], Any], backbone: Any = None) -> Any:
