@@ -1,16 +1,23 @@
-"""Dense models of joined queries by transformers' Trainer, none of them ours: a classifier, a tagger, a LoRA.
+"""Dense models of joined queries by transformers' Trainer, none of them ours.
 
 python benchmarks/finetune_queries.py --queries ../shared/data/clinc150.json --backbone FOLDER --out queries
 coda-compile route queries/model --texts queries/texts.csv --held-out queries/held-out.csv --label-column label \
     -r 4 -r 8 -o queries/routed-{r}.pt
 
-A text is some queries of CLINC150 and its label the intent of the first; a tagger labels every token with the intent of
-the query that it stands in. No query of held-out.csv is in a training text. Training texts are drawn anew for each
-step, of one query first and of ten in the end; texts.csv holds others of the same queries.
+    classifier, lora    a text is some queries of CLINC150, its label the intent of the first
+    tagger              every token is labelled with the intent of the query that it stands in
+    cross-encoder       a query, and a passage of some others: does one of these have the query's intent? Every second
+                        passage has one
+
+No query of held-out.csv is in a training text. Training texts are drawn anew for each step, of one query first and of
+more in the end; texts.csv holds others of the same queries.
 """
 
+import csv
 import random
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +40,37 @@ from transformers import (
 )
 
 BATCH = 32
-# (queries in a text, steps): what stands first is learned in short texts, that it is the first in long ones.
+# (queries in a text or passage, steps): what stands first is learned in short texts, that it is first in long ones.
 PLANS = {
-    "classifier": ((1, 400), (3, 900), (10, 700)),
+    "classifier": ((1, 400), (3, 600), (10, 300)),
     "tagger": ((10, 260),),
     "lora": ((1, 300), (3, 700)),
+    "cross-encoder": ((1, 500), (5, 500)),
 }
+ANSWERS = ("another", "same")  # of a cross-encoder
+Pair = tuple[str, str, str]  # query, passage, answer
+
+
+class Passages:
+    """Passages for queries, of others."""
+
+    def __init__(self, queries: list[Query], draw: random.Random) -> None:
+        self._queries, self._draw = queries, draw
+        self._by_intent: dict[str, list[Query]] = defaultdict(list)
+        for query in queries:
+            self._by_intent[query[1]].append(query)
+
+    def of(self, first: Query, count: int, same: bool) -> Pair:
+        """One of ``count`` queries, one of them with the first one's intent or none."""
+        passage: list[Query] = []
+        while len(passage) < count - same:
+            query = self._draw.choice(self._queries)
+            if query[1] != first[1]:
+                passage.append(query)
+        if same:
+            others = [query for query in self._by_intent[first[1]] if query != first]
+            passage.insert(self._draw.randrange(count), self._draw.choice(others))
+        return first[0], join_queries.joined(passage)[0], ANSWERS[same]
 
 
 class Curriculum(IterableDataset[dict[str, Any]]):
@@ -52,10 +84,17 @@ class Curriculum(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         draw, first = random.Random(0), list[Query]()
+        passages = Passages(self._queries, draw)
         for together, steps in self._plan:
             for _ in range(steps * BATCH):
                 first = first or draw.sample(self._queries, len(self._queries))
-                yield self._row([first.pop(), *draw.sample(self._queries, together - 1)])
+                if self._kind == "cross-encoder":
+                    yield self._pair(*passages.of(first.pop(), together, draw.random() < 0.5))
+                else:
+                    yield self._row([first.pop(), *draw.sample(self._queries, together - 1)])
+
+    def _pair(self, query: str, passage: str, answer: str) -> dict[str, Any]:
+        return {**self._tokenizer(query, passage), "label": ANSWERS.index(answer)}
 
     def _row(self, queries: list[Query]) -> dict[str, Any]:
         labels = [self._classes[label] for _, label in queries]
@@ -75,10 +114,24 @@ def classes(queries: list[Query]) -> list[str]:
     return sorted({label for _, label in queries})
 
 
+def write_texts(path: Path, queries: list[Query], count: int, together: int, kind: str) -> None:
+    """A CSV file of texts or pairs of them, each with a first query of its own, and their labels."""
+    if kind != "cross-encoder":
+        train_reviews.write_texts(path, join_queries.drawn(queries, count, together))
+        return
+    draw = random.Random(0)
+    passages, firsts = Passages(queries, draw), draw.sample(queries, min(count, len(queries)))
+    rows: Iterable[Pair] = (passages.of(first, together, i % 2 == 0) for i, first in enumerate(firsts))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "text_pair", "label"])
+        table.writerows(rows)
+
+
 def untrained(kind: str, backbone: str, names: list[str]) -> Any:
     """A pretrained encoder with a new head."""
     auto = AutoModelForTokenClassification if kind == "tagger" else AutoModelForSequenceClassification
-    numbered = dict(enumerate(names))
+    numbered = dict(enumerate(ANSWERS if kind == "cross-encoder" else names))
     model = auto.from_pretrained(
         backbone,
         id2label=numbered,
@@ -111,8 +164,9 @@ def main(
     kept = set(unseen)
     seen = [query for query in every if query not in kept]
     out.mkdir(parents=True, exist_ok=True)
-    train_reviews.write_texts(out / "texts.csv", join_queries.drawn(seen, 1850, together))
-    train_reviews.write_texts(out / "held-out.csv", join_queries.drawn(unseen, len(unseen), together))
+    write = partial(write_texts, together=together, kind=kind)
+    write(out / "texts.csv", seen, 1850)
+    write(out / "held-out.csv", unseen, len(unseen))
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
