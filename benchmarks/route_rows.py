@@ -88,9 +88,10 @@ class Remembering(CodaModel):
         """As the model itself, of inputs alone."""
         batch = inputs[self.signature.lead.name]
         if batch not in self._given:
-            states = super().forward(output_hidden_states=True, **inputs).hidden_states
-            assert states is not None
-            self._given[batch] = states[-1], self.mask(inputs)
+            x, mask, table = self.embed(inputs)
+            for layer in self.coda_layers():
+                x = layer.dense(x, mask, table)
+            self._given[batch] = x, mask
         return self.answer(*self._given[batch])
 
 
