@@ -5,6 +5,7 @@ coda-compile route queries/model --texts queries/texts.csv --held-out queries/he
     -r 4 -r 8 -o queries/routed-{r}.pt
 
     classifier, lora    a text is some queries of CLINC150, its label the intent of the first
+    short-classifier    the same, trained for two thirds of the steps
     tagger              every token is labelled with the intent of the query that it stands in
     cross-encoder       a query, and a passage of some others: does one of these have the query's intent? Every second
                         passage has one
@@ -42,7 +43,8 @@ from transformers import (
 BATCH = 32
 # (queries in a text or passage, steps): what stands first is learned in short texts, that it is first in long ones.
 PLANS = {
-    "classifier": ((1, 400), (3, 600), (10, 300)),
+    "classifier": ((1, 400), (3, 900), (10, 700)),
+    "short-classifier": ((1, 400), (3, 600), (10, 300)),
     "tagger": ((10, 260),),
     "lora": ((1, 300), (3, 700)),
     "cross-encoder": ((1, 500), (5, 500)),
