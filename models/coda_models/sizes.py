@@ -47,9 +47,9 @@ def check_backbone(config: Any, held: int, source: object) -> None:
     layer = 4 * width**2 + 2 * width * getattr(config, inner)
     if rows * width + layers * (layer + _LEAST_OF_LAYER) > held:
         raise BackboneError(
-            f"the configuration in {source} describes a larger model than its {held / 1e6:.1f} MB of weights hold, of "
-            f"vocab_size {shown(config.vocab_size)} and {shown(layers)} layers of width {shown(width)}: they are cut "
-            "off, or it is another model's"
+            f"the model in {source} cannot be read: its configuration describes a larger one than its "
+            f"{held / 1e6:.1f} MB of weights hold, of {shown(layers)} layers of width {shown(width)} and vocab_size "
+            f"{shown(config.vocab_size)}: they are cut off, or it is another model's"
         )
 
 

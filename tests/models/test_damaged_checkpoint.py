@@ -236,7 +236,7 @@ def test_a_field_that_is_missing(complete, field):
         ({"hidden_size": 33}, "describes a model that cannot be built"),
         ({"hidden_size": -32}, "has hidden_size .*: it should be a whole number from 1 on"),
         ({"hidden_size": "wide"}, "has hidden_size .*: it should be a whole number from 1 on"),
-        ({"hidden_size": 10**15}, "describes a larger model than its"),
+        ({"hidden_size": 10**15}, "describes a larger one than its"),
         ({"num_attention_heads": 0}, "has num_attention_heads 0: it should be a whole number from 1 on"),
         ({"hidden_act": "gemu"}, "describes a model that cannot be built"),
         ({"pad_token_id": 10**6}, "cannot be built"),

@@ -53,7 +53,10 @@ def making_nothing() -> Iterator[None]:
 @pytest.mark.parametrize(("key", "value"), HUGE)
 def test_a_folder(folder: Path, key: str, value: int):
     edit(folder, **{key: value})
-    with making_nothing(), pytest.raises(BackboneError, match=r"larger model than its 0\.1 MB of weights hold"):
+    with (
+        making_nothing(),
+        pytest.raises(BackboneError, match=r"cannot be read: .* a larger one than its 0\.1 MB of weights hold"),
+    ):
         load_backbone(folder, TASK)
 
 
@@ -66,7 +69,7 @@ def test_a_folder_of_torch_weights_or_shards(folder: Path):
     (folder / "pytorch_model.bin").unlink()
     load_backbone(folder, TASK)
     edit(folder, num_hidden_layers=10**9)
-    with pytest.raises(BackboneError, match="describes a larger model"):
+    with pytest.raises(BackboneError, match="describes a larger one"):
         load_backbone(folder, TASK)
 
 
@@ -76,7 +79,7 @@ def test_every_family_in_half_precision(family: str, tmp_path: Path):
     load_backbone(tmp_path, TASK)
     name = "n_layers" if family == "distilbert" else "num_hidden_layers"
     edit(tmp_path, **{name: 10**9})
-    with pytest.raises(BackboneError, match="describes a larger model"):
+    with pytest.raises(BackboneError, match="describes a larger one"):
         load_backbone(tmp_path, TASK)
 
 
@@ -103,7 +106,7 @@ def test_a_checkpoint(tmp_path: Path, key: str, value: int):
     torch.save(payload, path)
     edit(folder, **{key: value})
     for source in (path, folder):
-        with making_nothing(), pytest.raises(CheckpointError, match="describes a larger model"):
+        with making_nothing(), pytest.raises(CheckpointError, match="describes a larger one"):
             load(source)
 
 

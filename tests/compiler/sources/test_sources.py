@@ -189,7 +189,7 @@ def test_weights_absent(hugging_face: Path):
 def test_weights_cut_off(hugging_face: Path, left: int):
     path = hugging_face / "model.safetensors"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(BackboneError, match="cannot be read|they are cut off"):
+    with pytest.raises(BackboneError, match="cannot be read"):
         read_source(hugging_face)
 
 
