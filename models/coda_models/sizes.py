@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from coda_models import architectures
+from coda_models.architectures import FAMILIES
 from coda_models.config import CodaConfig
 from coda_models.errors import BackboneError, CheckpointError
 from coda_ops.errors import shown
@@ -25,7 +27,7 @@ def check_labels(plain: dict[str, Any], source: object) -> None:
 
 
 def check_backbone(config: Any, held: int, source: object) -> None:
-    """Refuse a configuration of an encoder that is larger than its weights.
+    """Refuse a configuration of an encoder that is larger than its weights, but for families of other packages.
 
     Args:
         config: transformers' own.
@@ -35,6 +37,8 @@ def check_backbone(config: Any, held: int, source: object) -> None:
     Raises:
         BackboneError: names a size that is none, or says how many numbers there would be.
     """
+    if not FAMILIES.get(config.model_type, "").startswith(architectures.__name__):
+        return
     inner = next((name for name in _INNER if hasattr(config, name)), _INNER[0])
     for name in (*_SIZES, inner):
         value = getattr(config, name, None)
@@ -63,7 +67,7 @@ def check_learned(config: CodaConfig, hf_config: Any, held: int, path: Path) -> 
     Raises:
         CheckpointError: says so.
     """
-    width, layers = hf_config.hidden_size, hf_config.num_hidden_layers
+    width, layers = hf_config.hidden_size, getattr(hf_config, "num_hidden_layers", 1)  # or more
     routed = layers if config.routed_layers is None else len(config.routed_layers)
     parts = config.parts
     across = 2 * layers * config.bottleneck + routed * (2 * config.stand_in + 3 * config.key_value_rank)
