@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import TINY, tiny_backbone, tiny_coda
+from tests.frames import tiny_frames
 
 from coda_models import CodaConfig, load, save, save_pretrained
 from coda_models.backbone import load_backbone
@@ -132,6 +133,11 @@ def test_what_a_checkpoint_has_learned(tmp_path: Path, change: dict[str, Any]):
         pytest.raises(CheckpointError, match="its own configuration, which describes more than its 0"),
     ):
         load(path)
+
+
+def test_families_of_other_packages_say_by_themselves_how_large_they_are(tmp_path: Path):
+    save(tiny_frames(), tmp_path / "model.pt")
+    load(tmp_path / "model.pt")
 
 
 def checkpoints(tmp_path: Path) -> tuple[Path, Path]:
