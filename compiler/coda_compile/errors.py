@@ -24,12 +24,18 @@ EXTRAS = {
     "psutil": "bench",
     **dict.fromkeys(("jinja2", "markupsafe", "plotly"), "report"),
     "scipy": "train",
-    "sklearn": "ood",
+    **dict.fromkeys(("sklearn", "threadpoolctl"), "ood"),
     "peft": "peft",
     "adapters": "adapters",
 }
-# How libraries say that a file could not be written whole: safetensors, which quotes the system, and torch.
-_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "] . unexpected pos ", "PytorchStreamWriter")
+# How libraries say that a file could not be written whole: some, which quote the system, torch, and onnxruntime.
+_FULL = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    "] . unexpected pos ",
+    "PytorchStreamWriter",
+    "Failed to write :",
+)
 
 
 class CompileError(CodaError):
@@ -66,6 +72,8 @@ def as_sentences() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(f" writing {error.filename}" if error.filename else "") from None
+        if not error.strerror and _says_full(error):  # as copytree lists what became of each file
+            raise _full() from None
         if isinstance(error, BrokenPipeError) or not error.strerror:
             raise
         where = f" for {error.filename}" if error.filename else ""
@@ -75,9 +83,13 @@ def as_sentences() -> Iterator[None]:
     except MemoryError:
         raise CompileError("out of memory: close other programs or use a machine with more of it") from None
     except Exception as error:
-        if isinstance(error, CodaError) or not any(sign in str(error) for sign in _FULL):
+        if isinstance(error, CodaError) or not _says_full(error):
             raise
         raise _full() from None
+
+
+def _says_full(error: Exception) -> bool:
+    return any(sign in str(error) for sign in _FULL)
 
 
 def _full(where: str = "") -> OutputError:

@@ -7,9 +7,11 @@ from typing import Any
 from coda_compile.errors import CodaError, CompileError
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_problem_type
 from coda_compile.sources.prompts import ABOUT, check_prompts
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LogitsInfo
 
+_PIPELINES = {"sequence-classification": "text-classification", "token-classification": "token-classification"}
 _CLASSES = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 _ACTIVATIONS = {
     f"torch.nn.{module}{name}": activation
@@ -32,10 +34,11 @@ def logits_info(task: str, config: Mapping[str, Any], labels: int, where: Path |
         where: the configuration comes from, for messages.
 
     Raises:
-        CompileError: an activation or a problem type that is not known.
+        CompileError: an activation or a problem type that is not known, or values for a pipeline of its own.
     """
     if not task.endswith("classification"):
         return None
+    _check_specific(config, _PIPELINES[task], where)
     if task == "token-classification":
         return LogitsInfo("softmax", SINGLE_LABEL)
     named = check_problem_type(config.get("problem_type"), str(where))
@@ -47,6 +50,17 @@ def logits_info(task: str, config: Mapping[str, Any], labels: int, where: Path |
         activation = "sigmoid" if named == MULTI_LABEL or labels == 1 else "softmax"
     apart = activation == "sigmoid" and labels > 1
     return LogitsInfo(activation, named or (MULTI_LABEL if apart else SINGLE_LABEL))
+
+
+def _check_specific(config: Mapping[str, Any], pipeline: str, where: Path | str) -> None:
+    """Refuse values that transformers' pipeline of a task puts over the others."""
+    tasks = config.get("task_specific_params")
+    own = tasks.get(pipeline) if isinstance(tasks, dict) else tasks
+    if own:
+        raise CompileError(
+            f"{where} has task_specific_params {shown(own)}, which transformers' {pipeline} pipeline puts over the "
+            "rest and a bundle does not: write them in the place of what they replace"
+        )
 
 
 def _of_cross_encoder(config: Mapping[str, Any], labels: int, where: Path | str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from coda_compile.errors import CodaError
 from coda_targets.modalities.text import Text
@@ -15,6 +15,8 @@ MEASURED = "--data measures the accuracy of"  # for messages
 _PAIR = "text_pair"
 _JSON_LINES = (".jsonl", ".ndjson")
 _OTHER_TABLES = (".json", ".tsv", ".xlsx", ".parquet")
+_LONGEST_LINE = 1 << 24  # letters
+_BOM = "\ufeff"
 _NOT_UTF8 = "{source} is not UTF-8 text: convert it, for example with iconv"
 
 
@@ -179,7 +181,7 @@ def _stream(path: Path, label: str | None = None) -> Iterator[Row]:
         return
     if kind in _OTHER_TABLES:
         raise CodaError(f"{path} is a {kind} file: give .csv, .jsonl, or a text a line in a file of another name")
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8") as file:
         paired = None
         for i, line in enumerate(lines(file, str(path)), 1):
             where = f"text {i} of {path}"
@@ -190,19 +192,30 @@ def _stream(path: Path, label: str | None = None) -> Iterator[Row]:
             yield row
 
 
-def lines(file: Iterable[str], source: str = "the input") -> Iterator[str]:
-    """A text a line; none of an empty one.
+def lines(file: TextIO, source: str = "the input") -> Iterator[str]:
+    """A text a line; none of an empty one, and without the mark that some programs put in front of UTF-8.
 
     Args:
         source: for messages.
 
     Raises:
-        CodaError: what is not UTF-8.
+        CodaError: what is not UTF-8, or a line without an end.
     """
     try:
-        yield from (utf8(line.rstrip("\n")) for line in file if line.strip())
+        for i, line in enumerate(_bounded(file, source)):
+            own = line.removeprefix(_BOM) if i == 0 else line
+            if own.strip():
+                yield utf8(own.rstrip("\n"))
     except UnicodeDecodeError:
         raise CodaError(_NOT_UTF8.format(source=source)) from None
+
+
+def _bounded(file: TextIO, source: str | Path) -> Iterator[str]:
+    """The lines of a file, unless one has no end, as in /dev/zero."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise CodaError(f"{source} has a line of more than {_LONGEST_LINE} letters: give a text a line")
+        yield line
 
 
 def pairs(texts: Sequence[str], others: Sequence[str]) -> list[Text]:
@@ -294,7 +307,8 @@ def _rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[dict[str, str |
     asked = f"the column{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            csv.field_size_limit(_LONGEST_LINE)  # a cell may be as long as a line of text
+            reader = csv.DictReader(_bounded(file, path), strict=True)
             names = list(reader.fieldnames or ())
             if twice := [name for name in names if names.count(name) > 1]:
                 raise CodaError(f"{path} has two columns {twice[0]!r}: give each one a name of its own")

@@ -19,12 +19,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 from coda_models.errors import BackboneError
+from coda_models.sizes import check_backbone, check_labels
 from coda_models.standard_names import strange_names
-from coda_models.untrusted import check_listed, check_shards, check_tokenizer, settled
+from coda_models.untrusted import INDICES, ReadJson, check_listed, check_shards, check_tokenizer, settled
 from coda_ops.errors import CodaError, OptionError, first_line
+from coda_ops.files import check_plain
 from coda_ops.foreign_json import json_object
 
 _LISTING = "modules.json"  # of sentence-transformers
@@ -75,9 +84,8 @@ def load_backbone(
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
         UnsupportedModelError: a configuration that no standard class is all there is to.
     """
-    if hf_config is None:
-        _check_folder(Path(source))
-    found = hf_config or _changed(_attempt(source, AutoConfig.from_pretrained, revision), options)
+    _check_folder(Path(source))
+    found = hf_config or _changed(_attempt(source, _read_config, revision), options)
     config = settled(found, source)
     with quiet():
         model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), revision, config=config)
@@ -124,6 +132,7 @@ def load_tokenizer(
     Args:
         what: the source is to its user, for messages: ``backbone`` or ``tokenizer``.
     """
+    check_plain(Path(source))
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _VOCABULARIES):
         return None
     tokenizer: PreTrainedTokenizerBase = _attempt(source, _load_tokenizer, revision, what=what)
@@ -158,6 +167,12 @@ def _changed(config: PretrainedConfig, options: dict[str, Any]) -> PretrainedCon
     return config
 
 
+def _read_config(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
+    find = partial(_find, source, local_files_only, options.get("revision"))
+    check_labels(_json(find, CONFIG_NAME) or {}, source)
+    return AutoConfig.from_pretrained(source, local_files_only=local_files_only, **options)
+
+
 def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: Any) -> Any:
     """A model, and what transformers says of its tensors."""
     find = partial(_find, source, local_files_only, options.get("revision"))
@@ -165,11 +180,23 @@ def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: 
     if read(_ADAPTER) is not None:  # transformers would load another model, the one that this file names
         raise BackboneError(f"{source} is an adapter, and a backbone is a whole model: merge it first")
     check_shards(read, source)
+    if held := _bytes(find, read):
+        check_backbone(options["config"], held, source)
     loaded = auto.from_pretrained(source, local_files_only=local_files_only, output_loading_info=True, **options)
     index = None if find(SAFE_WEIGHTS_NAME) else find(SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:
         check_listed(index)
     return loaded
+
+
+def _bytes(find: Callable[[str], Path | None], read: ReadJson) -> int:
+    """Of the weights that transformers will find; 0 where there are none."""
+    whole = next(filter(None, map(find, (SAFE_WEIGHTS_NAME, WEIGHTS_NAME))), None)
+    if whole is not None:
+        return whole.stat().st_size
+    listed = next(filter(None, map(read, INDICES)), {}).get("weight_map")
+    shards = map(find, sorted(set(listed.values()))) if isinstance(listed, dict) else ()
+    return sum(shard.stat().st_size for shard in shards if shard is not None)
 
 
 def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:
@@ -229,6 +256,7 @@ def _check_folder(path: Path) -> None:
         BackboneError: says what it is.
     """
     asked = "give the folder of a pretrained encoder, as save_pretrained writes it"
+    check_plain(path)
     if path.is_file():
         raise BackboneError(f"{path} is a file, and a backbone is a folder: {asked}")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():

@@ -24,7 +24,8 @@ from coda_models.conversion import convert
 from coda_models.digest import tensor_digest
 from coda_models.errors import BackboneError, CheckpointError
 from coda_models.model import CodaModel
-from coda_ops.errors import CodaError, OptionError, first_line
+from coda_models.sizes import check_backbone, check_labels, check_learned
+from coda_ops.errors import CodaError, OptionError, first_line, shown
 from coda_ops.files import replacing_file
 from coda_ops.foreign_json import json_object
 from coda_ops.records import as_record
@@ -32,6 +33,10 @@ from coda_targets.fidelity import Fidelity
 
 FORMAT = "coda-checkpoint"
 FORMAT_VERSION = 1
+_DTYPES = {  # neither complex nor quantised, nor so short that torch itself computes little with them
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 FOLDER_KEY = "coda"  # where a folder's config.json keeps the CodaConfig
 
 
@@ -133,11 +138,13 @@ def load(path: Path | str, *, backbone: Path | str | None = None) -> Loaded:
         source = backbone or config.backbone
         if not source:
             raise OptionError("{path} is a delta that names no backbone: pass one as {backbone}", path=path)
-        pretrained = load_backbone(source, config.backbone_task, hf_config=_hf_config(payload["hf_config"], path))
+        hf_config = _hf_config(payload["hf_config"], path)
+        pretrained = load_backbone(source, config.backbone_task, hf_config=hf_config)
+        check_learned(config, hf_config, path.stat().st_size, path)
         tokenizer = load_tokenizer(source)
         model = convert(pretrained, config)
     else:
-        model = _empty(payload["hf_config"], config, path)
+        model = _empty(_hf_config(payload["hf_config"], path), config, path, path)
         tokenizer = _tokenizer_from(payload["tokenizer_files"], path)
     if tokenizer is not None:
         tokenizer.truncation_side = payload["truncation_side"]
@@ -178,7 +185,8 @@ def rebuilt(model: CodaModel) -> CodaModel:
     Raises:
         CheckpointError: the model has a part that its configurations do not speak of, or another form of one.
     """
-    empty = _empty(portable_config(model.hf_config), model.coda_config, Path("the checkpoint"))
+    path = Path("the checkpoint")
+    empty = _empty(_hf_config(portable_config(model.hf_config), path), model.coda_config, path)
     state, own = model.state_dict(), empty.state_dict()
     strange = [name for name in sorted(set(state) | set(own)) if not _alike(state.get(name), own.get(name))]
     if strange:
@@ -191,9 +199,16 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape
 
 
-def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
-    """The untrained model that a checkpoint describes, to be filled with its tensors."""
-    hf_config = _hf_config(plain, path)
+def _empty(hf_config: PretrainedConfig, config: CodaConfig, path: Path, weights: Path | None = None) -> CodaModel:
+    """The untrained model that a checkpoint describes, to be filled with its tensors.
+
+    Args:
+        weights: the file of the tensors, which has to be as large as what is described.
+    """
+    if weights is not None:
+        held = weights.stat().st_size
+        check_backbone(hf_config, held, path)
+        check_learned(config, hf_config, held, path)
     try:
         model = convert(build_backbone(hf_config, config.backbone_task), replace(config, backbone_sha256=""))
     except CodaError:
@@ -205,6 +220,7 @@ def _empty(plain: Any, config: CodaConfig, path: Path) -> CodaModel:
 
 
 def _hf_config(plain: Any, path: Path) -> PretrainedConfig:
+    check_labels(plain, path)
     try:
         return AutoConfig.for_model(**plain)
     except Exception as error:  # what a configuration class makes of a bad field is its own affair
@@ -283,20 +299,31 @@ def _fill(model: CodaModel, state: Mapping[str, Any], expected: set[str], sha256
     if missing or extra:
         what = f"lacks {missing[0]!r}" if missing else f"has an unknown tensor {extra[0]!r}"
         raise CheckpointError(f"{path} does not fit its own configuration: it {what}")
+    check_plain_tensors(state, path)
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path} is damaged: {name!r} is no tensor")
         if tensor.shape != own[name].shape:
             raise CheckpointError(
                 f"{path} does not fit its own configuration: {name!r} has shape {list(tensor.shape)}, "
                 f"expected {list(own[name].shape)}"
             )
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path} is damaged: {name!r} is no dense tensor on the CPU")
     if tensor_digest(state) != sha256:
         raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
     check_finite(state, path)
     model.load_state_dict(dict(state), strict=False)
+
+
+def check_plain_tensors(state: Mapping[Any, Any], path: Path) -> None:
+    """Refuse anything but dense tensors of whole or floating-point numbers.
+
+    Raises:
+        CheckpointError: names the first that is something else.
+    """
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path} is damaged: {shown(name)} is no tensor")
+        strange = tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu"
+        if strange or tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{path} is damaged: {shown(name)} is no dense tensor of plain numbers")
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -362,6 +389,6 @@ def from_pretrained(folder: Path | str) -> Loaded:
         raise CheckpointError(f"{folder} has no model.safetensors") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{weights} is damaged or cut off: {first_line(error)}") from None
-    model = _empty(plain, config, folder)
+    model = _empty(_hf_config(plain, folder), config, folder, weights)
     _fill(model, state, set(model.state_dict()), sha256, weights)
     return Loaded(model, load_tokenizer(folder))

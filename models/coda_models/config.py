@@ -1,5 +1,6 @@
 """CodaConfig: a frozen, versioned dataclass, saved with every checkpoint."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
@@ -8,6 +9,7 @@ from typing import Any
 from coda_models.errors import ConfigError
 from coda_models.learned_parts import NO_PARTS, LearnedParts
 from coda_models.sentence import POOLINGS, SentenceModule
+from coda_ops.errors import first_line, shown
 
 CONFIG_VERSION = 1
 ATTENTIONS = ("k_to_k", "k_to_all")
@@ -19,6 +21,8 @@ _WHOLE_NUMBERS = (  # fields, the least and the largest
 )
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
 
+_EXPONENT = re.compile("[eE]")
+
 Reduction = int | str | Fraction
 
 
@@ -29,11 +33,13 @@ def parse_reduction(value: Reduction) -> Fraction:
         ConfigError: not a ratio, or below 1.
     """
     if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
-        raise ConfigError(f"reduction {value!r} is no ratio: give a whole number or text such as '4' or '7/2'")
+        raise ConfigError(f"reduction {shown(value)} is no ratio: give a whole number or text such as '4' or '7/2'")
+    if isinstance(value, str) and _EXPONENT.search(value):  # of which a few letters can stand for gigabytes of digits
+        raise ConfigError(f"reduction {shown(value)} has an exponent: give something like '4' or '7/2'")
     try:
         reduction = Fraction(value)
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"reduction {value!r} is no ratio: give something like '4' or '7/2'") from None
+        raise ConfigError(f"reduction {shown(value)} is no ratio: give something like '4' or '7/2'") from None
     if reduction < 1:
         raise ConfigError(f"reduction {value} is below 1, so a layer would route k > n tokens: use 1 (dense) or more")
     if max(reduction.numerator, reduction.denominator) > 10**6:
@@ -225,3 +231,5 @@ class CodaConfig:
             return cls(**plain)
         except TypeError as error:
             raise ConfigError(f"a configuration field has the wrong type: {error}") from None
+        except ValueError as error:  # a number of more digits than Python writes
+            raise ConfigError(f"a configuration field cannot be read: {first_line(error)}") from None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers.activations import ACT2FN
 
 from coda_models.errors import ConfigError
+from coda_ops.errors import shown
 
 ACTIVATIONS = (*sorted(ACT2FN), "leakyrelu")
 RESIDUALS = ("before", "added", "normed")
@@ -34,7 +35,7 @@ class _Form:
         if isinstance(plain, cls):
             return plain
         if not isinstance(plain, Mapping):
-            raise ConfigError(f"{cls.what}: {_shown(plain)} is no mapping of fields")
+            raise ConfigError(f"{cls.what}: {shown(plain)} is no mapping of fields")
         unknown = sorted(set(map(str, plain)) - {field.name for field in fields(cls)})
         if unknown:
             raise ConfigError(f"field {unknown[0]!r} of {cls.what} is unknown to this release of coda-compile")
@@ -49,17 +50,17 @@ class _Form:
     def _check_whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ConfigError(f"{name} {_shown(value)} of {self.what} is not a whole number from {low} to {high}")
+            raise ConfigError(f"{name} {shown(value)} of {self.what} is not a whole number from {low} to {high}")
 
     def _check_true_or_false(self, *names: str) -> None:
         for name in names:
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} {_shown(getattr(self, name))} of {self.what} is neither true nor false")
+                raise ConfigError(f"{name} {shown(getattr(self, name))} of {self.what} is neither true nor false")
 
     def _check_one_of(self, name: str, known: Sequence[str]) -> None:
         value = getattr(self, name)
         if not isinstance(value, str) or value not in known:
-            raise ConfigError(f"{name} {_shown(value)} of {self.what} is unknown: use one of {', '.join(known)}")
+            raise ConfigError(f"{name} {shown(value)} of {self.what} is unknown: use one of {', '.join(known)}")
 
     def _settle_list(self, name: str, kind: type["_Form"], most: int) -> None:
         value = getattr(self, name)
@@ -70,11 +71,6 @@ class _Form:
     def _settle_one(self, name: str, kind: type["_Form"]) -> None:
         value = getattr(self, name)
         object.__setattr__(self, name, None if value is None else kind.of(value))
-
-
-def _shown(value: Any) -> str:
-    """A value in one short line, whatever it is."""
-    return " ".join(repr(value).split())[:80]
 
 
 def _plain(value: Any) -> Any:
@@ -193,7 +189,7 @@ class HeadForm(_Form):
         self._check_true_or_false("pooler", "bias")
         value = self.dropout
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ConfigError(f"dropout {_shown(value)} of a head is no number from 0 to 1")
+            raise ConfigError(f"dropout {shown(value)} of a head is no number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

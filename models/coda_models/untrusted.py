@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from coda_models.architectures import FAMILIES
 from coda_models.errors import BackboneError, UnsupportedModelError
+from coda_ops.errors import shown
 from coda_ops.foreign_json import json_object
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -18,6 +19,8 @@ TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENIZER = "tokenizer.json"
 # transformers writes it and reads the file of that name in the folder alone.
 _UNREAD = "special_tokens_map_file"
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 ReadJson = Callable[[str], dict[str, Any] | None]
 """What a file of the folder holds, by its name; ``None`` where there is none."""
@@ -34,12 +37,13 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
 
     Raises:
         UnsupportedModelError: another architecture, code of its own, quantised weights or pruned heads.
-        BackboneError: weights in a file outside of the folder.
+        BackboneError: weights in a file outside of the folder, or a value of another type than it should have.
     """
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model type {config.model_type!r} is not supported: use one of {', '.join(FAMILIES)}"
         )
+    _check_types(config, source)
     if own := getattr(config, "auto_map", None):
         raise UnsupportedModelError(
             f"the configuration in {source} names code of its own, {own!r}, which is not run: "
@@ -63,6 +67,18 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
     config._attn_implementation = None
     config.chunk_size_feed_forward, config.output_attentions = 0, False
     return config
+
+
+def _check_types(config: PretrainedConfig, source: object) -> None:
+    """Refuse a value that is of another type than its default."""
+    for name, usual in vars(type(config)()).items():
+        value, kind = getattr(config, name, None), type(usual)
+        whole = kind is float and type(value) is int
+        if kind in _KINDS and value is not None and type(value) is not kind and not whole:
+            raise BackboneError(
+                f"the configuration in {source} has {name} {shown(value)}, which should be {_KINDS[kind]}: put the "
+                "model's own there"
+            )
 
 
 def check_shards(read: ReadJson, source: object) -> None:

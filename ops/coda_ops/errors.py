@@ -35,3 +35,12 @@ class OptionError(CodaError):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, cut to one line, for use inside a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object) -> str:
+    """A value in one short line, whatever it is, for use inside a sentence of ours."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__} without a short form"
+    return " ".join(text.split())[:80]

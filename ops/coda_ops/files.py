@@ -25,6 +25,7 @@ except ImportError:  # not a POSIX system
 PREFIX = ".coda-partial-"
 # Inside: the lock, what is written, and what had the place before where two folders cannot change places in one step.
 _LOCK, _CONTENT, _MOVED_ASIDE = "lock", "new", "old"
+_MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt")
 _LONG_AGO = 86400  # seconds after which a lock of another machine counts as free where ours says so
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)  # file systems that cannot sync them
@@ -102,6 +103,21 @@ def check_result_file(path: Path, first: bytes) -> None:
             begins = file.read(64).lstrip()
         if begins and not begins.startswith(first):
             raise CodaError(f"{path} exists and is no earlier result: remove it, or write elsewhere")
+
+
+def check_plain(path: Path) -> None:
+    """Refuse pipes, devices and sockets, which may have no end, where a model is read.
+
+    Args:
+        path: it, or its folder, in which all that libraries read by its name is looked at.
+
+    Raises:
+        CodaError: names the first.
+    """
+    inside = (one for pattern in ("*", "*/*") for one in path.glob(pattern) if one.suffix in _MODEL_FILES)
+    for one in (path, *inside):
+        if one.exists() and not (one.is_file() or one.is_dir()):
+            raise CodaError(f"{one} is a pipe, a device or a socket, and is not read: put a file in its place")
 
 
 def remove_leftovers(parent: Path) -> None:

@@ -6,12 +6,15 @@ from typing import Any, TypeVar
 
 from coda_ops.errors import CodaError
 
+_LARGEST = 1 << 28  # bytes; the largest tokenizers have a tenth of that
 _Value = TypeVar("_Value")
 
 
 def json_value(path: Path, kind: type[_Value]) -> _Value | None:
     """What a JSON file holds; ``None`` where it cannot be read or holds something else than a ``kind``."""
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:  # pipes and devices may have no end
+            return None
         plain = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

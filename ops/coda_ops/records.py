@@ -57,6 +57,8 @@ def read_record(
     import msgspec
 
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # pipes and devices may have no end
+            raise error(f"{path} is no file: {remedy}")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{path} does not exist: {remedy}") from None

@@ -13,6 +13,8 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from coda_ops.files import check_plain
+from coda_targets.bundle_files import check_file, check_files
 from coda_targets.errors import BundleError, InputError, TargetError
 from coda_targets.manifest import (
     MANIFEST,
@@ -22,15 +24,20 @@ from coda_targets.manifest import (
     OodInfo,
     TaskInfo,
     VariantInfo,
-    check_file,
-    check_files,
     read_manifest,
     variants_of,
 )
 from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import Runtime, get_runtime
 from coda_targets.runtimes.cuda_graphs import BY_VALUE, MOST_GRAPHS, CudaGraphs
-from coda_targets.runtimes.session import open_session, require_release, require_runtime, run_errors, run_session
+from coda_targets.runtimes.session import (
+    check_declared,
+    open_session,
+    require_release,
+    require_runtime,
+    run_errors,
+    run_session,
+)
 from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import TaskAdapter
 
@@ -162,12 +169,15 @@ class Bundle:
                 cache, only their SHA-256 says that they belong to the bundle, so it is compared first.
 
         Raises:
-            BundleError: another bundle took the folder since this one was opened, or a link leads to something else.
+            CodaError: another bundle took the folder since this one was opened, a link leads to something else, or what
+                should be a file is none.
         """
         try:
             for file in self.manifest.files:
-                if file.path in names and not _inside(self.folder, file.path):
-                    check_file(self.folder, file)
+                if file.path in names:
+                    check_plain(self.folder / file.path)
+                    if not _inside(self.folder, file.path):
+                        check_file(self.folder, file)
             yield
         except Exception:
             self._check_version()  # the better reason
@@ -185,11 +195,14 @@ class Bundle:
         Raises:
             TargetError: the runtime for the bundle's target is not installed, its device is absent or too small, or the
                 model cannot run there.
-            BundleError: onnxruntime cannot load the model, or it is another bundle's by now.
+            BundleError: onnxruntime cannot load the model, it is not what the manifest says, or it is another bundle's
+                by now.
         """
         runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
         with self.reading(*self.model_files):
-            return open_session(self.model_path, runtime, threads=self.threads)
+            session = open_session(self.model_path, runtime, threads=self.threads)
+            check_declared(session, self.manifest, self.model_path)
+            return session
 
     @property
     def _built_of(self) -> str:
@@ -319,7 +332,7 @@ class Bundle:
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Check inputs, fill in what may be left out, and give them the model's types."""
         signature = self.manifest.signature
-        feed = signature.prepare(inputs, within_tables=not self.runtime.refuses_unknown_ids)
+        feed = signature.prepare(inputs)
         if self.runtime.profile is not None:
             self.runtime.profile.check(*signature.shape(feed), signature.unit)
         return feed
@@ -327,6 +340,8 @@ class Bundle:
 
 def _version(folder: Path) -> tuple[int, bytes] | None:
     """What tells a manifest from every other one that takes its place: its bytes, and when they were written."""
+    if not (folder / MANIFEST).is_file():
+        return None
     try:
         with (folder / MANIFEST).open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns, file.read()

@@ -7,10 +7,7 @@ model's folder, so that folders could share none, and optimum opens the wrong fi
 ``model.onnx``.
 """
 
-import hashlib
-import os
 import re
-from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,8 +31,13 @@ GRAPH_LEVELS = ("disable", "basic", "extended", "all")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+MOST_THREADS = 1024  # of a session
+_OUTPUTS = {  # of each task the one that answers, and how many axes it has
+    "sequence-classification": ("logits", 2),
+    "token-classification": ("logits", 3),
+    "feature-extraction": ("sentence_embedding", 2),
+}
 _MOST_PROMPT = 65536  # learned tokens
-_MOST_THREADS = 1024
 _REMEDY = "compile the model again"
 _RATIO = re.compile(r"[1-9]\d*(/[1-9]\d*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -254,7 +256,7 @@ def read_manifest(folder: Path) -> Manifest:
     models = [name for variant in manifest.variants for name in variant.models.values()]
     adapters = [task.adapter for task in manifest.tasks]
     for name in (*(file.path for file in manifest.files), *models, *adapters):
-        _path(folder, name)
+        path_in(folder, name)
     listed = {file.path for file in manifest.files}
     absent = next((name for name in (MODEL, CONFIG, *models, *adapters) if name not in listed), None)
     if absent is not None:
@@ -304,6 +306,7 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
         and all(_RATIO.fullmatch(one.reduction) and 0 <= one.prompt <= _MOST_PROMPT for one in manifest.layers),
         "width": known == (manifest.width > 0),
         "feed_forward": known == (manifest.feed_forward > 0),
+        "outputs": _gives(manifest),
         "logits": _means(manifest.labels, manifest.logits),
         "tasks": all(_means(task.labels, task.logits) for task in manifest.tasks),
     }
@@ -312,7 +315,15 @@ def _senses(manifest: Manifest) -> dict[str, bool]:
 def _opens(session: SessionInfo) -> bool:
     known = session.graph_level in GRAPH_LEVELS and session.kernels in ("", *native.LIBRARIES)
     known = known and (session.profile is None or session.profile.rises)
-    return known and 0 <= session.threads <= _MOST_THREADS
+    return known and 0 <= session.threads <= MOST_THREADS
+
+
+def _gives(manifest: Manifest) -> bool:
+    """Whether there is the output of the task, with its axes, and a score with its flag where texts are scored."""
+    axes = {one.name: len(one.shape) for one in manifest.outputs}
+    name, rank = _OUTPUTS.get(manifest.task, ("", 0))
+    scored = {"ood_score", "is_ood"} & axes.keys()
+    return axes.get(name) == rank and len(scored) == (0 if manifest.ood is None else 2)
 
 
 def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:
@@ -322,79 +333,9 @@ def _means(labels: tuple[str, ...], logits: LogitsInfo | None) -> bool:
     return bool(labels) and logits.activation in ACTIVATIONS and logits.problem_type in PROBLEM_TYPES
 
 
-def _path(folder: Path, name: str) -> Path:
+def path_in(folder: Path, name: str) -> Path:
     """The file that a manifest names, in the bundle or a link there: its SHA-256 says what it may lead to."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
         raise BundleError(f"{folder / MANIFEST} names {name!r}, which lies outside the bundle: do not use this bundle")
     return folder / pure
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def files_below(folder: Path, followed: Container[str] = ()) -> list[str]:
-    """Every file below a folder but the manifest itself, sorted; links to folders count as files, but for some."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        names = {name: Path(place, name).relative_to(folder).as_posix() for name in (*folders, *files)}
-        links = [name for name in folders if Path(place, name).is_symlink() and names[name] not in followed]
-        folders[:] = [name for name in folders if name not in links]
-        found += [names[name] for name in (*files, *links)]
-    return sorted(name for name in found if name != MANIFEST)
-
-
-def list_files(folder: Path) -> tuple[FileInfo, ...]:
-    """What a manifest says of every file below a folder but itself."""
-    paths = {name: folder / name for name in files_below(folder)}
-    return tuple(FileInfo(name, path.stat().st_size, hash_file(path)) for name, path in paths.items())
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its recorded size and SHA-256.
-
-    Raises:
-        BundleError: the first file that is missing, changed or cut off, or that readers may take for a part of it.
-    """
-    for file in manifest.files:
-        check_file(folder, file)
-    foreign = next((name for name in unlisted(folder, manifest) if not _of_no_reader(name)), None)
-    if foreign is not None:
-        raise BundleError(
-            f"{folder / foreign} is not in the manifest, so nothing proves it: move it away, or compile the model again"
-        )
-
-
-def unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """What lies in a bundle's folder beside the bundle, sorted."""
-    listed = {file.path for file in manifest.files}
-    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}  # Kubernetes links them
-    return [name for name in files_below(folder, folders) if name not in listed]
-
-
-def _of_no_reader(name: str) -> bool:
-    """Whether a file is no part of the bundle: files that hubs, git and Kubernetes add."""
-    path = PurePosixPath(name)
-    return any(part.startswith(".") for part in path.parts) or path.suffix == ".md" or path.stem == "LICENSE"
-
-
-def check_file(folder: Path, file: FileInfo) -> None:
-    """Compare a file with its recorded size and SHA-256.
-
-    Raises:
-        BundleError: it is missing, changed or cut off.
-    """
-    path = _path(folder, file.path)
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: compile the model again")
-    size = path.stat().st_size
-    if size != file.bytes:
-        raise BundleError(f"{path} is damaged: {size} bytes where the manifest says {file.bytes}; compile again")
-    if hash_file(path) != file.sha256:
-        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; compile the model again")

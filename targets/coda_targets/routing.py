@@ -18,7 +18,7 @@ from coda_targets.bundle import Bundle
 from coda_targets.errors import BundleError, TargetError
 from coda_targets.manifest import Manifest
 from coda_targets.runtimes import Runtime
-from coda_targets.runtimes.session import open_session, run_session
+from coda_targets.runtimes.session import check_declared, open_session, run_session
 from coda_targets.signature import Arrays
 from coda_targets.task_adapters import TaskAdapter
 from coda_targets.weights import find_weights
@@ -118,7 +118,9 @@ class RoutingProbe:
     def of(cls, bundle: Bundle, *, decided: bool = False) -> "RoutingProbe":
         """The probe of a bundle."""
         with bundle.reading(*bundle.model_files):
-            return cls(bundle.model_path, bundle.runtime, threads=bundle.threads, decided=decided)
+            probe = cls(bundle.model_path, bundle.runtime, threads=bundle.threads, decided=decided)
+            check_declared(probe._session, bundle.manifest, bundle.model_path)
+            return probe
 
     def _read(self, model: Path) -> Any:
         try:

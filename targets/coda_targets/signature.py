@@ -162,13 +162,11 @@ class Signature:
         if missing := [one.name for one in self.inputs if one.required and one.name not in given]:
             raise InputError(f"input {missing[0]!r} is missing: {takes}")
 
-    def prepare(self, given: Mapping[str, Any], *, within_tables: bool = False) -> Arrays:
+    def prepare(self, given: Mapping[str, Any]) -> Arrays:
         """Check what is given, fill in what may be left out, and give all of it the model's types.
 
         Args:
             given: arrays by name, or what makes some.
-            within_tables: also check that there is an entry to look up for every id, which onnxruntime's own kernels
-                check themselves.
 
         Raises:
             InputError: an unknown or missing name, a wrong type or shape, more than ``max_length``, ids of no table.
@@ -189,8 +187,11 @@ class Signature:
                 raise InputError(f"{one.name} must hold {_held(one)}, not {array.dtype}")
             if array.shape != one.shape(sizes):
                 raise InputError(f"{one.name} has shape {list(array.shape)} but {lead.name} has {list(first.shape)}")
-            if within_tables and one.size and not ((-one.size <= array) & (array < one.size)).all():
-                raise InputError(f"{one.name} holds ids that this model does not know: it has {one.size} of them")
+            # Runtimes count negative ids from the end, and some make up what no table holds.
+            if one.size and not ((array >= 0) & (array < one.size)).all():
+                raise InputError(
+                    f"{one.name} holds ids that this model does not know: it has {one.size} of them, from 0 on"
+                )
         return {one.name: np.ascontiguousarray(arrays[one.name], dtype=one.dtype) for one in self.inputs}
 
     def random(

@@ -33,6 +33,8 @@ def find_weights(proto: Any, folder: Path) -> Path | None:
         if name.is_absolute() or ".." in name.parts or "\\" in entry.value:
             raise BundleError(f"its weights are {entry.value!r}, which lies outside of {folder}")
     real = {entry.value: (folder / entry.value).resolve() for entry in entries}
+    if absent := [name for name, path in real.items() if not path.is_file()]:
+        raise BundleError(f"its weights {absent[0]!r} are no file in {folder}")
     home = folder.resolve()
     if not all(path.is_relative_to(home) for path in real.values()):
         home = Path(os.path.commonpath([path.parent for path in real.values()]))

@@ -2,13 +2,16 @@
 
 import errno
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from coda_compile.errors import CodaError, CompileError, MissingDependencyError, OutputError, as_sentences
+from coda_targets import task_adapters
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,10 @@ def test_what_libraries_say_of_a_full_disk():
         torch.save({"weight": torch.zeros(1 << 16)}, "/dev/full")
     with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
         raise ValueError("I/O error: No space left on device (os error 28)")  # as safetensors quotes the system
+    with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
+        task_adapters.write(Path("/dev/full"), {"weight": np.zeros(1 << 16, np.float32)})
+    with pytest.raises(OutputError, match="^no space left on the disk: free some"), as_sentences():
+        raise shutil.Error([("from", "to", "[Errno 28] No space left on device")])  # as copytree does
 
 
 def test_memory():

@@ -242,6 +242,21 @@ def test_an_unknown_activation_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_what_a_pipeline_puts_over_the_configuration_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
+    model = model_of(num_labels=3)
+    plain = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(["good film"])[0]
+    model.config.task_specific_params = {"text-classification": {"problem_type": "multi_label_classification"}}
+    folder = saved(tmp_path / "model", model, tokenizer)
+    put = pipeline("text-classification", model=str(folder), tokenizer=tokenizer, top_k=None)(["good film"])[0]
+    assert {one["label"]: one["score"] for one in put} != {one["label"]: one["score"] for one in plain}
+    with pytest.raises(
+        CompileError, match="has task_specific_params {'problem_type': 'multi_label_classification'}, wh"
+    ):
+        compile(folder, output=tmp_path / "bundle")
+    model.config.task_specific_params = {"summarization": {"length_penalty": 2.0}}
+    assert compile(saved(tmp_path / "other", model, tokenizer), output=tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_file_of_a_cross_encoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, content: str):
     folder = saved(tmp_path / "model", model_of(num_labels=1), tokenizer)

@@ -1,11 +1,21 @@
 """Texts, pairs and labels of files: one rule a file, and nothing dropped in silence."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from coda_compile.errors import CodaError
-from coda_compile.text_files import columns, label_numbers, label_sets, read_rows, read_table, read_texts, stream_texts
+from coda_compile.text_files import (
+    columns,
+    label_numbers,
+    label_sets,
+    lines,
+    read_rows,
+    read_table,
+    read_texts,
+    stream_texts,
+)
 
 NAMES, STARS = ("neg", "neutral", "pos"), ("1", "2", "3", "4", "5")
 
@@ -154,8 +164,8 @@ def test_a_table_that_is_not_there(name: str, tmp_path: Path):
 
 def test_several_labels_are_a_json_list_of_names(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "kind": ["x", "y, z"]}\n{"text": "b", "kind": []}\n')
-    lines = read_table(tmp_path / "a.jsonl", "kind")
-    assert label_sets(lines, ("x", "y, z")) == [["x", "y, z"], []]
+    found = read_table(tmp_path / "a.jsonl", "kind")
+    assert label_sets(found, ("x", "y, z")) == [["x", "y, z"], []]
     cells = read_table(csv(tmp_path, "text,kind", 'a,"[""x"", 1]"', "b, []"), "kind")
     assert label_sets(cells, ("1", "x")) == [["x", "1"], []]
     with pytest.raises(CodaError, match=r"line 2 of .* has the label 'x': this model knows 1, y"):
@@ -172,3 +182,26 @@ def test_labels_that_are_numbers(tmp_path: Path):
         table = read_table(csv(tmp_path, "text,score", "a,1", f"b,{cell}"), "score")
         with pytest.raises(CodaError, match=f"line 3 of .* has the label {cell!r}, and this model gives numbers"):
             label_numbers(table)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_mark_in_front_of_utf8_is_no_letter(mark: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_text(f"{mark}one\n\ufefftwo\n", "utf-8")
+    (tmp_path / "a.jsonl").write_text(mark + '{"text": "one"}\n', "utf-8")
+    assert list(lines(StringIO(f"{mark}one\n"))) == ["one"]
+    assert list(stream_texts(tmp_path / "a.txt")) == ["one", "\ufefftwo"]
+    assert list(stream_texts(tmp_path / "a.jsonl")) == ["one"]
+    assert list(lines(StringIO(f"{mark}\n"))) == []
+
+
+def test_a_cell_may_be_long(tmp_path: Path):
+    text = "good " * 40_000  # the csv module's own limit is 131072 letters
+    assert read_rows(csv(tmp_path, "text,label", f"{text},pos"), NAMES) == [(text, "pos")]
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no endless device")
+@pytest.mark.parametrize("name", ["zero.txt", "zero.csv", "zero.jsonl"])
+def test_a_line_without_an_end(name: str, tmp_path: Path):
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CodaError, match=rf"{name} has a line of more than 16777216 letters: give a text a line"):
+        next(stream_texts(tmp_path / name))

@@ -40,6 +40,17 @@ def test_what_is_no_ratio_is_refused(value):
     assert "no ratio" in refusal(reduction=value)
 
 
+@pytest.mark.parametrize("value", ["1e1000000000", "4e0", "1E-1000000000"])
+def test_an_exponent_is_refused_before_its_digits_are_written_out(value):
+    assert "has an exponent" in refusal(reduction=value)
+
+
+@pytest.mark.parametrize("field", ["bottleneck", "reduction", "epsilon_start"])
+def test_a_number_of_more_digits_than_python_writes(field):
+    with pytest.raises(ConfigError, match=r"^[^\n]{1,200}$"):
+        CodaConfig.from_dict({field: -(10**5000)})
+
+
 @pytest.mark.parametrize("value", [[4, True], [4, 2.5], [None], ["x", 4]])
 def test_what_is_no_ratio_is_refused_in_a_list_too(value):
     assert "no ratio" in refusal(reduction=value)

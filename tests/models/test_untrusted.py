@@ -156,8 +156,9 @@ def test_pickled_code_does_not_run(folder: Path, tmp_path: Path):
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
 
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save({"classifier.bias": Trap()}, folder / "pytorch_model.bin")
+    torch.save({**tensors, "classifier.bias": Trap()}, folder / "pytorch_model.bin")
     with pytest.raises(BackboneError, match="cannot be read"):
         load_backbone(folder, TASK)
     assert not (tmp_path / "ran").exists()
@@ -239,3 +240,28 @@ def test_code_of_a_tokenizers_own(folder: Path, tokenizer: PreTrainedTokenizerFa
         BackboneError, match="names code of its own, .* which is not run: save one of transformers' own"
     ):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("layer_norm_eps", "x", "a number"),
+        ("hidden_dropout_prob", [], "a number"),
+        ("initializer_range", {}, "a number"),
+        ("hidden_size", 32.0, "a whole number"),
+        ("type_vocab_size", True, "a whole number"),
+        ("hidden_act", 3, "text"),
+        ("is_decoder", "no", "true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(folder: Path, key: str, value: Any, kind: str):
+    edit(folder / "config.json", **{key: value})
+    with pytest.raises(
+        BackboneError, match=f"backbone has {key} .*, which should be {kind}: put the model's own there$"
+    ):
+        load_backbone(folder, TASK)
+
+
+def test_whole_numbers_serve_as_numbers(folder: Path):
+    edit(folder / "config.json", hidden_dropout_prob=0, initializer_range=1)
+    load_backbone(folder, TASK)

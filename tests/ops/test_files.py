@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from coda_ops import CodaError, files
-from coda_ops.files import PREFIX, check_result_file, private_folder, remove_leftovers, replacing_file, write_text
+from coda_ops.files import (
+    PREFIX,
+    check_plain,
+    check_result_file,
+    private_folder,
+    remove_leftovers,
+    replacing_file,
+    write_text,
+)
 
 
 def kill_inside(parent: Path, script: str = "") -> Path:
@@ -18,7 +26,7 @@ def kill_inside(parent: Path, script: str = "") -> Path:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from coda_ops.files import private_folder, replacing_file
+from coda_ops.files import check_plain, private_folder, replacing_file
 with private_folder(Path({str(parent)!r})) as folder:
     (folder / "gigabytes").write_text("half")
     {script}
@@ -213,3 +221,17 @@ def test_anything_else_may_not(tmp_path: Path, name: str, message: str):
     (tmp_path / "model.pt").write_bytes(b"PK\3\4")
     with pytest.raises(CodaError, match=message):
         check_result_file(tmp_path / name, b"{")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_model_is_made_of_files(tmp_path: Path, name: str):
+    (tmp_path / "1_Pooling").mkdir()
+    os.mkfifo(tmp_path / "log")  # which nobody reads
+    (tmp_path / "absent.json").symlink_to(tmp_path / "nowhere")
+    check_plain(tmp_path)
+    check_plain(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CodaError, match=rf"{name} is a pipe, a device or a socket, and is not read"):
+            check_plain(path)

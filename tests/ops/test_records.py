@@ -1,6 +1,7 @@
 """Our own JSON files: what is written comes back, and what is damaged is refused by file and field."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from coda_ops.errors import CodaError
+from coda_ops.foreign_json import json_object
 from coda_ops.records import added, read_record, record_json
 
 
@@ -118,6 +120,14 @@ def test_files_that_cannot_be_read_are_named(path: Path):
         read(path)
     with pytest.raises(ShapeError, match="cannot be read: Is a directory|cannot be read: Permission denied"):
         read(path.parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(path: Path):
+    os.mkfifo(path)
+    with pytest.raises(ShapeError, match="shape.json is no file: draw it again"):
+        read(path)
+    assert json_object(path) is None
 
 
 def test_the_library_is_imported_where_a_file_is_read():

@@ -116,7 +116,7 @@ def test_link_to_another_model_is_not_run(copied: Path, compiled: Bundle, tmp_pa
 
 def test_files_in_their_place_are_not_hashed_to_be_opened(compiled: Bundle, monkeypatch: pytest.MonkeyPatch):
     """Hashing gigabytes is for ``verify``."""
-    monkeypatch.setattr(coda_targets.manifest, "hash_file", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr(coda_targets.bundle_files, "hash_file", lambda path: pytest.fail("hashed"))
     bundle = Bundle(compiled.folder)
     assert bundle.run({"input_ids": IDS})["logits"].shape == (1, 3)
     TextCodec(bundle)

@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 from coda_compile.cli import summaries
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
-from coda_targets.manifest import (
-    MANIFEST,
-    LogitsInfo,
-    Manifest,
-    SessionInfo,
-    VariantInfo,
-    check_files,
-    hash_file,
-    list_files,
-    read_manifest,
-)
+from coda_targets.bundle_files import check_files, hash_file, list_files
+from coda_targets.manifest import MANIFEST, LogitsInfo, Manifest, SessionInfo, VariantInfo, read_manifest
 from coda_targets.modalities.text import text_signature
 
 SIGNATURE = json.loads(json.dumps(dataclasses.asdict(text_signature(100, 66, types=2))))

@@ -53,7 +53,7 @@ def made(draw: st.DrawFn) -> tuple[Signature, dict[str, Any], dict[str, Any]]:
 def test_what_it_makes_it_takes_as_it_is(one: tuple[Signature, dict[str, Any], dict[str, Any]]):
     signature, how, arrays = one
     assert tuple(arrays) == signature.names
-    prepared = signature.prepare(arrays, within_tables=True)
+    prepared = signature.prepare(arrays)
     assert tuple(prepared) == signature.names
     for name, array in arrays.items():
         assert prepared[name].dtype == array.dtype
@@ -150,17 +150,16 @@ IDENTIFIERS = np.full((2, 5), 7)
             r"valid has shape \[2, 4\] but features has \[2, 5, 8\]",
         ),
         (TEXT, {IDS: IDENTIFIERS, TYPES: np.full((2, 5), 2)}, "holds ids that this model does not know: it has 2"),
-        (TEXT, {IDS: IDENTIFIERS * 100}, "holds ids that this model does not know: it has 100 of them"),
+        (TEXT, {IDS: IDENTIFIERS * 100}, "holds ids that this model does not know: it has 100 of them, from 0 on"),
+        (TEXT, {IDS: IDENTIFIERS - 8}, "input_ids holds ids that this model does not know"),
+        (TEXT, {IDS: IDENTIFIERS, TYPES: IDENTIFIERS - 8}, "token_type_ids holds ids that this model does not know"),
+        (TEXT, {IDS: np.full((1, 2), 2**64 - 1, np.uint64)}, "input_ids holds ids that this model does not know"),
         (TEXT, {IDS: [[1, 2], [3]]}, "has rows of different lengths: pad them and mask the padding"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(signature: Signature, arrays: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
-        signature.prepare(arrays, within_tables=True)
-
-
-def test_tables_are_left_to_a_runtime_that_checks_them():
-    assert TEXT.prepare({IDS: IDENTIFIERS * 100})[IDS].max() == 700
+        signature.prepare(arrays)
 
 
 def test_values_of_any_width_are_taken():

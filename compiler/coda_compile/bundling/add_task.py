@@ -20,7 +20,8 @@ from coda_models.config import CodaConfig
 from coda_models.model import CodaModel
 from coda_targets import Bundle
 from coda_targets.bundle import MODEL
-from coda_targets.manifest import MANIFEST, list_files
+from coda_targets.bundle_files import list_files
+from coda_targets.manifest import MANIFEST
 
 
 @as_sentences()

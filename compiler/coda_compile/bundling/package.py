@@ -21,6 +21,7 @@ from coda_compile.verify.parity import Tolerances
 from coda_ops import RUNTIME_DOMAIN
 from coda_ops.distributions import installed_version
 from coda_targets import Runtime, get_runtime
+from coda_targets.bundle_files import list_files
 from coda_targets.manifest import (
     MANIFEST,
     MODEL,
@@ -31,7 +32,6 @@ from coda_targets.manifest import (
     TaskInfo,
     TensorInfo,
     VariantInfo,
-    list_files,
     release,
 )
 from coda_targets.proofs import ProofInfo

@@ -20,8 +20,9 @@ from coda_models.model import CodaModel
 from coda_models.ood import OodDetector
 from coda_models.provenance import public_name, without_places
 from coda_targets import BundleError
+from coda_targets.bundle_files import unlisted
 from coda_targets.fidelity import Fidelity
-from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest, unlisted
+from coda_targets.manifest import LayerInfo, LogitsInfo, OodInfo, read_manifest
 from coda_targets.signature import Signature
 
 

@@ -147,7 +147,7 @@ def separate(known: Sequence[float], others: Sequence[float]) -> Separation:
 
     truth = np.repeat([0, 1], [len(known), len(others)])
     scores = np.concatenate([known, others])
-    false, true, _ = roc_curve(truth, scores)
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
     return Separation(
         float(roc_auc_score(truth, scores)),
         float(average_precision_score(truth, scores)),

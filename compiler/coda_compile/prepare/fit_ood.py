@@ -14,6 +14,7 @@ from coda_compile.bundling.writer import label_names, logits_of
 from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import check_one_label
 from coda_compile.text_files import columns, length, read_rows
+from coda_compile.threads import map_in_threads, one_thread
 from coda_models.model import CodaModel
 from coda_models.ood import FITTED, Cosine, FromLogits, Mahalanobis, OodDetector
 from coda_targets.manifest import LogitsInfo
@@ -104,33 +105,32 @@ def detector(method: str, features: Tensor, logits: Tensor, labels: Sequence[str
         held_out[np.random.default_rng(0).permutation(len(labels))[: len(labels) // 5]] = True
     score = _fitted(method, features[~held_out], np.array(labels)[~held_out], where)
     chosen = torch.from_numpy(held_out if method in FITTED else ~held_out)
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         scores = score(features[chosen], logits[chosen]).numpy()
     threshold = float(np.quantile(scores, KEPT, method="higher"))
     return OodDetector(method, score, threshold, KEPT).eval()
 
 
-@torch.inference_mode()
 def embed(
     model: CodaModel | Classifier, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]
 ) -> tuple[Tensor, Tensor]:
     """What stands for each text, [texts, width], and its logits, [texts, labels]."""
     known = Classifier.of(model) if isinstance(model, CodaModel) else model
     order = sorted(range(len(texts)), key=lambda i: length(texts[i]))  # so that batches are short where texts are
-    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(texts)
-    for start in range(0, len(order), _BATCH):
-        some = order[start : start + _BATCH]
-        encoded = tokenizer(
-            **columns([texts[i] for i in some]),
+    encoded = (
+        tokenizer(
+            **columns([texts[i] for i in order[start : start + _BATCH]]),
             truncation=True,
             max_length=known.signature.max_length,
             padding=True,
             return_tensors="pt",
         )
-        answer = known.answer({name: encoded[name] for name in known.signature.names if name in encoded})
-        for i, features, logits in zip(some, *answer, strict=True):
-            found[i] = (features.float(), logits.float())
-    return torch.stack([pair[0] for pair in found]), torch.stack([pair[1] for pair in found])
+        for start in range(0, len(order), _BATCH)
+    )
+    batches = ({name: one[name] for name in known.signature.names if name in one} for one in encoded)
+    features, logits = (torch.cat(kind).float() for kind in zip(*map_in_threads(known.answer, batches), strict=True))
+    place = torch.tensor(order).argsort()
+    return features[place], logits[place]
 
 
 def _fitted(method: str, features: Tensor, labels: NDArray[np.str_], where: str) -> nn.Module:
@@ -142,6 +142,7 @@ def _fitted(method: str, features: Tensor, labels: NDArray[np.str_], where: str)
 
 def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], where: str) -> Mahalanobis:
     from sklearn.covariance import ledoit_wolf
+    from threadpoolctl import threadpool_limits
 
     classes, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
@@ -155,8 +156,9 @@ def _mahalanobis(features: NDArray[np.float64], labels: NDArray[np.str_], where:
         )
     centre = features.mean(0)
     means = np.stack([features[which == i].mean(0) for i in range(len(classes))])
-    covariance, _ = ledoit_wolf(features - means[which], assume_centered=True)
-    values, vectors = np.linalg.eigh(covariance)
+    with threadpool_limits(1):  # sums of any other number round otherwise
+        covariance, _ = ledoit_wolf(features - means[which], assume_centered=True)
+        values, vectors = np.linalg.eigh(covariance)
     if not values[0] > _SINGULAR * values[-1]:
         raise OptionError(
             "the features of the texts in {where} do not vary enough for mahalanobis, their covariance is singular: "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coda_compile.errors import CompileError, OptionError
+from coda_ops.files import check_plain
 from coda_ops.foreign_json import json_value, read_json
 from coda_targets.manifest import MANIFEST, MODEL, PACKAGE
 
@@ -88,6 +89,7 @@ def read_source(path: Path, *, backbone: str | None = None) -> "TorchModel":
 
 def _read(path: Path, backbone: str | None) -> "TorchModel":
     """A source as its library has it."""
+    check_plain(path)
     if not path.exists():
         raise CompileError(f"{path} does not exist: give a model.pt, a checkpoint folder or a Hugging Face folder")
     if (path / MANIFEST).is_file():

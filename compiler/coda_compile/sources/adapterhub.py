@@ -15,6 +15,7 @@ from coda_compile.sources import ADAPTER_CONFIG
 from coda_compile.sources import ADAPTER_SETUP as SETUP
 from coda_compile.sources.adapterhub_heads import HEADS, activate_head, fill_head, head_form, read_settings, set_classes
 from coda_compile.sources.adapterhub_parts import fill_invertible, fill_layer, invertible_form, layer_parts
+from coda_compile.sources.adapterhub_sizes import check_sizes
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import Sentence, sentence_of_adapter
 from coda_compile.sources.torch_model import TorchModel
@@ -60,6 +61,7 @@ def read(folder: Path, backbone: str | None) -> TorchModel:
     plain = load_backbone(base, "feature-extraction", trained=True)
     for part in parts:
         _check_base(part, plain.config, base)
+        check_sizes(part, plain.config.hidden_size)
     with _quiet():
         library = _library_model(adapters.AutoAdapterModel, plain)
         for name, part in zip(names, parts, strict=True):

@@ -19,7 +19,7 @@ HEADS = {
     "multilabel_classification": "sequence-classification",
     "tagging": "token-classification",
 }
-_HEAD_CONFIG = "head_config.json"
+HEAD_CONFIG = "head_config.json"
 _OWN_HEAD = "head"  # for one that came without a name
 
 
@@ -99,7 +99,7 @@ def set_classes(config: Any, head: Any, place: Path) -> None:
         CompileError: as ``take_beside`` says.
     """
     kind, number = head.config["head_type"], int(head.config["num_labels"])
-    if (place / _HEAD_CONFIG).is_file() and read_settings(place / _HEAD_CONFIG).get("config") is not None:
+    if (place / HEAD_CONFIG).is_file() and read_settings(place / HEAD_CONFIG).get("config") is not None:
         config.problem_type = _problem_type(kind, number)
         forget_cross_encoder(config)
     elif config.num_labels != number:  # the configuration of another head
@@ -107,7 +107,7 @@ def set_classes(config: Any, head: Any, place: Path) -> None:
         forget_cross_encoder(config)
     numbers = head.config.get("label2id") or {f"LABEL_{i}": i for i in range(number)}
     if sorted(numbers.values()) != list(range(number)):
-        raise CheckpointError(f"{place / _HEAD_CONFIG} does not name each of its {number} classes once")
+        raise CheckpointError(f"{place / HEAD_CONFIG} does not name each of its {number} classes once")
     name_classes(config, sorted(numbers, key=numbers.__getitem__))
     take_beside(config, place)
 

@@ -15,7 +15,7 @@ from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_models.backbone import load_tokenizer
 from coda_ops import DOMAIN
-from coda_ops.errors import CodaError, first_line
+from coda_ops.errors import CodaError, first_line, shown
 from coda_ops.foreign_json import read_json
 from coda_targets import get_runtime
 from coda_targets.manifest import LogitsInfo
@@ -74,18 +74,23 @@ def read(path: Path) -> Graph:
     signature = _check_inputs(model, path)
     _check_weights(model, path)
     config, tokenizer = _config(path), load_tokenizer(path.parent)
-    padding = config.get("pad_token_id", None if tokenizer is None else tokenizer.pad_token_id)
     vocabulary = _vocabulary(model, signature, config, path)
+    padding = _padding(config, tokenizer, vocabulary, path)
     _name_classes(model, config)
     run = original(path, model)
 
     def declared(longest: int, types: int) -> Signature:
-        whole = text_signature(vocabulary, longest, padding=int(padding or 0), types=types)
+        whole = text_signature(vocabulary, longest, padding=padding, types=types)
         return whole.select(signature.names)
 
     longest = _longest(run, declared(_ANY_LENGTH, 1), _allowed(config, tokenizer), path)
     signature = declared(longest, _types(run, declared(longest, 1)))
-    task, labels = _task(model, run(signature.random(2, min(3, longest), ragged=True)), config, path)
+    example = run(signature.random(2, min(3, longest), ragged=True))
+    task, labels = _task(model, example, config, path)
+    for value in model.graph.outputs:
+        if value.shape is None:
+            *outer, width = example[str(value.name)].shape
+            value.shape = ir.Shape([*signature.lead.axes[: len(outer)], width])
     logits = logits_info(task, config, len(labels), path.parent / _CONFIG)
     return Graph(path, model, task, signature, labels, logits, config, tokenizer, run)
 
@@ -123,9 +128,12 @@ def _load(path: Path) -> ir.Model:
         if weights is not None:
             _check_links(weights, path)
             onnx.load_external_data_for_model(proto, str(weights))
+        model = ir.from_proto(proto)
+        for value in model.graph.initializers.values():
+            _ = None if value.const_value is None else value.const_value.numpy()  # as long as its shape says
     except CompileError:
         raise
-    except Exception as error:  # protobuf's, the checker's and the file system's share no base class
+    except Exception as error:  # protobuf's, onnx_ir's and the file system's share no base class
         raise CompileError(
             f"{path} is no ONNX file, is cut off, or lacks the weights that belong beside it: {first_line(error)}"
         ) from None
@@ -133,7 +141,9 @@ def _load(path: Path) -> ir.Model:
         raise CompileError(f"{path} is no ONNX file or is cut off: it has no graph")
     if any(entry.domain == DOMAIN for entry in proto.opset_import):
         raise CompileError(f"{path} is compiled already: give the model that it was made from")
-    return ir.from_proto(proto)
+    if not model.graph.outputs or not all(one.name for one in (*model.graph.inputs, *model.graph.outputs)):
+        raise CompileError(f"{path} has no outputs, or such without a name: export it again")
+    return model
 
 
 def _check_links(weights: Path, path: Path) -> None:
@@ -204,11 +214,25 @@ def _vocabulary(model: ir.Model, signature: Signature, config: dict[str, Any], p
         table = node.inputs[0]
         if (node.op_type, index) == ("Gather", 1) and table is not None and table.shape is not None:
             rows = table.shape[0]
-            if len(table.shape) == 2 and isinstance(rows, int):
+            if len(table.shape) == 2 and isinstance(rows, int) and rows > 0:
                 return rows
-    if isinstance(config.get("vocab_size"), int):
-        return int(config["vocab_size"])
+    said = config.get("vocab_size")
+    if isinstance(said, int) and said > 1:
+        return said
     raise CompileError(f"{path} does not say how many tokens it knows: put the model's config.json beside it")
+
+
+def _padding(config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int, path: Path) -> int:
+    """The token id that stands where nothing is valid."""
+    said = config.get("pad_token_id", None if tokenizer is None else tokenizer.pad_token_id)
+    if said is None:
+        return 0
+    if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said < vocabulary:
+        raise CompileError(
+            f"{path} knows {vocabulary} tokens, and {shown(said)} is to be its padding: put the model's own "
+            f"pad_token_id into {_CONFIG}"
+        )
+    return said
 
 
 def _name_classes(model: ir.Model, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources.classes import take_beside
+from coda_compile.sources.peft_settings import check_patterns, check_sizes
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import sentence_of_adapter
 from coda_compile.sources.tensors import read_tensors
@@ -58,6 +59,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
         raise OptionError("{path} names no base model: pass its folder as {backbone}", path=folder / CONFIG)
     revision = None if backbone else _revision(folder, plain)
     tensors = read_tensors(folder, *WEIGHTS)
+    check_sizes(folder / CONFIG, plain, tensors)
     beside = folder_of(base, revision)
     sentence = sentence_of_adapter(folder, beside) if task == "feature-extraction" else None
     import peft  # after everything that can be told without it
@@ -73,6 +75,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
     )
     if task.endswith("classification"):
         take_beside(pretrained.config, folder)
+    check_patterns(folder / CONFIG, plain, (name for name, _ in pretrained.named_modules()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it warns of is checked here
         try:
@@ -111,6 +114,8 @@ def _check(folder: Path, plain: dict[str, Any]) -> str:
         raise UnsupportedModelError(f"{folder} is an activated LoRA, which no weight can hold: train a plain one")
     if plain.get("megatron_config"):  # PEFT imports whatever module stands beside it
         raise UnsupportedModelError(f"{folder} is an adapter of Megatron's layers: train one of transformers' own")
+    if plain.get("layer_replication"):
+        raise UnsupportedModelError(f"{folder} repeats layers of its base (layer_replication): train one that does not")
     return _TASKS[task]
 
 

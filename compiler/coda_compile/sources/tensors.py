@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from coda_models.checkpoint import check_finite, read_archive
+from coda_models.checkpoint import check_finite, check_plain_tensors, read_archive
 from coda_models.errors import CheckpointError
 from coda_ops.errors import first_line
 
@@ -19,8 +19,9 @@ def read_tensors(folder: Path, *names: str) -> dict[str, Tensor]:
     if path is None:
         raise CheckpointError(f"{folder} holds no {' or '.join(names)}: save it again")
     tensors = _safe(path) if path.suffix == ".safetensors" else read_archive(path)
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path} holds something else than named tensors: save it again")
+    check_plain_tensors(tensors, path)
     check_finite(tensors, path)
     return tensors
 

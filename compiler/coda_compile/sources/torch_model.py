@@ -25,6 +25,7 @@ from coda_compile.prepare.pruning import Pruning
 from coda_compile.sources.classes import set_classes
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.truncation import longest
+from coda_compile.threads import one_thread
 from coda_compile.verify import against_torch
 from coda_compile.verify.cases import kept_case
 from coda_compile.verify.on_target import Verified, verify_on_target
@@ -102,7 +103,8 @@ class TorchModel(Compilable):
     def prune(self, threshold: float, calibration: calibrating.Calibration | None) -> Pruning:
         """See ``Compilable``."""
         self.fidelity = None
-        return prune_slots(self.model, threshold, self._texts(calibration))
+        with one_thread():
+            return prune_slots(self.model, threshold, self._texts(calibration))
 
     def quantise(
         self, precision: Precision, calibration: calibrating.Calibration | None, *, adapters: bool = True
@@ -113,7 +115,8 @@ class TorchModel(Compilable):
             adapters: too; not where tasks swap them.
         """
         if precision.quantise is not None:
-            precision.quantise(self.model, self._texts(calibration if precision.calibrated else None), adapters)
+            with one_thread():
+                precision.quantise(self.model, self._texts(calibration if precision.calibrated else None), adapters)
 
     def _texts(self, calibration: calibrating.Calibration | None) -> Any:
         return calibrating.inputs(calibration, self.tokenizer, self.model.signature)

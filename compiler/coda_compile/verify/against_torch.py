@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coda_compile.backends import Backend
 from coda_compile.errors import VerificationError
+from coda_compile.threads import one_thread
 from coda_compile.verify.cases import Case, cases, kept_case
 from coda_compile.verify.first_token import through_first
 from coda_compile.verify.linears import computed_as
@@ -20,7 +21,6 @@ from coda_compile.verify.replay import (
     Replayed,
     in_float64,
     inputs_of,
-    one_thread,
     outputs_of,
     referee,
     replay,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coda_compile.export import output_names
 from coda_compile.precision.layers.linear import QuantisedLinear
+from coda_compile.threads import one_thread
 from coda_compile.verify.cases import Case
 from coda_compile.verify.parity import Comparison
 from coda_models.model import CodaModel, CodaOutput
@@ -20,17 +21,6 @@ from coda_targets.bundle import Arrays
 from coda_targets.routing import Decision, valid_in_layers
 
 TIMES = 4.0  # as far from float64 as torch's float32 may a compiled model be
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sum in one order, however many cores there are: what is measured here is written into the bundle."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def inputs_of(model: CodaModel, case: Case) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import MULTI_LABEL, REGRESSION
+from coda_targets.manifest import MANIFEST, MULTI_LABEL, REGRESSION
 from coda_targets.signature import BATCH, Arrays, Input, Signature
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TextCodec:
     """Tokenise texts and name results for one bundle, and of several tasks for one.
 
     Raises:
-        BundleError: the bundle has no tokenizer.
+        BundleError: the bundle has no tokenizer, or a model that takes more than one gives.
         InputError: no such task, or a model that does not take text.
         TargetError: the tokenizers library is not installed.
     """
@@ -66,6 +66,10 @@ class TextCodec:
         self._manifest = bundle.manifest
         if (modality := self._manifest.signature.modality) != TEXT:
             raise InputError(f"{bundle.folder} takes {modality}, not text: feed arrays through Bundle.run")
+        if strange := set(self._manifest.signature.names) - {IDS, MASK, TYPES}:
+            raise BundleError(
+                f"{bundle.folder} takes {min(strange)!r}, which no tokenizer gives: compile the model again"
+            )
         self._labels = bundle.labels(task)
         self._logits = bundle.logits(task)
         with bundle.reading(TOKENIZER, _CONFIG):
@@ -99,11 +103,17 @@ class TextCodec:
 
         Raises:
             InputError: raw logits of a model that has none.
+            BundleError: the manifest names more labels than there are logits, or fewer.
         """
         if self._logits is None:
             if raw:
                 raise InputError(f"raw logits are a classifier's, and this model does {self._manifest.task}")
             return [{"embedding": [float(x) for x in row]} for row in outputs["sentence_embedding"]]
+        if outputs["logits"].shape[-1] != len(self._labels):
+            raise BundleError(
+                f"the model tells {outputs['logits'].shape[-1]} labels apart and {MANIFEST} names {len(self._labels)}: "
+                "compile the model again"
+            )
         values = outputs["logits"] if raw else scores(outputs["logits"], self._logits.activation)
         name = self._all if raw else self._some
         if self._manifest.task == "sequence-classification":

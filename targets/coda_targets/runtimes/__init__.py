@@ -39,7 +39,6 @@ class Runtime:
         session_options: attributes of ``onnxruntime.SessionOptions``.
         session_config: entries for ``SessionOptions.add_session_config_entry``.
         minimum_onnxruntime: the first release that can use it, where that is newer than what models need.
-        refuses_unknown_ids: whether its gather refuses an index outside of the table; ``Bundle`` checks them otherwise.
         profiled_by_onnxruntime: whether onnxruntime sees each node that runs, and can write the graph it optimised.
         offered: whether people choose from it; others are found by name alone.
         captures: whether CUDA graphs can be made of its runs.
@@ -65,7 +64,6 @@ class Runtime:
     session_options: dict[str, Any] = field(default_factory=dict)
     session_config: dict[str, str] = field(default_factory=dict)
     minimum_onnxruntime: str = ""
-    refuses_unknown_ids: bool = True
     profiled_by_onnxruntime: bool = True
     offered: bool = True
     captures: bool = False

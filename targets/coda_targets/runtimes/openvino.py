@@ -24,6 +24,5 @@ RUNTIME = Runtime(
     minimum_onnxruntime="1.23",  # the first that takes execution providers from packages of their own
     # Whatever OpenVINO does not take would run on onnxruntime's own CPU provider without a word.
     session_config={"session.disable_cpu_ep_fallback": "1"},
-    refuses_unknown_ids=False,
     profiled_by_onnxruntime=False,
 )

@@ -1,6 +1,6 @@
 """Sessions of onnxruntime: opening one as a runtime asks for it, and running it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coda_ops import native
 from coda_ops.errors import first_line
 from coda_targets.errors import BundleError, InputError, TargetError
-from coda_targets.manifest import GRAPH_LEVELS, release
+from coda_targets.manifest import GRAPH_LEVELS, MANIFEST, MOST_THREADS, Manifest, release
 from coda_targets.runtimes import DEFAULT_TARGET, GPU, Runtime, engine_cache, nvidia, plugin
 from coda_targets.runtimes.placement import RECORDED, check_placement
 from coda_targets.runtimes.saturation import saturates
@@ -32,11 +32,14 @@ def open_session(
         model: a file, or a model in memory whose external weights, if any, lie in the folder ``weights``.
 
     Raises:
+        InputError: a number of threads that no machine has.
         TargetError: a provider is not installed, or runs less of the model than it should; onnxruntime itself would
             fall back to the CPU without a word. Or the native kernels are installed and cannot be loaded. Or its device
             has too little memory.
         BundleError: onnxruntime cannot load the model.
     """
+    if not 0 <= threads <= MOST_THREADS:  # onnxruntime makes them before it is asked to run anything
+        raise InputError(f"{threads} threads cannot be: give 0 for onnxruntime's own choice, or at most {MOST_THREADS}")
     require_runtime(runtime)
     without_cache, kept = replace(runtime, built_of=""), engine_cache.kept(runtime)
     runtime = engine_cache.with_cache(runtime)
@@ -105,6 +108,29 @@ def run_errors(session: ort.InferenceSession) -> Iterator[None]:
         if on_device is not None and (meaning := nvidia.explain(str(error), int(on_device.get("device_id", 0)))):
             raise TargetError(meaning) from None
         raise InputError(f"onnxruntime cannot run the model on this input: {first_line(error)}") from None
+
+
+def check_declared(session: ort.InferenceSession, manifest: Manifest, model: Path) -> None:
+    """Hold what a manifest says that a model takes and gives against the model.
+
+    Raises:
+        BundleError: names the first tensor that the model does not have so.
+    """
+    takes = [(one.name, one.axes) for one in manifest.signature.inputs]
+    gives = [(one.name, one.shape) for one in manifest.outputs]
+    for declared, there in ((takes, session.get_inputs()), (gives, session.get_outputs())):
+        known = {one.name: one.shape for one in there}
+        for name, shape in declared:
+            if name not in known or not _alike(shape, known[name]):
+                raise BundleError(
+                    f"{model} does not have {name!r} as {MANIFEST} says, so they are of two bundles: compile it again"
+                )
+
+
+def _alike(declared: Sequence[int | str], found: Sequence[int | str | None]) -> bool:
+    """Whether shapes have as many axes, and no two sizes for one of them."""
+    fixed = [{one for one in axis if isinstance(one, int)} for axis in zip(declared, found, strict=False)]
+    return len(declared) == len(found) and all(len(sizes) < 2 for sizes in fixed)
 
 
 def require_runtime(runtime: Runtime) -> None:

@@ -11,7 +11,6 @@ RUNTIME = Runtime(
     minimum_onnxruntime="1.24",
     # Whatever TensorRT-RTX does not take would run on onnxruntime's own CPU provider without a word.
     session_config={"session.disable_cpu_ep_fallback": "1"},
-    refuses_unknown_ids=False,
     profiled_by_onnxruntime=False,
     profile_option="nv_profile_{}_shapes",
     cache_options={"nv_runtime_cache_path": "{}"},

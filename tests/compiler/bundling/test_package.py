@@ -22,7 +22,8 @@ from coda_compile.sources import find_onnx, read_source, torch_model
 from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel
 from coda_targets import Bundle, BundleError, TargetError, get_runtime
-from coda_targets.manifest import MANIFEST, PACKAGE, WEIGHTS, list_files, read_manifest
+from coda_targets.bundle_files import list_files
+from coda_targets.manifest import MANIFEST, PACKAGE, WEIGHTS, read_manifest
 
 OPTIONS = CompileOptions(target=("cpu", "null"), precision=("fp32", "int8"))
 NAMES = ["cpu", "cpu-int8", "null", "null-int8"]

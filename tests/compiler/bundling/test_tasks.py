@@ -24,8 +24,9 @@ from coda_compile.verify.reference_vectors import verify_bundle
 from coda_models import CodaConfig, CodaModel, convert, save
 from coda_models.ood import METHODS
 from coda_targets import Bundle
+from coda_targets.bundle_files import hash_file
 from coda_targets.errors import BundleError, InputError
-from coda_targets.manifest import MANIFEST, hash_file
+from coda_targets.manifest import MANIFEST
 
 IDS = np.arange(4, 37).reshape(3, 11)
 

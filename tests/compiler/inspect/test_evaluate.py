@@ -96,3 +96,8 @@ def test_separation_by_counting():
     assert found.fpr95 == pytest.approx((known >= cut).mean())
     assert separate([0.0, 1.0], [2.0, 3.0]) == separate([-5.0, 0.0], [0.5, 9.0])
     assert separate([0.0, 1.0], [2.0, 3.0]).aupr == 1.0
+
+
+def test_the_rate_is_read_between_the_corners_of_a_curve():
+    scores = [float(i) for i in range(20)]
+    assert separate(scores, scores).fpr95 == 0.95  # a curve of corners alone has its next one at 1

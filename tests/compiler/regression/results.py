@@ -12,7 +12,8 @@ from coda_compile.regression.ab import Launch, Timing, decide
 from coda_compile.regression.check import CheckResult, advise, explain_timing
 from coda_compile.regression.facts import Difference, Facts
 from coda_compile.regression.verdict import Verdict
-from coda_targets.manifest import MANIFEST, list_files, read_manifest
+from coda_targets.bundle_files import list_files
+from coda_targets.manifest import MANIFEST, read_manifest
 
 MACHINE = Machine("A CPU", 4, ("avx2",), 1 << 33, None, "Linux x86_64", "3.11.7", {"onnxruntime": "1.32.0"}, "native")
 FACTS = Facts(1_000_000, 2_000_000, {"MatMul": 8, "com.microsoft::BiasGelu": 2}, {"CPU": 10}, "CPU")

@@ -152,7 +152,8 @@ def test_a_pass_that_found_nothing_says_so(copied: Path, tmp_path: Path):
 
 
 def _replace_report(folder: Path, report: dict[str, object]) -> None:
-    from coda_targets.manifest import MANIFEST, list_files, read_manifest
+    from coda_targets.bundle_files import list_files
+    from coda_targets.manifest import MANIFEST, read_manifest
 
     (folder / "report.json").write_text(json.dumps(report))
     manifest = read_manifest(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -152,6 +153,10 @@ def drop_mask(proto: onnx.ModelProto) -> None:
     proto.graph.input.extend(kept)
 
 
+def shorten_weight(proto: onnx.ModelProto) -> None:
+    weight(proto).raw_data = weight(proto).raw_data[:-4]
+
+
 SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "NaN": (spoil_weight, r"holds NaN or infinite weights in '.+': training diverged"),
     "half": (halve_weight, r"holds '.+' in float16: export it in float32"),
@@ -168,6 +173,9 @@ SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
         r"gives last_hidden_state: name its outputs when it is exported, logits where it classifies",
     ),
     "broken": (lambda proto: proto.graph.node.pop(3), r"is no model that onnxruntime can run: "),
+    "short": (shorten_weight, r"is no ONNX file, is cut off, or"),
+    "no outputs": (lambda proto: proto.graph.ClearField("output"), r"has no outputs, or such without a name"),
+    "no name": (lambda proto: rename_output(proto, ""), r"has no outputs, or such without a name"),
     "empty": (lambda proto: proto.graph.ClearField("node"), r"is no ONNX file or is cut off: it has no graph"),
 }
 
@@ -223,6 +231,22 @@ def test_a_damaged_file_is_refused(folder: Path, content: bytes | None):
     path.write_bytes(path.read_bytes()[:5000] if content is None else content)
     with pytest.raises(CompileError, match=r"is no ONNX file"):
         read(path)
+
+
+@pytest.mark.parametrize("value", ["x", [], True, -1, 10**9])
+def test_a_padding_that_is_no_token(folder: Path, value: object):
+    change_config(folder, pad_token_id=value)
+    with pytest.raises(
+        CompileError, match=r"model.onnx knows 100 tokens, and .* is to be its padding: put the model's"
+    ):
+        read(folder / "model.onnx")
+
+
+def test_an_output_whose_shape_nobody_says(folder: Path):
+    proto = onnx.load(str(folder / "model.onnx"))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    assert read(folder / "model.onnx").model.graph.outputs[0].shape == ir.Shape(["batch", 3])
 
 
 def test_a_compiled_model_is_refused(compiled: Bundle):

@@ -29,7 +29,8 @@ from coda_models import CodaConfig, CodaModel, convert
 from coda_models.backbone import build_backbone
 from coda_ops import DOMAIN, native
 from coda_targets import Bundle
-from coda_targets.manifest import MANIFEST, list_files, read_manifest
+from coda_targets.bundle_files import list_files
+from coda_targets.manifest import MANIFEST, read_manifest
 from coda_targets.routing import RoutingProbe
 
 CPU = get_backend("cpu").verified_on()  # function bodies are corrupted, too

@@ -34,6 +34,13 @@ def test_no_case_is_longer_than_the_longest():
     assert all(shortest.shape(case.inputs)[1] == 1 for case in [*cases(shortest), kept_case(shortest)])
 
 
+def test_a_batch_of_long_sequences_fits_into_memory():
+    long = text_signature(100, 8192)
+    shapes = [long.shape(case.inputs) for case in cases(long)]
+    assert (1, 8192) in shapes
+    assert max(batch * length**2 for batch, length in shapes) == 8192**2
+
+
 def test_cases_are_the_same_every_time(signature: Signature):
     for one, two in zip(cases(signature), cases(signature), strict=True):
         assert one.name == two.name

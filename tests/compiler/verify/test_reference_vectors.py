@@ -26,8 +26,9 @@ from coda_compile.verify.reference_vectors import (
 )
 from coda_ops.errors import CodaError
 from coda_targets import Bundle, BundleError
+from coda_targets.bundle_files import list_files
 from coda_targets.errors import InputError
-from coda_targets.manifest import MANIFEST, list_files, read_manifest
+from coda_targets.manifest import MANIFEST, read_manifest
 from coda_targets.modalities.text import text_signature
 from coda_targets.routing import Decision, RoutingProbe
 

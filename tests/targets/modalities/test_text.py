@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.targets.test_manifest import SIGNATURE, edit
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from coda_targets import Bundle, BundleError, TargetError
@@ -99,3 +100,20 @@ def test_tokenizers_library_absent(compiled: Bundle, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(TargetError, match=r"pip install tokenizers"):
         TextCodec(compiled)
+
+
+def test_labels_that_are_not_as_many_as_the_logits(copied: Path):
+    edit(copied, labels=["a", "b"])
+    codec = TextCodec(Bundle(copied))
+    encoded = codec.encode(["good"])
+    with pytest.raises(
+        BundleError, match="the model tells 3 labels apart and coda.json names 2: compile the model again"
+    ):
+        codec.decode(Bundle(copied).run(encoded.inputs), encoded)
+
+
+def test_an_input_that_no_tokenizer_gives(copied: Path):
+    inputs = [{**one, "name": one["name"].replace("token_type", "segment")} for one in SIGNATURE["inputs"]]
+    edit(copied, signature={**SIGNATURE, "inputs": inputs})
+    with pytest.raises(BundleError, match="takes 'segment_ids', which no tokenizer gives: compile the model again"):
+        TextCodec(Bundle(copied))
