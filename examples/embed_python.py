@@ -6,11 +6,8 @@ python examples/embed_python.py build/demo/coda
 import sys
 
 from coda_targets import Bundle
-from coda_targets.modalities.text import TextCodec
 
 bundle = Bundle(sys.argv[1])
 bundle.check()  # every file has the SHA-256 that the manifest records
-codec = TextCodec(bundle)
-encoded = codec.encode(["A slow start, then a triumph.", "Two hours that I will never get back."])
-for result in codec.decode(bundle.run(encoded.inputs), encoded):
-    print(result)
+for record in bundle.predict(["A slow start, then a triumph.", "Two hours that I will never get back."]):
+    print(record)

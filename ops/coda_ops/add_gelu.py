@@ -28,9 +28,9 @@ def body() -> onnx.FunctionProto:
 def gelu(x: str, y: str) -> str:
     """The statements that make y of x, in ONNX's text syntax. Gelu itself is younger than the bodies' opset."""
     return f"""
-        root = Constant <value_float: float = 1.4142135381698608> ()
-        whole = Constant <value_float: float = 1.0> ()
-        half = Constant <value_float: float = 0.5> ()
+        root = Constant <value = float {{1.4142135381698608}}> ()
+        whole = Constant <value = float {{1.0}}> ()
+        half = Constant <value = float {{0.5}}> ()
         {y}_ratio = Div({x}, root)
         {y}_erf = Erf({y}_ratio)
         {y}_sum = Add({y}_erf, whole)

@@ -25,7 +25,8 @@ def function(signature: str, body: str, *, domains: Sequence[str] = ()) -> onnx.
 
     Args:
         signature: name, attributes, inputs and outputs, as in ``Adapter (x) => (y)``.
-        body: the statements, of standard operators of opset ``BODY_OPSET``.
+        body: the statements, of standard operators of opset ``BODY_OPSET``; constants are tensors (``value``), because
+            tools that read ONNX files take no other for a number of its own type.
         domains: others whose operators it uses, in version 1.
     """
     others = "".join(f', "{domain}" : 1' for domain in domains)

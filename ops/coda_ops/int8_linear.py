@@ -111,11 +111,11 @@ def statements(x: str, weight: str, scale: str, bias: str, y: str) -> tuple[str,
         x, weight, scale, bias, y: names of its inputs and its output; what lies between is named after y.
     """
     constants = f"""
-        last = Constant <value_ints: ints = [-1]> ()
-        zero = Constant <value_float: float = 0.0> ()
-        one = Constant <value_float: float = 1.0> ()
-        quantised_max = Constant <value_float: float = {float(QUANTISED_MAX)}> ()
-        shift = Constant <value_float: float = {float(ZERO_POINT)}> ()
+        last = Constant <value = int64[1] {{-1}}> ()
+        zero = Constant <value = float {{0.0}}> ()
+        one = Constant <value = float {{1.0}}> ()
+        quantised_max = Constant <value = float {{{float(QUANTISED_MAX)}}}> ()
+        shift = Constant <value = float {{{float(ZERO_POINT)}}}> ()
         zero_point = Constant <value = uint8 {{{ZERO_POINT}}}> ()"""
     linear = f"""
         {y}_abs = Abs({x})

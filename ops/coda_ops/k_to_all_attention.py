@@ -63,7 +63,7 @@ def _attention(query: str, memory: str) -> str:
     """The statements that make ``out``; onnxruntime wants a bias once for each query."""
     return f"""
         key, value = Split <axis: int = -1, num_outputs: int = 2> ({memory})
-        lone = Constant <value_ints: ints = [1]> ()
+        lone = Constant <value = int64[1] {{1}}> ()
         queries = Shape <start: int = 1, end: int = 2> ({query})
         every_query = Concat <axis: int = 0> (lone, lone, queries, lone)
         every = Expand(bias, every_query)

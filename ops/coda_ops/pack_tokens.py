@@ -20,7 +20,7 @@ def body() -> onnx.FunctionProto:
     return function(
         "PackTokens (x, used) => (rows)",
         """
-        one = Constant <value_ints: ints = [-1]> ()
+        one = Constant <value = int64[1] {-1}> ()
         width = Shape <start: int = 2> (x)
         flat_shape = Concat <axis: int = 0> (one, width)
         flat = Reshape(x, flat_shape)

@@ -86,7 +86,7 @@ BLEND_SCHEMA = schema(
 def gathered(base: str) -> str:
     """Statements of a body: ``old``, the tokens of ``base`` at ``indices``."""
     return f"""
-        last = Constant <value_ints: ints = [-1]> ()
+        last = Constant <value = int64[1] {{-1}}> ()
         positions = Unsqueeze(indices, last)
         old = GatherND <batch_dims: int = 1> ({base}, positions)"""
 
@@ -94,12 +94,12 @@ def gathered(base: str) -> str:
 def scattered(base: str, out: str) -> str:
     """Statements behind those of ``gathered``: ``new`` in the places of ``old``; exact, as the indices are distinct."""
     return f"""
-        zero = Constant <value_int: int = 0> ()
-        one = Constant <value_int: int = 1> ()
+        zero = Constant <value = int64 {{0}}> ()
+        one = Constant <value = int64 {{1}}> ()
         batch = Shape <start: int = 0, end: int = 1> (indices)
         count = Squeeze(batch)
         examples = Range(zero, count, one)
-        axes = Constant <value_ints: ints = [1, 2]> ()
+        axes = Constant <value = int64[2] {{1, 2}}> ()
         column = Unsqueeze(examples, axes)
         shape = Shape(positions)
         each = Expand(column, shape)
@@ -108,7 +108,7 @@ def scattered(base: str, out: str) -> str:
 
 
 _NEW = """
-        none = Constant <value_float: float = 0.0> ()
+        none = Constant <value = float {0.0}> ()
         gate = Unsqueeze(gates, last)
         open = Greater(gate, none)
         typed = CastLike(gate, update)
@@ -152,7 +152,7 @@ def openvino_body() -> onnx.FunctionProto:
     return function(
         _SIGNATURE,
         f"""{listed("base")}
-        last = Constant <value_ints: ints = [-1]> ()
+        last = Constant <value = int64[1] {{-1}}> ()
         old = Gather <axis: int = 0> (list, rows)
         {_NEW}
         where = Unsqueeze(rows, last)

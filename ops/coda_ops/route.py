@@ -236,7 +236,7 @@ def cuda_body(iterations: int, epsilon_start: float, epsilon_decay: float, epsil
     """The same for onnxruntime's CUDA provider, which keeps sizes in the host's memory: no kernel reads one, so that
     nothing is copied to the device in a run and CUDA graphs can be captured."""
     schedule = Schedule(iterations, epsilon_start, epsilon_decay, epsilon_final)
-    far = f"far = Constant <value_int: int = {_FAR}> ()"
+    far = f"far = Constant <value = int64 {{{_FAR}}}> ()"
     return _body(schedule, f"{_ROW_START}\n{far}", _by_row, far="far")
 
 
@@ -274,13 +274,13 @@ def _body(
         f"""
         p = Constant <value_int: int = @numerator> ()
         q = Constant <value_int: int = @denominator> ()
-        one = Constant <value_int: int = 1> ()
-        zero = Constant <value_int: int = 0> ()
-        last = Constant <value_ints: ints = [-1]> ()
-        low = Constant <value_float: float = {-LIMIT!r}> ()
-        high = Constant <value_float: float = {LIMIT!r}> ()
-        pad = Constant <value_float: float = {PADDING!r}> ()
-        none = Constant <value_float: float = 0.0> ()
+        one = Constant <value = int64 {{1}}> ()
+        zero = Constant <value = int64 {{0}}> ()
+        last = Constant <value = int64[1] {{-1}}> ()
+        low = Constant <value = float {{{-LIMIT!r}}}> ()
+        high = Constant <value = float {{{LIMIT!r}}}> ()
+        pad = Constant <value = float {{{PADDING!r}}}> ()
+        none = Constant <value = float {{0.0}}> ()
         none_wide = Constant <value = {wide} {{0.0}}> ()
         p_less = Sub(p, one)
 

@@ -31,7 +31,7 @@ def body() -> onnx.FunctionProto:
         "SelfAttention <num_heads, scale> (qkv, bias) => (out)",
         f"""
         query, key, value = Split <axis: int = -1, num_outputs: int = 3> (qkv)
-        one = Constant <value_ints: ints = [1]> ()
+        one = Constant <value = int64[1] {{1}}> ()
         batch = Shape <start: int = 0, end: int = 1> (qkv)
         tokens = Shape <start: int = 1, end: int = 2> (qkv)
         shape = Concat <axis: int = 0> (batch, one, tokens, tokens)

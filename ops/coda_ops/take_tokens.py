@@ -64,7 +64,7 @@ def body() -> onnx.FunctionProto:
     return function(
         "TakeTokens (x, indices) => (taken)",
         """
-        last = Constant <value_ints: ints = [-1]> ()
+        last = Constant <value = int64[1] {-1}> ()
         positions = Unsqueeze(indices, last)
         taken = GatherND <batch_dims: int = 1> (x, positions)""",
     )
@@ -74,9 +74,9 @@ def listed(tokens: str) -> str:
     """Statements of a body: ``list``, [batch * tokens, width], of a [batch, tokens, width], and ``rows``, the indices
     in it."""
     return f"""
-        zero = Constant <value_int: int = 0> ()
-        one = Constant <value_int: int = 1> ()
-        whole = Constant <value_ints: ints = [-1]> ()
+        zero = Constant <value = int64 {{0}}> ()
+        one = Constant <value = int64 {{1}}> ()
+        whole = Constant <value = int64[1] {{-1}}> ()
         width = Shape <start: int = 2, end: int = 3> ({tokens})
         list_shape = Concat <axis: int = 0> (whole, width)
         list = Reshape({tokens}, list_shape)

@@ -23,7 +23,7 @@ def body() -> onnx.FunctionProto:
         sizes = Shape (used)
         width = Shape <start: int = 1> (rows)
         shape = Concat <axis: int = 0> (sizes, width)
-        zero_float = Constant <value_float: float = 0.0> ()
+        zero_float = Constant <value = float {0.0}> ()
         zero = CastLike(zero_float, rows)
         zeros = Expand(zero, shape)
         places = NonZero(used)

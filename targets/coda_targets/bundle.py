@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -41,11 +41,15 @@ from coda_targets.runtimes.session import (
 from coda_targets.signature import Arrays as Arrays
 from coda_targets.task_adapters import TaskAdapter
 
+if TYPE_CHECKING:
+    from coda_targets.modalities import Codec
+
 
 class Bundle:
     """A compiled model in a folder.
 
         bundle = Bundle("model-cpu")
+        records = bundle.predict(["one text", "another"])
         outputs = bundle.run(arrays)  # by the names in bundle.manifest.signature
 
     Args:
@@ -91,6 +95,7 @@ class Bundle:
         self.variant: VariantInfo = self._asked[0] if len(self._asked) == 1 else next(runs, self._asked[0])
         self.threads = threads
         self._adapters: dict[str, TaskAdapter] = {}
+        self._codecs: dict[str | None, Codec] = {}
         self._making = Lock()
         self._captured: CudaGraphs | None = None
 
@@ -280,6 +285,56 @@ class Bundle:
             known = f"use one of {', '.join(self.tasks)}" if self.tasks else "this bundle has but one"
             raise InputError(f"task {name!r} is unknown: {known}")
         return found
+
+    def codec(self, task: str | None = None) -> "Codec":
+        """From what people give to arrays, and from outputs to records, of a task or of the only one; opened once.
+
+        Raises:
+            BundleError: what it needs is missing from the bundle or damaged, as a tokenizer.
+            InputError: no such task, or a modality that has no codec here.
+            TargetError: a library that it needs is not installed.
+        """
+        if task not in self._codecs:
+            from coda_targets.modalities import open_codec
+
+            self._codecs[task] = open_codec(self, task)
+        return self._codecs[task]
+
+    def predict(
+        self, items: Sequence[Any], *, task: str | None = None, raw: bool = False, batch: int = 8
+    ) -> list[dict[str, Any]]:
+        """Predict for texts, or for what else the model's modality takes: the records of ``coda-compile run``.
+
+            bundle.predict(["A slow start, then a triumph."])  # [{"label": "positive", "score": 0.98}]
+
+        Needs the tokenizers library beside onnxruntime and numpy.
+
+        Args:
+            items: texts, or pairs of them as tuples for a model that compares two.
+            task: one of ``tasks``; the first one where none is named.
+            raw: logits of every label instead of scores.
+            batch: items run at once, padded to the longest; results do not depend on it beyond float noise.
+
+        Returns:
+            One record an item, in order, of plain Python values: ``label`` and ``score``; ``labels``, best first, of
+            multi-label models; ``tokens``; or ``embedding``. Beside a label ``ood_score`` and ``is_ood``, where the
+            model has a score.
+
+        Raises:
+            InputError: one item instead of several, an item that the modality does not take, or no such task.
+            BundleError: the bundle has no tokenizer.
+            TargetError: as for ``run``, or the tokenizers library is not installed.
+        """
+        if isinstance(items, str):
+            raise InputError("predict takes several texts, and was given one string: put it into a list")
+        if batch < 1:
+            raise InputError(f"batch is {batch}: give 1 or more")
+        codec, given = self.codec(task), list(items)
+        records: list[dict[str, Any]] = []
+        for start in range(0, len(given), batch):
+            encoded = codec.encode(given[start : start + batch])
+            records += codec.decode(self.run(encoded.inputs, task=task), encoded, raw=raw)
+        return records
 
     def run(self, inputs: Mapping[str, NDArray[Any]], *, task: str | None = None) -> Arrays:
         """Run the model.

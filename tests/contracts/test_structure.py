@@ -64,6 +64,11 @@ def test_no_file_is_long():
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_read_an_installed_package(package: str):
+    assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_imports_run_one_way(package: str):
     found = {
         f"{path.relative_to(ROOT)} imports {name}"

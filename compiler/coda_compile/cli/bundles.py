@@ -41,6 +41,7 @@ def verify(bundle: Path, target: str | None, precision: str | None, device: int)
         chosen = Bundle(bundle, target=variant.target, precision=variant.precision, device=device)
         for task in chosen.tasks or (None,):
             summaries.verified(verify_outputs(chosen, task), variant.name if task is None else task)
+    summaries.kernels_to_build(opened)
 
 
 @click.command(short_help="Show what a bundle holds.")

@@ -13,7 +13,7 @@ from coda_compile.inspect.cost import dense_multiply_adds, fewer, layer_multiply
 from coda_compile.inspect.predict import RoutedWords
 from coda_compile.terminal import out, whole
 from coda_compile.verify.parity import CaseParity
-from coda_ops import native
+from coda_ops import DOMAIN, native
 from coda_targets import Bundle, TargetError, get_runtime
 from coda_targets.manifest import MULTI_LABEL, REGRESSION, SINGLE_LABEL, WEIGHTS, Manifest, VariantInfo
 from coda_targets.runtimes.session import load_kernels
@@ -46,6 +46,7 @@ def compiled(bundle: Bundle, folder: Path, seconds: float) -> None:
             out.print(
                 f"  {variant.name}: {_proved(variant)}; next, on one: coda-compile verify {folder}", soft_wrap=True
             )
+    kernels_to_build(bundle)
     runs = not bundle.lacks(bundle.variant) and (folder / "tokenizer.json").is_file()
     try_it = f'coda-compile run {folder} "some text"' if runs else f"coda-compile inspect {folder}"
     out.print(f"  next: {try_it}", soft_wrap=True)
@@ -131,6 +132,7 @@ def inspected(bundle: Bundle) -> None:
         out.print(f"  ood      {m.ood.method}, out above {m.ood.threshold:.4g}; {kept}")
 
     _variants(bundle)
+    kernels_to_build(bundle)
     if m.layers:
         _layers(m)
         gpu_estimate.show(m)
@@ -255,3 +257,27 @@ def kernels() -> None:
         )
         lacks = native.missing(name=library.name)
         out.print(f"  {lacks or f'next: coda-compile kernels build --target {library.name}'}", soft_wrap=True)
+
+
+def kernels_to_build(bundle: Bundle) -> None:
+    """Say of a bundle that runs here on function bodies that native kernels would run it faster, and how to get them.
+
+    Nothing where kernels are built or switched off, or serve none of its operators.
+    """
+    if native.switched_off():
+        return
+    served = {one.session.kernels for one in bundle.manifest.variants if _serve(one) and not bundle.lacks(one)}
+    for name in sorted(served):
+        if native.library(name) is None:
+            lacks = native.missing(name=name)
+            out.print(
+                f"  native kernels for {native.LIBRARIES[name].processors} are not built, and it runs slower without: "
+                f"{f'{lacks}; then ' if lacks else ''}coda-compile kernels build --target {name}",
+                soft_wrap=True,
+            )
+
+
+def _serve(variant: VariantInfo) -> bool:
+    """Whether a library of native kernels has one of a variant's operators."""
+    library = native.LIBRARIES.get(variant.session.kernels)
+    return library is not None and any(f"{DOMAIN}::{name}" in variant.operators for name in library.operators)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from coda_targets import Bundle
 from coda_targets.errors import InputError
-from coda_targets.modalities import open_codec
 from coda_targets.modalities.text import TEXT, Text
 from coda_targets.routing import Decision, RoutingProbe, prompt_tokens
 
@@ -46,7 +45,7 @@ def predict(
     """
     if routing and (modality := bundle.manifest.signature.modality) != TEXT:
         raise InputError(f"{bundle.folder} takes {modality}, and routing is shown in words of text: leave it out")
-    codec = open_codec(bundle, task)
+    codec = bundle.codec(task)
     probe = RoutingProbe.of(bundle) if routing else None
     prompt = prompt_tokens(bundle.manifest)
     remaining = iter(texts)

@@ -93,7 +93,7 @@ def _expanded(bias: ir.Value, edges: set[tuple[ir.Node, int]]) -> bool:
 
 def _first(graph: ir.Graph, value: ir.Value, *, axis: int, before: ir.Node) -> ir.Value:
     """A new value: the first along an axis, which is kept."""
-    bounds = [ir.node("Constant", [], {"value_ints": ir.AttrInt64s("value_ints", [number])}) for number in (0, 1, axis)]
+    bounds = [ir.node("Constant", [], {"value": ir.tensor([number], ir.DataType.INT64)}) for number in (0, 1, axis)]
     for bound in bounds:
         bound.outputs[0].shape, bound.outputs[0].type = ir.Shape([1]), ir.TensorType(ir.DataType.INT64)
     cut = ir.node("Slice", [value, *(bound.outputs[0] for bound in bounds)])

@@ -1,6 +1,7 @@
 """Text: what encoders take of it, and from text to arrays and from logits to labels by the tokenizer in a bundle."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,11 @@ class TextCodec:
 
         A pair that is too long loses tokens of its longer text first, as it does in transformers. An empty second text
         makes a pair as well.
+
+        Raises:
+            InputError: something that is neither a text nor a tuple of two, or a text that UTF-8 cannot hold.
         """
-        encodings = self._tokenizer.encode_batch(list(texts))
+        encodings = self._tokenizer.encode_batch([_checked(text) for text in texts])
         columns = {
             IDS: [e.ids for e in encodings],
             MASK: [e.attention_mask for e in encodings],
@@ -161,6 +165,21 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities: NDArray[Any] = shifted / shifted.sum(-1, keepdims=True)
     return probabilities
+
+
+def _checked(text: Any) -> Text:
+    """A text, or a pair; tokenizers itself would tell of others in its own types."""
+    parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+    for part in parts:
+        if not isinstance(part, str):
+            raise InputError(f"{reprlib.repr(text)} is no text: give a string, or a tuple of two strings for a pair")
+        try:
+            part.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{reprlib.repr(text)} holds a lone surrogate, which no UTF-8 has: decode it anew"
+            ) from None
+    return text  # type: ignore[no-any-return]
 
 
 def _load(folder: Path) -> "Tokenizer":
