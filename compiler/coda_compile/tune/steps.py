@@ -110,8 +110,8 @@ def kept_beside(output: Path, dense: CodaModel, options: RouteOptions, texts: Se
     """
     parts = [tensor_digest(dense.state_dict())]
     parts += [tensor_digest(dict(batch)) for batches in texts for batch in batches]
-    told = ("backbone", "tokenizer", "label_column", "budget", "accuracy_budget")  # by texts, weights, names of files
-    said = replace(options, **dict.fromkeys(told))
+    said = replace(options, backbone=None, tokenizer=None, label_column=None)  # texts and weights tell of them
+    said = replace(said, budget=None, accuracy_budget=None)  # names of models tell of the r that is chosen
     folder = steps_folder(output)
     try:
         with run_folder(folder, sha256(repr((parts, said)).encode()).hexdigest()):
