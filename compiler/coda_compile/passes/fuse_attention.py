@@ -20,14 +20,15 @@ _FUSION_DOMAIN = "ai.onnxruntime._fusion"  # of the operator that onnxscript's r
 class _Attention(SDPA):
     """onnxscript's rule, where the graph says how many heads there are, as the runtime's operator has to."""
 
-    def check(self, context: Any, query: ir.Value, **matched: Any) -> Any:
+    def check(self, *context: Any, **matched: Any) -> Any:
         """See ``RewriteRuleClassBase``."""
+        query = matched["query"]
         if query.shape is None or len(query.shape) != 4 or not isinstance(query.shape[1], int):
             return pattern.MatchResult().fail("the number of heads is not known", query)
-        return super().check(context, query=query, **matched)
+        return super().check(*context, **matched)
 
 
-_RULES = pattern.RewriteRuleSet([_Attention.rule()])
+_RULES = pattern.RewriteRuleSet([_Attention.rule()])  # type: ignore[no-untyped-call]
 
 
 class FuseAttention(Fusion):

@@ -19,6 +19,7 @@ from coda_compile.logits import logits_info
 from coda_compile.options import CompileOptions
 from coda_compile.precision import UNQUANTISED, Precision
 from coda_compile.prepare import fit_ood, ood_of_graph
+from coda_compile.sources import onnx_pooling
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.onnx_graph import Graph, original, read
@@ -86,7 +87,8 @@ class OnnxModel(Compilable):
                 path=path,
             )
         graph = read(path)
-        return cls("ONNX file", graph, graph.tokenizer, _digest(graph.model))
+        note = "" if graph.sentence is None else graph.sentence.note
+        return cls(f"ONNX file{note}", graph, graph.tokenizer, _digest(graph.model))
 
     def apply(self, options: CompileOptions) -> None:
         """See ``Compilable``."""
@@ -112,6 +114,8 @@ class OnnxModel(Compilable):
         """A copy at the opset that passes and function bodies are written in, or at a newer one, with its detector."""
         model = self.graph.model.clone()
         _upgrade(model, opset, self.graph.path)
+        if self.graph.sentence is not None:
+            onnx_pooling.append(model, self.graph.sentence)
         if self._detector is not None:
             graph = replace(self.graph, model=model)
             ood_of_graph.append(graph, self._detector.run, self._detector.features, self._detector.fitted)
@@ -167,7 +171,7 @@ def _named(graph: Graph, options: CompileOptions) -> Graph:
     if labels is not None:
         by_number = {str(i): name for i, name in enumerate(labels)}
         config = {**config, "id2label": by_number, "label2id": {name: i for i, name in enumerate(labels)}}
-    logits = logits_info(graph.task, config, len(named), graph.path.parent / "config.json")
+    logits = logits_info(graph.task, config, len(named), graph.beside / "config.json")
     return replace(graph, config=config, labels=named, logits=logits)
 
 
