@@ -11,6 +11,7 @@ from onnxscript import version_converter
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.backends import Backend
+from coda_compile.bundling import sentence_folder
 from coda_compile.bundling.package import NEWEST_OPSET
 from coda_compile.bundling.writer import Described, ood_info
 from coda_compile.errors import CompileError, OptionError
@@ -147,6 +148,19 @@ class OnnxModel(Compilable):
             model_sha256=self.digest,
             ood=ood_info(None if self._detector is None else self._detector.fitted),
         )
+
+    def write_modules(self, folder: Path) -> None:
+        """See ``Compilable``."""
+        if (sentence := self.graph.sentence) is not None:
+            case = kept_case(self.graph.signature)
+            sentence_folder.write(
+                folder,
+                sentence.pooling,
+                [(module, {}) for module in sentence.modules],
+                width=self.graph.run(case.inputs)[onnx_pooling.STATES].shape[-1],
+                max_length=self.graph.signature.max_length,
+                about=sentence.about,
+            )
 
 
 def _digest(model: ir.Model) -> str:
