@@ -13,7 +13,8 @@ class EliminateIdentities(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Take them out of the graph, its subgraphs and the functions."""
         modified = False
-        for graph in (model.graph, *model.functions.values()):
+        graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for graph in graphs:
             for node in list(ir.traversal.RecursiveGraphIterator(graph)):
                 modified |= _eliminate(node)
         return ir.passes.PassResult(model, modified)
