@@ -55,7 +55,12 @@ class Progress:
         return f", {seconds:.0f} s left" if seconds < _LONG else f", {seconds / 60:.0f} min left"
 
 
+def natural_width(table: Table) -> int:
+    """Columns that a table takes where nothing is cut."""
+    return Measurement.get(out, out.options.update(max_width=_ANY_WIDTH), table).maximum
+
+
 def whole(table: Table) -> None:
     """Print a table at its natural width: a figure cut short is worse than a line that a terminal wraps."""
-    table.width = Measurement.get(out, out.options.update(max_width=_ANY_WIDTH), table).maximum
+    table.width = natural_width(table)
     out.print(table, crop=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -49,6 +50,8 @@ AUTO_CLASSES: dict[str, Any] = {
 
 
 _ADAPTER = "adapter_config.json"
+# What DistributedDataParallel and torch.compile write in front of names, the latter inside them, too.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|\b_orig_mod\.")
 # One of them is there wherever AutoTokenizer finds a tokenizer of a supported family, or one that says its class.
 _VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
@@ -78,7 +81,7 @@ def load_backbone(
         hf_config: the configuration to load it with; by default the encoder's own, changed by ``options``.
         trained: refuse weights that lack some, which transformers would fill at random; a head that is yet to be
             trained, or comes with a delta, is lacking.
-        supplied: names of tensors that the caller will bring, so that they may be lacking.
+        supplied: names of tensors that the caller will bring, so that they may be lacking or of other shapes.
 
     Raises:
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
@@ -87,8 +90,15 @@ def load_backbone(
     _check_folder(Path(source))
     found = hf_config or _changed(_attempt(source, _read_config, revision), options)
     config = settled(found, source)
+    load = partial(_load, AUTO_CLASSES[task], ignore_mismatched_sizes=bool(supplied))
     with quiet():
-        model, info = _attempt(source, partial(_load, AUTO_CLASSES[task]), revision, config=config)
+        model, info = _attempt(source, load, revision, config=config)
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]  # or with shapes
+    if other := sorted(name for name in mismatched if name not in supplied):
+        raise BackboneError(
+            f"the weights in {source} hold {other[0]!r} of another shape than its config.json describes: save the "
+            "model again"
+        )
     if strange := strange_names(info["unexpected_keys"], config):
         raise BackboneError(
             f"the weights in {source} hold {strange[0]!r}, for which {type(model).__name__} as config.json "
@@ -183,6 +193,9 @@ def _load(auto: Any, source: str, *, local_files_only: bool = False, **options: 
     if held := _bytes(find, read):
         check_backbone(options["config"], held, source)
     loaded = auto.from_pretrained(source, local_files_only=local_files_only, output_loading_info=True, **options)
+    if any(_WRAPPERS.search(name) for name in loaded[1]["unexpected_keys"]):
+        given = _unwrapped(find, source)
+        loaded = type(loaded[0]).from_pretrained(None, state_dict=given, output_loading_info=True, **options)
     index = None if find(SAFE_WEIGHTS_NAME) else find(SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:
         check_listed(index)
@@ -197,6 +210,24 @@ def _bytes(find: Callable[[str], Path | None], read: ReadJson) -> int:
     listed = next(filter(None, map(read, INDICES)), {}).get("weight_map")
     shards = map(find, sorted(set(listed.values()))) if isinstance(listed, dict) else ()
     return sum(shard.stat().st_size for shard in shards if shard is not None)
+
+
+def _unwrapped(find: Callable[[str], Path | None], source: str) -> dict[str, torch.Tensor]:
+    """Tensors by the names that they have in the module inside; transformers has opened the file before.
+
+    Raises:
+        BackboneError: they lie in several files.
+    """
+    if path := find(SAFE_WEIGHTS_NAME):
+        tensors = load_file(path)
+    elif path := find(WEIGHTS_NAME):
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        raise BackboneError(
+            f"the weights in {source} are of a wrapped module ('module.' or '_orig_mod.' in front of their names): "
+            "save the module inside it"
+        )
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def _load_tokenizer(source: str, *, local_files_only: bool = False, **options: Any) -> Any:

@@ -33,8 +33,12 @@ class OptionError(CodaError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, cut to one line, for use inside a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library's exception says, cut to one line, for use inside a sentence of ours.
+
+    A line that ends in a colon only announces the reason, which follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def shown(value: object) -> str:

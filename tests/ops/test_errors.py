@@ -1,6 +1,8 @@
 """Sentences that name options."""
 
-from coda_ops.errors import CodaError, OptionError
+import pytest
+
+from coda_ops.errors import CodaError, OptionError, first_line
 
 
 def test_options_are_named_by_their_fields_and_spelt_by_who_shows_them():
@@ -8,3 +10,19 @@ def test_options_are_named_by_their_fields_and_spelt_by_who_shows_them():
     assert isinstance(error, CodaError)
     assert str(error) == "first and second go together in 'a{b}': 2 of them"
     assert error.spelt(lambda name: f"--{name}") == "--first and --second go together in 'a{b}': 2 of them"
+
+
+@pytest.mark.parametrize(
+    ("said", "cut"),
+    [
+        ("the reason\nand more", "the reason"),
+        (
+            "Error(s) in loading:\n\tsize mismatch for a\n\tsize mismatch for b",
+            "Error(s) in loading: size mismatch for a",
+        ),
+        ("nothing follows:", "nothing follows:"),
+        ("  \n", "ValueError"),
+    ],
+)
+def test_another_library_s_reason_in_one_line(said: str, cut: str):
+    assert first_line(ValueError(said)) == cut

@@ -6,6 +6,7 @@ from coda_compile.backends import Backend
 from coda_compile.backends.operators import ONNX, ONNX_ML, check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_adapters import FuseAdapters
 from coda_compile.passes.fuse_attention import FuseAttention
@@ -25,7 +26,6 @@ from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
-    EliminateIdentities,
     LiftConstants,
     RemoveUnused,
 )

@@ -11,6 +11,7 @@ from coda_compile.backends.operators import ONNX, check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.convert_to_half import ConvertToHalf
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
@@ -24,7 +25,6 @@ from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.trim_to_readout import TrimToReadout
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
-    EliminateIdentities,
     LiftConstants,
     RemoveUnused,
 )

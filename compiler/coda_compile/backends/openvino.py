@@ -12,6 +12,7 @@ from coda_compile.backends.operators import check_operators
 from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.dequantize_weights import DequantizeWeights
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
 from coda_compile.passes.lower_static_linears import LowerStaticLinears
@@ -20,7 +21,6 @@ from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
-    EliminateIdentities,
     LiftConstants,
     RemoveUnused,
 )

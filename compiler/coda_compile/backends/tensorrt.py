@@ -11,6 +11,7 @@ from coda_compile.passes import Pass
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_compile.passes.cast_cumulative_sums import CastCumulativeSums
 from coda_compile.passes.convert_to_half import ConvertToHalf
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_put_differences import FusePutDifferences
 from coda_compile.passes.merge_low_rank import MergeLowRank
@@ -18,7 +19,6 @@ from coda_compile.passes.share_slot_masks import ShareSlotMasks
 from coda_compile.passes.strip_export_metadata import StripExportMetadata
 from coda_compile.passes.upstream import (
     EliminateCommonSubexpressions,
-    EliminateIdentities,
     LiftConstants,
     RemoveUnused,
 )

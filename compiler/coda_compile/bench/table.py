@@ -1,6 +1,6 @@
 """A benchmark in the terminal: one table per input, then the bound, then the skipped baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import median
 
@@ -10,7 +10,10 @@ from coda_compile.bench.machine import this_machine, thread_count
 from coda_compile.bench.result import BenchResult, Bound, Measurement
 from coda_compile.bench.turns import Timings
 from coda_compile.statistics import Interval, ratio_interval
-from coda_compile.terminal import out, whole
+from coda_compile.terminal import natural_width, out, whole
+
+_WIDE = 120  # columns, from which on terminals wrap a line
+_NOISY = 0.1  # spread of the runs of one contender that says more about the machine than about the contender
 
 
 def show(result: BenchResult) -> None:
@@ -29,7 +32,8 @@ def show(result: BenchResult) -> None:
         out.print(f"routed model, before it was compiled: {result.fidelity}", soft_wrap=True)
     for (batch, tokens), group in groupby(result.measurements, lambda x: (x.batch, x.tokens)):
         rows = sorted(group, key=lambda row: row.summary.median)
-        whole(_latency(f"{batch} x {tokens} tokens, ms", rows))
+        for table in _latency(f"{batch} x {tokens} tokens, ms", rows):
+            whole(table)
         for bound in result.bounds:
             if (bound.batch, bound.tokens) == (batch, tokens):
                 out.print(f"  {_bound(bound)}", soft_wrap=True)
@@ -38,14 +42,29 @@ def show(result: BenchResult) -> None:
     rates = ", ".join(f"{name} {rate / 1e9:.0f} G" for name, rate in result.matrix_rates.items())
     if rates:
         out.print(f"this machine's own matrix product, multiply-adds a second: {rates}", soft_wrap=True)
+    if noise := _noise(result.measurements):
+        out.print(noise, soft_wrap=True)
     for skipped in result.skipped:
         help_ = f"; {skipped.install}" if skipped.install else ""
         out.print(f"not measured: {skipped.contender}: {skipped.reason}{help_}", soft_wrap=True)
 
 
-def _latency(title: str, rows: list[Measurement]) -> Table:
+def _latency(title: str, rows: list[Measurement]) -> list[Table]:
+    """How long everyone takes and how many times faster compiled models are, in one table or, where it is wide, two."""
     variants = [row.variant for row in rows if not row.speed_up] if any(row.speed_up for row in rows) else []
-    table = _table(title, "median", "P90", "P99", "spread", "tokens/s", *(f"r={v} is faster" for v in variants))
+    table = _times(title, rows, variants)
+    if natural_width(table) <= _WIDE:
+        return [table]
+    below = _table("", "", "")
+    for row in rows:
+        for variant in variants:
+            if variant in row.speed_up:
+                below.add_row(_name(row), _faster(variant), interval(row.speed_up[variant]))
+    return [_times(title, rows, []), below]
+
+
+def _times(title: str, rows: list[Measurement], variants: list[str]) -> Table:
+    table = _table(title, "median", "P90", "P99", "spread", "tokens/s", *map(_faster, variants))
     for row in rows:
         s = row.summary
         table.add_row(
@@ -58,9 +77,25 @@ def _latency(title: str, rows: list[Measurement]) -> Table:
     return table
 
 
+def _faster(variant: str) -> str:
+    return f"r={variant} is faster"
+
+
 def _milliseconds(seconds: float) -> str:
     """To a tenth, and what takes less than a millisecond to a thousandth."""
     return f"{seconds * 1e3:,.1f}" if seconds >= 1e-3 else f"{seconds * 1e3:.3f}"
+
+
+def _noise(measurements: Sequence[Measurement]) -> str:
+    """What to make of timings that lie far apart; empty where they do not."""
+    worst = max(measurements, key=lambda row: row.summary.spread)
+    if worst.summary.spread <= _NOISY:
+        return ""
+    return (
+        f"noise: half of the runs of {_name(worst)} on {worst.batch} x {worst.tokens} tokens lie "
+        f"{worst.summary.spread:.0%} of the median apart; trust intervals, not medians, and measure again when nothing "
+        "else runs here, or with more --rounds"
+    )
 
 
 def _footprint(rows: list[Measurement]) -> Table:

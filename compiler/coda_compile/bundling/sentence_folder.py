@@ -5,38 +5,48 @@ module in files that each of its releases reads.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from coda_compile.sources.prompts import ABOUT
 from coda_compile.sources.sentence import MODULES, POOLING_KEYS
-from coda_models.model import CodaModel
 from coda_models.sentence import ACTIVATIONS, SentenceModule
 
 
-def write(folder: Path, model: CodaModel, about: dict[str, Any]) -> None:
-    """Write modules.json and what it lists, of a model that embeds texts; nothing of another one.
+def write(
+    folder: Path,
+    poolings: tuple[str, ...],
+    behind: Sequence[tuple[SentenceModule, dict[str, Tensor]]],
+    *,
+    width: int,
+    max_length: int,
+    about: dict[str, Any],
+) -> None:
+    """Write modules.json and what it lists, of a model that embeds texts.
 
     Args:
+        poolings: as ``CodaConfig`` has them.
+        behind: the modules behind them, with their tensors.
+        width: of the states.
+        max_length: tokens that texts are cut to.
         about: as ``TorchModel`` has it.
     """
-    config = model.coda_config
-    if config.task != "feature-extraction":
-        return
     listed = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    for place, module in enumerate(config.modules):
+    for module, tensors in behind:
         if module.kind != "Truncate":
             listed.append((f"{len(listed)}_{module.kind}", module.kind))
-            _write_module(folder / listed[-1][0], module, model.after_pooling[place].state_dict())
+            _write_module(folder / listed[-1][0], module, tensors)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(listed)
     ]
     whole = bool(about.get("include_prompt", True))
-    _write(folder / "1_Pooling" / "config.json", _pooling(config.poolings, int(model.hf_config.hidden_size), whole))
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": model.signature.max_length, "do_lower_case": False})
+    _write(folder / "1_Pooling" / "config.json", _pooling(poolings, width, whole))
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     _write(
         folder / ABOUT,
         {
@@ -44,7 +54,7 @@ def write(folder: Path, model: CodaModel, about: dict[str, Any]) -> None:
             "prompts": about.get("prompts") or {},
             "default_prompt_name": None,
             "similarity_fn_name": about.get("similarity_fn_name"),
-            "truncate_dim": next((one.outputs for one in config.modules if one.kind == "Truncate"), None),
+            "truncate_dim": next((one.outputs for one, _ in behind if one.kind == "Truncate"), None),
         },
     )
     _write(folder / MODULES, modules)
@@ -59,7 +69,7 @@ def _pooling(poolings: tuple[str, ...], width: int, whole: bool) -> dict[str, An
     return {"embedding_dimension": width, "pooling_mode": words, "include_prompt": whole}
 
 
-def _write_module(folder: Path, module: SentenceModule, state: dict[str, Any]) -> None:
+def _write_module(folder: Path, module: SentenceModule, tensors: dict[str, Tensor]) -> None:
     if module.kind == "Normalize":
         return  # it has nothing to say
     folder.mkdir()
@@ -73,7 +83,7 @@ def _write_module(folder: Path, module: SentenceModule, state: dict[str, Any]) -
             "activation_function": f"{activation.__module__}.{activation.__qualname__}",
         }
     _write(folder / "config.json", plain)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 def _write(path: Path, plain: Any) -> None:

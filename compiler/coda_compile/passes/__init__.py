@@ -10,8 +10,10 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from coda_compile.bundling.build_report import PassReport
+from coda_compile.errors import CompileError
 from coda_compile.export import TAGS
 from coda_compile.passes.fusion import FusionResult
+from coda_compile.passes.validity import first_fault
 from coda_targets.routing import ROLE_TAG
 
 Pass = ir.passes.InPlacePass
@@ -44,12 +46,20 @@ def _hand_on(tags: dict[str | None, dict[str, str]], model: ir.Model) -> None:
 
 
 def run_passes(model: ir.Model, passes: Iterable[Pass]) -> list[PassReport]:
-    """Run passes in order, in place, and say what each did; a pass that did nothing says so too."""
-    reports = []
+    """Run passes in order, in place, and say what each did; a pass that did nothing says so too.
+
+    Raises:
+        CompileError: a pass made a valid graph invalid.
+    """
+    reports, sound = [], first_fault(model) is None
     for one in passes:
         before = operator_counts(model)
         tags = _tags(model)
         result = one(model)
+        if sound and (fault := first_fault(model)) is not None:
+            raise CompileError(
+                f"the pass {pass_name(one)} made the graph invalid ({fault}): please report it, with the model"
+            )
         _hand_on(tags, model)
         after = operator_counts(model)
         changed = {op: after[op] - before[op] for op in sorted(before | after) if after[op] != before[op]}

@@ -1,11 +1,13 @@
 """Fuse attention scores, mask, softmax and weighted sum of all heads."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+from onnxscript.rewriter import pattern
 from onnxscript.rewriter.ort_fusions.mha import fuse_mha2
-from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
+from onnxscript.rewriter.ort_fusions.sdpa import SDPA
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
 from coda_compile.passes.fusion import Fusion
@@ -13,6 +15,20 @@ from coda_compile.passes.outcome import Declined, Fused, Outcome
 from coda_ops import RUNTIME_DOMAIN
 
 _FUSION_DOMAIN = "ai.onnxruntime._fusion"  # of the operator that onnxscript's rules meet at
+
+
+class _Attention(SDPA):
+    """onnxscript's rule, where the graph says how many heads there are, as the runtime's operator has to."""
+
+    def check(self, *context: Any, **matched: Any) -> Any:
+        """See ``RewriteRuleClassBase``."""
+        query = matched["query"]
+        if query.shape is None or len(query.shape) != 4 or not isinstance(query.shape[1], int):
+            return pattern.MatchResult().fail("the number of heads is not known", query)
+        return super().check(*context, **matched)
+
+
+_RULES = pattern.RewriteRuleSet([_Attention.rule()])  # type: ignore[no-untyped-call]
 
 
 class FuseAttention(Fusion):
@@ -26,8 +42,10 @@ class FuseAttention(Fusion):
         """Fuse all of them at once, by onnxscript's rules; a model without attention is not touched."""
         if not _softmaxes(model):
             return
-        fused = fuse_sdpa(model, apply_shape_inference=True)
+        common.ShapeInferencePass()(model)  # or two sizes that are not known would count as one
+        fused = _RULES.apply_to_model(model)
         if fused:
+            common.ShapeInferencePass()(model)
             common.RemoveUnusedNodesPass()(model)  # readers without a use of their own would stand in the way
             fuse_mha2(model)
             replace_sdpa_by_mha(model)

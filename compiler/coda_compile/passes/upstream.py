@@ -4,10 +4,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 
-class EliminateIdentities(common.IdentityEliminationPass):
-    """Takes out Identity nodes."""
-
-
 class EliminateCommonSubexpressions(common.CommonSubexpressionEliminationPass):
     """Computes once what several nodes compute alike."""
 

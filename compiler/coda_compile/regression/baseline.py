@@ -1,6 +1,7 @@
 """Where the baseline comes from: a bundle, or a git ref and the command that builds one there."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def _built(ref: str, command: str, repository: Path) -> Iterator[Path]:
     commit = _git(
         top,
         *("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"),
-        refused=f"git knows no commit {ref!r} here: fetch it first, for example with git fetch origin {ref}",
+        refused=f"git knows no commit {ref!r} here: fetch it first, with {_fetching(top, ref)}",
     )
     with private_folder() as folder:
         tree, bundle, log = (folder / part for part in ("tree", "bundle", "log"))
@@ -96,6 +97,16 @@ def _built(ref: str, command: str, repository: Path) -> Iterator[Path]:
         finally:
             remove = ["git", "worktree", "remove", "--force", "--force", str(tree)]  # twice: even one half made
             subprocess.run(remove, cwd=top, capture_output=True)
+
+
+def _fetching(top: Path, ref: str) -> str:
+    """The command that brings a ref into a clone, a shallow one included, which follows one branch alone."""
+    remote, _, branch = ref.partition("/")
+    if branch and remote in _git(top, "remote", refused=f"git names no remotes of {top}").splitlines():
+        return f"git fetch {remote} {branch}:refs/remotes/{ref}"
+    if re.fullmatch("[0-9a-f]{7,64}", ref):
+        return f"git fetch origin {ref}"
+    return f"git fetch origin tag {ref} where it is a tag, and git fetch origin {ref}:{ref} where it is a branch"
 
 
 def _git(folder: Path, *arguments: str, refused: str) -> str:

@@ -22,6 +22,7 @@ from coda_targets import Bundle
 from coda_targets.signature import Signature
 
 BY = 0.05
+_MOST = 0.99  # slow-down that can be accepted, of those that have two digits
 _BUSY = 0.5  # load average of a core at which the machine has other work to do
 
 
@@ -191,7 +192,7 @@ def advise(timing: Timing, machine: Machine, longest: int) -> tuple[str, ...]:
         found.append(f"allow more launches: --launches {timing.most * 2} --budget {timing.budget * 2:g}")
     if timing.tokens < longest:
         found.append(f"time longer inputs, whose noise is smaller: --tokens {longest}")
-    if estimate.ratio is not None and estimate.floor > timing.by:
+    if estimate.ratio is not None and timing.by < estimate.floor <= _MOST:
         found.append(f"ask for what this machine can hold now: --by {ceil(estimate.floor * 100) / 100:.2f}")
     found.append("use a machine that does nothing else")
     return tuple(found)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_SETUP = "adapter_setup.json"  # of several that the adapters library saved together
-_TORCH_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+# By the names that libraries look for: a Trainer leaves its arguments and optimizer in .bin and .pt files, too.
+_TORCH_WEIGHTS = ("*.safetensors", "pytorch_*.bin", "adapter_model.bin", "model.pt")
+ONNX_FOLDER = "onnx"  # of a model's folder that holds its files for several libraries
 
 
 def read(
@@ -98,6 +100,11 @@ def _read(path: Path, backbone: str | None) -> "TorchModel":
         raise CompileError(f"{path} is a model package of ONNX Runtime: give the model that it was made from")
     if path.is_dir() and ((path / ADAPTER_CONFIG).is_file() or (path / ADAPTER_SETUP).is_file()):
         return _read_adapter(path, backbone)
+    if path.is_dir() and (named := _named_adapters(path)):
+        if len(named) > 1:
+            folders = ", ".join(str(one) for one in named)
+            raise CompileError(f"{path} holds several adapters: give the folder of one of them ({folders})")
+        return _read_adapter(named[0], backbone)
     if find_onnx(path) is not None:
         raise CompileError(f"{path} is an ONNX file, which can be compiled and no more: give what it was exported from")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "modules.json")):
@@ -114,11 +121,12 @@ def _read(path: Path, backbone: str | None) -> "TorchModel":
 
 
 def find_onnx(path: Path) -> Path | None:
-    """The ONNX file that a path means: itself, or ``model.onnx`` in a folder that holds no weights of another kind."""
+    """The ONNX file that a path means: itself or, in a folder without other weights, model.onnx or onnx/model.onnx."""
     if path.is_dir():
         compiled = (path / MANIFEST).is_file() or _is_package(path)
-        other = compiled or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
-        return path / MODEL if (path / MODEL).is_file() and not other else None
+        if compiled or any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS):
+            return None
+        return next((file for file in (path / MODEL, path / ONNX_FOLDER / MODEL) if file.is_file()), None)
     return path if path.suffix == ".onnx" and path.is_file() else None
 
 
@@ -126,6 +134,13 @@ def _is_package(folder: Path) -> bool:
     """Whether a folder is a model package of ONNX Runtime, and not some program with a manifest.json of its own."""
     path = folder / PACKAGE
     return path.is_file() and "components" in (json_value(path, dict) or {})
+
+
+def _named_adapters(folder: Path) -> list[Path]:
+    """The folders of adapters with names of their own, in one that PEFT saved and that holds no model itself."""
+    if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+        return []
+    return sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
 
 
 def _read_adapter(folder: Path, backbone: str | None) -> "TorchModel":

@@ -66,18 +66,23 @@ def _task(folder: Path, *, embeds: bool) -> str:
     """What a transformer is for, by its head, unless modules make embeddings of what lies below it."""
     path = folder / "config.json"
     plain = read_json(path, dict, "it should be a Hugging Face configuration", CompileError)
-    named = plain.get("architectures") or [""]
+    named = plain.get("architectures") or []
     if not isinstance(named, list):
         raise CompileError(f"{path} is damaged: its architectures should be a list")
-    architecture, family = str(named[0]), str(plain.get("model_type"))
+    architecture, family = str((named or [""])[0]), str(plain.get("model_type"))
     if family not in FAMILIES:
         raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
     if embeds:
         return "feature-extraction"
+    if not architecture:
+        raise UnsupportedModelError(
+            f"{path} names no architectures, so nothing says what the model is for: write there the class that was "
+            'trained, as "architectures": ["BertForSequenceClassification"]'
+        )
     head = next((head for head in TASK_OF_HEAD if architecture.endswith(head)), None)
     if head is None:
         known = ", ".join(sorted(set(TASK_OF_HEAD.values())))
-        raise UnsupportedModelError(f"the head of {architecture or 'this model'} is not supported: tasks are {known}")
+        raise UnsupportedModelError(f"the head of {architecture} is not supported: tasks are {known}")
     if architecture not in (standard := _standard_classes(family, head)):
         raise UnsupportedModelError(
             f"{architecture} in {path} is no class of transformers' own, so what it computes is not "

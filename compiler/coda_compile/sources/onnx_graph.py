@@ -11,8 +11,11 @@ import onnx_ir as ir
 
 from coda_compile.errors import CompileError
 from coda_compile.logits import cross_encoder_keys, logits_info
+from coda_compile.sources import ONNX_FOLDER
 from coda_compile.sources.classes import class_names
 from coda_compile.sources.huggingface import TASK_OF_HEAD
+from coda_compile.sources.onnx_pooling import EMBEDDING, STATES, gives_states, pooled, sentence_beside
+from coda_compile.sources.sentence import Sentence
 from coda_models.backbone import load_tokenizer
 from coda_ops import DOMAIN
 from coda_ops.errors import CodaError, first_line, shown
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CONFIG = "config.json"
-CLASSES, _EMBEDDING = "logits", "sentence_embedding"  # an output's name says what a model is for
+CLASSES = "logits"  # an output's name says what a model is for
+_QUANTISED = ("INT8", "UINT8", "INT4", "UINT4")
 _CLASSIFIERS = tuple(head for head, task in TASK_OF_HEAD.items() if task.endswith("classification"))
 _QUIET = {"log_severity_level": 4}  # how many tokens there may be is found by asking for too many
 _LONGEST = 512  # tokens, where neither tokenizer nor configuration says how many there may be
@@ -42,6 +46,7 @@ class Graph:
 
     Attributes:
         path: of the file.
+        beside: the folder of what belongs to it.
         model: what stands in it.
         task: as in ``CodaConfig``.
         signature: what it takes.
@@ -49,10 +54,12 @@ class Graph:
         logits: what they mean, as the config.json beside it says.
         config: of the config.json beside it, empty where there is none.
         tokenizer: beside it.
-        run: see ``original``.
+        run: see ``original``; gives the embedding, too, where the graph gives states alone.
+        sentence: what becomes of states, where the graph gives states alone.
     """
 
     path: Path
+    beside: Path
     model: ir.Model
     task: str
     signature: Signature
@@ -61,6 +68,7 @@ class Graph:
     config: dict[str, Any]
     tokenizer: "PreTrainedTokenizerBase | None"
     run: Callable[[Arrays], Arrays]
+    sentence: Sentence | None
 
 
 def read(path: Path) -> Graph:
@@ -73,11 +81,12 @@ def read(path: Path) -> Graph:
     model = _load(path)
     signature = _check_inputs(model, path)
     _check_weights(model, path)
-    config, tokenizer = _config(path), load_tokenizer(path.parent)
+    beside = _beside(path)
+    config, tokenizer = _config(beside), load_tokenizer(beside)
     vocabulary = _vocabulary(model, signature, config, path)
-    padding = _padding(config, tokenizer, vocabulary, path)
+    padding = _padding(model, signature, config, tokenizer, vocabulary, path)
     _name_classes(model, config)
-    run = original(path, model)
+    run, sentence = original(path, model), None
 
     def declared(longest: int, types: int) -> Signature:
         whole = text_signature(vocabulary, longest, padding=padding, types=types)
@@ -85,14 +94,20 @@ def read(path: Path) -> Graph:
 
     longest = _longest(run, declared(_ANY_LENGTH, 1), _allowed(config, tokenizer), path)
     signature = declared(longest, _types(run, declared(longest, 1)))
-    example = run(signature.random(2, min(3, longest), ragged=True))
-    task, labels = _task(model, example, config, path)
+    some = signature.random(2, min(3, longest), ragged=True)
+    example = run(some)
     for value in model.graph.outputs:
         if value.shape is None:
             *outer, width = example[str(value.name)].shape
             value.shape = ir.Shape([*signature.lead.axes[: len(outer)], width])
-    logits = logits_info(task, config, len(labels), path.parent / _CONFIG)
-    return Graph(path, model, task, signature, labels, logits, config, tokenizer, run)
+    if gives_states(model, example):
+        sentence = sentence_beside(beside)
+        run = pooled(run, sentence)
+        example = run(some)
+        signature = sentence.truncation.shortened(signature, tokenizer)
+    task, labels = _task(model, example, config, path, beside)
+    logits = logits_info(task, config, len(labels), beside / _CONFIG)
+    return Graph(path, beside, model, task, signature, labels, logits, config, tokenizer, run, sentence)
 
 
 def original(path: Path, model: ir.Model, *, features: str | None = None) -> Callable[[Arrays], Arrays]:
@@ -139,7 +154,7 @@ def _load(path: Path) -> ir.Model:
         ) from None
     if not proto.graph.node:
         raise CompileError(f"{path} is no ONNX file or is cut off: it has no graph")
-    if any(entry.domain == DOMAIN for entry in proto.opset_import):
+    if any(node.domain == DOMAIN for graph in (proto.graph, *proto.functions) for node in graph.node):
         raise CompileError(f"{path} is compiled already: give the model that it was made from")
     if not model.graph.outputs or not all(one.name for one in (*model.graph.inputs, *model.graph.outputs)):
         raise CompileError(f"{path} has no outputs, or such without a name: export it again")
@@ -190,7 +205,14 @@ def _check_inputs(model: ir.Model, path: Path) -> Signature:
 def _check_weights(model: ir.Model, path: Path) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point():
+        if tensor is None:
+            continue
+        if tensor.dtype.name in _QUANTISED and len(tensor.shape) > 1:
+            raise CompileError(
+                f"{path} holds {name!r} in {tensor.dtype.name.lower()}, so it is quantised already: give the file in "
+                "float32 that it was made from"
+            )
+        if not tensor.dtype.is_floating_point():
             continue
         if tensor.dtype != ir.DataType.FLOAT and len(tensor.shape) > 1:
             raise CompileError(f"{path} holds {name!r} in {tensor.dtype.name.lower()}: export it in float32")
@@ -199,12 +221,31 @@ def _check_weights(model: ir.Model, path: Path) -> None:
             raise CompileError(f"{path} holds NaN or infinite weights in {name!r}: training diverged, train it again")
 
 
-def _config(path: Path) -> dict[str, Any]:
-    beside = path.parent / _CONFIG
-    if not beside.is_file():
+def _beside(path: Path) -> Path:
+    """The folder of what belongs to a file: its own or, of the layout ``onnx/model.onnx``, the one around that."""
+    folder = path.parent
+    around = folder.absolute().parent
+    in_layout = folder.absolute().name == ONNX_FOLDER and not (folder / _CONFIG).is_file()
+    return around if in_layout and (around / _CONFIG).is_file() else folder
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if not path.is_file():
         return {}
-    plain = read_json(beside, dict, "it should be a Hugging Face configuration", CompileError)
-    return plain | cross_encoder_keys(path.parent, plain)
+    plain = read_json(path, dict, "it should be a Hugging Face configuration", CompileError)
+    return plain | cross_encoder_keys(folder, plain)
+
+
+def _compared(model: ir.Model, signature: Signature) -> int:
+    """The token id that ids are compared with, as RoBERTa's are to number the positions of all but padding; or 0."""
+    ids = next(value for value in model.graph.inputs if value.name == signature.lead.name)
+    for node, _ in ids.uses():
+        numbers = (ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None)
+        for number in numbers if node.op_type == "Equal" else ():
+            if number is not None and number.size == 1:
+                return int(number.numpy().item())
+    return 0
 
 
 def _vocabulary(model: ir.Model, signature: Signature, config: dict[str, Any], path: Path) -> int:
@@ -222,11 +263,18 @@ def _vocabulary(model: ir.Model, signature: Signature, config: dict[str, Any], p
     raise CompileError(f"{path} does not say how many tokens it knows: put the model's config.json beside it")
 
 
-def _padding(config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int, path: Path) -> int:
+def _padding(
+    model: ir.Model,
+    signature: Signature,
+    config: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    vocabulary: int,
+    path: Path,
+) -> int:
     """The token id that stands where nothing is valid."""
     said = config.get("pad_token_id", None if tokenizer is None else tokenizer.pad_token_id)
     if said is None:
-        return 0
+        said = _compared(model, signature)
     if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said < vocabulary:
         raise CompileError(
             f"{path} knows {vocabulary} tokens, and {shown(said)} is to be its padding: put the model's own "
@@ -283,18 +331,20 @@ def _types(run: Callable[[Arrays], Arrays], signature: Signature) -> int:
     return 2
 
 
-def _task(model: ir.Model, example: Arrays, config: dict[str, Any], path: Path) -> tuple[str, tuple[str, ...]]:
+def _task(
+    model: ir.Model, example: Arrays, config: dict[str, Any], path: Path, beside: Path
+) -> tuple[str, tuple[str, ...]]:
     """What a graph is for, by its outputs, and its labels."""
     for value in model.graph.outputs:
         if value.dtype != ir.DataType.FLOAT:
             raise CompileError(f"{path} gives {value.name} in another type than float32: export it in float32")
     names = [str(value.name) for value in model.graph.outputs]
-    if _EMBEDDING in names:
+    if EMBEDDING in example:
         return "feature-extraction", ()
     if CLASSES not in names:
         raise CompileError(
-            f"{path} gives {', '.join(names)}: name its outputs when it is exported, {CLASSES} where it classifies and "
-            f"{_EMBEDDING} where it stands for texts"
+            f"{path} gives {', '.join(names)}: name its outputs when it is exported, {CLASSES} where it classifies, "
+            f"{EMBEDDING} where it stands for texts and {STATES} where it stands for tokens"
         )
     logits = example[CLASSES]
     task = {2: "sequence-classification", 3: "token-classification"}.get(logits.ndim)
@@ -303,4 +353,4 @@ def _task(model: ir.Model, example: Arrays, config: dict[str, Any], path: Path) 
     named = config.get("id2label")
     if named is None:
         return task, tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
-    return task, class_names(named, logits.shape[-1], path.parent / _CONFIG)
+    return task, class_names(named, logits.shape[-1], beside / _CONFIG)

@@ -11,6 +11,7 @@ from onnxscript import version_converter
 from transformers import PreTrainedTokenizerBase
 
 from coda_compile.backends import Backend
+from coda_compile.bundling import sentence_folder
 from coda_compile.bundling.package import NEWEST_OPSET
 from coda_compile.bundling.writer import Described, ood_info
 from coda_compile.errors import CompileError, OptionError
@@ -19,6 +20,7 @@ from coda_compile.logits import logits_info
 from coda_compile.options import CompileOptions
 from coda_compile.precision import UNQUANTISED, Precision
 from coda_compile.prepare import fit_ood, ood_of_graph
+from coda_compile.sources import onnx_pooling
 from coda_compile.sources.classes import CROSS_ENCODER_KEYS, check_asked
 from coda_compile.sources.compilable import Compilable
 from coda_compile.sources.onnx_graph import Graph, original, read
@@ -86,7 +88,8 @@ class OnnxModel(Compilable):
                 path=path,
             )
         graph = read(path)
-        return cls("ONNX file", graph, graph.tokenizer, _digest(graph.model))
+        note = "" if graph.sentence is None else graph.sentence.note
+        return cls(f"ONNX file{note}", graph, graph.tokenizer, _digest(graph.model))
 
     def apply(self, options: CompileOptions) -> None:
         """See ``Compilable``."""
@@ -112,6 +115,8 @@ class OnnxModel(Compilable):
         """A copy at the opset that passes and function bodies are written in, or at a newer one, with its detector."""
         model = self.graph.model.clone()
         _upgrade(model, opset, self.graph.path)
+        if self.graph.sentence is not None:
+            onnx_pooling.append(model, self.graph.sentence)
         if self._detector is not None:
             graph = replace(self.graph, model=model)
             ood_of_graph.append(graph, self._detector.run, self._detector.features, self._detector.fitted)
@@ -144,6 +149,19 @@ class OnnxModel(Compilable):
             ood=ood_info(None if self._detector is None else self._detector.fitted),
         )
 
+    def write_modules(self, folder: Path) -> None:
+        """See ``Compilable``."""
+        if (sentence := self.graph.sentence) is not None:
+            case = kept_case(self.graph.signature)
+            sentence_folder.write(
+                folder,
+                sentence.pooling,
+                [(module, {}) for module in sentence.modules],
+                width=self.graph.run(case.inputs)[onnx_pooling.STATES].shape[-1],
+                max_length=self.graph.signature.max_length,
+                about=sentence.about,
+            )
+
 
 def _digest(model: ir.Model) -> str:
     """SHA-256 of the initializers."""
@@ -167,7 +185,7 @@ def _named(graph: Graph, options: CompileOptions) -> Graph:
     if labels is not None:
         by_number = {str(i): name for i, name in enumerate(labels)}
         config = {**config, "id2label": by_number, "label2id": {name: i for i, name in enumerate(labels)}}
-    logits = logits_info(graph.task, config, len(named), graph.path.parent / "config.json")
+    logits = logits_info(graph.task, config, len(named), graph.beside / "config.json")
     return replace(graph, config=config, labels=named, logits=logits)
 
 

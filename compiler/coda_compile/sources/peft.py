@@ -11,6 +11,7 @@ from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources.classes import take_beside
+from coda_compile.sources.huggingface import TASK_OF_HEAD
 from coda_compile.sources.peft_settings import check_patterns, check_sizes
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import sentence_of_adapter
@@ -26,6 +27,7 @@ from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.learned_parts import LayerParts, LearnedParts
 from coda_models.model import CodaModel
 from coda_ops.errors import CodaError, first_line
+from coda_ops.foreign_json import json_object
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MERGED = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA")
@@ -37,6 +39,8 @@ _TASKS = {
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 _PROMPT = "prompt_embeddings"
+_HEADS = (".classifier.weight", ".classifier.out_proj.weight", ".score.weight")
+_EMBEDDINGS = (".embeddings.word_embeddings.weight",)
 
 
 def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchModel:
@@ -53,7 +57,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
         CheckpointError: tensors that are missing, too many, or of another base model's shapes.
         CompileError: a model that computes something else than PEFT's.
     """
-    task = _check(folder, plain)
+    _check(folder, plain)
     base = backbone or plain.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise OptionError("{path} names no base model: pass its folder as {backbone}", path=folder / CONFIG)
@@ -61,17 +65,18 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
     tensors = read_tensors(folder, *WEIGHTS)
     check_sizes(folder / CONFIG, plain, tensors)
     beside = folder_of(base, revision)
+    task = _TASKS[plain["task_type"]] if plain.get("task_type") else _task_of_class(folder, plain, beside, tensors)
     sentence = sentence_of_adapter(folder, beside) if task == "feature-extraction" else None
     import peft  # after everything that can be told without it
 
-    labels = _labels(tensors)
+    sizes = {"num_labels": _rows(tensors, _HEADS), "vocab_size": _rows(tensors, _EMBEDDINGS)}
     pretrained = load_backbone(
         base,
         task,
         revision=revision,
         trained=True,
-        supplied=[name.removeprefix("base_model.").removeprefix("model.") for name in tensors],
-        **({} if labels is None else {"num_labels": labels}),
+        supplied=[_name_in_base(name) for name in tensors],
+        **{key: rows for key, rows in sizes.items() if rows is not None},
     )
     if task.endswith("classification"):
         take_beside(pretrained.config, folder)
@@ -101,14 +106,14 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
     return TorchModel(kind + sentence.note, model, tokenizer, sentence.about)
 
 
-def _check(folder: Path, plain: dict[str, Any]) -> str:
-    """The task of a folder whose method and task are supported."""
+def _check(folder: Path, plain: dict[str, Any]) -> None:
+    """Refuse a folder whose method or task is not supported."""
     method, task = plain["peft_type"], plain.get("task_type")
     if method not in _METHODS:
         raise UnsupportedModelError(
             f"PEFT method {method!r} of {folder} is not supported: use one of {', '.join(_METHODS)}"
         )
-    if not isinstance(task, str) or task not in _TASKS:
+    if task is not None and (not isinstance(task, str) or task not in _TASKS):
         raise UnsupportedModelError(f"task_type {task!r} of {folder} is not supported: use one of {', '.join(_TASKS)}")
     if plain.get("alora_invocation_tokens"):
         raise UnsupportedModelError(f"{folder} is an activated LoRA, which no weight can hold: train a plain one")
@@ -116,7 +121,28 @@ def _check(folder: Path, plain: dict[str, Any]) -> str:
         raise UnsupportedModelError(f"{folder} is an adapter of Megatron's layers: train one of transformers' own")
     if plain.get("layer_replication"):
         raise UnsupportedModelError(f"{folder} repeats layers of its base (layer_replication): train one that does not")
-    return _TASKS[task]
+
+
+def _task_of_class(folder: Path, plain: dict[str, Any], base: Path | None, tensors: dict[str, Tensor]) -> str:
+    """Of an adapter whose task is left open: what the class is for that it was trained on.
+
+    Args:
+        base: where the base model's configuration lies, if it is known.
+    """
+    mapping = plain.get("auto_mapping")
+    classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
+    for place in (folder, base):
+        config = None if place is None else json_object(place / "config.json")
+        named = (config or {}).get("architectures")
+        classes += named[:1] if isinstance(named, list) else []
+    for name in classes:
+        task = next((task for head, task in TASK_OF_HEAD.items() if str(name).endswith(head)), None)
+        if task is not None and (task.endswith("classification") or _rows(tensors, _HEADS) is None):
+            return task
+    raise UnsupportedModelError(
+        f"task_type of {folder} is null, and neither its auto_mapping nor a config.json names a class that has its "
+        f"head: set task_type in its {CONFIG} to one of {', '.join(_TASKS)}"
+    )
 
 
 def _revision(folder: Path, plain: dict[str, Any]) -> str | None:
@@ -127,16 +153,27 @@ def _revision(folder: Path, plain: dict[str, Any]) -> str | None:
     return revision
 
 
-def _labels(tensors: dict[str, Tensor]) -> int | None:
-    """The number of labels that a saved head has, since neither configuration need say it."""
-    heads = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
-    return next((len(tensor) for name, tensor in tensors.items() if name.endswith(heads)), None)
+def _rows(tensors: dict[str, Tensor], ends: tuple[str, ...]) -> int | None:
+    """How many labels a saved head has, or tokens saved embeddings, since neither configuration need say it."""
+    return next((len(tensor) for name, tensor in tensors.items() if _ends(name, ends)), None)
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    return f".{_name_in_base(name)}".endswith(ends)
+
+
+def _name_in_base(name: str) -> str:
+    """Of a tensor that was saved whole: its name in the base model."""
+    return name.removeprefix("base_model.").removeprefix("model.").replace(".base_layer.", ".")
 
 
 def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
         raise CheckpointError(f"the weights in {folder} lack {missing[0]!r}: save the adapter again")
-    if extra := sorted(found - expected):
+    kept = {
+        name for name in found if _name_in_base(name).endswith(_EMBEDDINGS)
+    }  # PEFT keeps them where tokens were added
+    if extra := sorted(found - expected - kept):
         raise CheckpointError(
             f"the weights in {folder} hold {extra[0]!r}, which {CONFIG} does not speak of: save the adapter again"
         )

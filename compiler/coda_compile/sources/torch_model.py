@@ -157,4 +157,14 @@ class TorchModel(Compilable):
 
     def write_modules(self, folder: Path) -> None:
         """See ``Compilable``."""
-        sentence_folder.write(folder, self.model, self.about)
+        config = self.model.coda_config
+        if config.task == "feature-extraction":
+            tensors = (module.state_dict() for module in self.model.after_pooling)
+            sentence_folder.write(
+                folder,
+                config.poolings,
+                list(zip(config.modules, tensors, strict=True)),
+                width=int(self.model.hf_config.hidden_size),
+                max_length=self.model.signature.max_length,
+                about=self.about,
+            )

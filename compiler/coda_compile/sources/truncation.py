@@ -53,14 +53,18 @@ class Truncation:
 
     def apply(self, model: "CodaModel", tokenizer: "PreTrainedTokenizerBase | None") -> None:
         """Have a model and its tokenizer cut texts so, in place."""
+        model.signature = self.shortened(model.signature, tokenizer)
+
+    def shortened(self, signature: Signature, tokenizer: "PreTrainedTokenizerBase | None") -> Signature:
+        """What a model takes of texts that are cut so, by its tokenizer, which is changed in place."""
         if tokenizer is not None and self.lower_case:
             _lower(tokenizer)
         if self.max_tokens is None:
-            return
-        model.signature = model.signature.shortened(self.max_tokens)
+            return signature
         if tokenizer is not None:
             own = self.max_tokens if self.stands else tokenizer.model_max_length
             tokenizer.model_max_length = min(self.max_tokens, own)
+        return signature.shortened(self.max_tokens)
 
 
 def longest(signature: Signature, tokenizer: "PreTrainedTokenizerBase | None") -> Signature:

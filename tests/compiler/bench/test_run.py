@@ -140,6 +140,29 @@ def test_the_table_holds_everyone(result: BenchResult, capsys: pytest.CaptureFix
     assert "…" not in text  # no figure is cut short
 
 
+def test_no_table_is_wider_than_a_terminal(result: BenchResult, capsys: pytest.CaptureFixture[str]):
+    table.show(result)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "x [" in line]
+    assert len(lines) == 4 * 4 * 4  # inputs, dense contenders, compiled variants
+    assert max(map(len, lines)) <= 120
+    few = [replace(m, speed_up={k: v for k, v in m.speed_up.items() if k == "2"}) for m in result.measurements]
+    one = [m for m in few if m.speed_up or m.contender == "coda-compile r=2"]
+    table.show(replace(result, measurements=tuple(one)))
+    header = next(line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line)
+    assert header.endswith("r=2 is faster")
+
+
+def test_noise_is_told(result: BenchResult, capsys: pytest.CaptureFixture[str]):
+    quiet = [replace(m, summary=replace(m.summary, spread=0.02)) for m in result.measurements]
+    table.show(replace(result, measurements=tuple(quiet)))
+    assert "noise" not in capsys.readouterr().out
+    loud = replace(quiet[3], summary=replace(quiet[3].summary, spread=0.34))
+    table.show(replace(result, measurements=(*quiet[:3], loud, *quiet[4:])))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise: ")]
+    assert f"runs of {loud.contender}" in line
+    assert "34% of the median apart" in line
+
+
 def test_what_a_routed_model_keeps_stands_above_its_latency(result: BenchResult, capsys: pytest.CaptureFixture[str]):
     assert result.fidelity is None
     found = Fidelity((Figure("accuracy", 0.9, 0.8, 0.95, 0.92),), 40, 12, 200)

@@ -10,10 +10,11 @@ from tests.exporting import export
 
 from coda_compile.passes import Pass, PassReport, run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fusion import Fusion
 from coda_compile.passes.outcome import Declined, NotHere
-from coda_compile.passes.upstream import EliminateIdentities, RemoveUnused
+from coda_compile.passes.upstream import RemoveUnused
 from coda_compile.verify.cases import make_case
 from coda_models import CodaModel
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compiler.passes.graphs import BEFORE, outputs, why_declined
+from tests.compiler.passes.graphs import BEFORE, outputs, parsed, why_declined
 from tests.conftest import TINY, tiny_coda
 from tests.exporting import export
 
@@ -112,6 +112,25 @@ def test_thin_keys_stay_apart(family: str):
     compiled = export(model, opset=20)
     run_passes(compiled, (*BEFORE, FuseAttention()))
     assert FuseProjections()(compiled).declined == {"a projection is no linear layer that it alone reads": 2}
+
+
+SCORES = """
+g (float[{sizes}] q, float[{keys}] k, float[{sizes}] v) => (float[A, B, C, D] y) {{
+  t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul(q, t) p = Softmax <axis = -1> (s) y = MatMul(p, v)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys", "fused"),
+    [("B, 2, N, 4", "B, 2, N, 4", True), ("B, H, N, 4", "B, H, N, 4", False), ("B, 2, N, 4", "B, 2, M, 4", False)],
+)
+def test_sizes_have_to_be_known(sizes: str, keys: str, fused: bool):
+    """onnxscript's rule takes two unknown sizes for one, and leaves an operator that no runtime knows."""
+    model = parsed(SCORES.format(sizes=sizes, keys=keys))
+    assert FuseAttention()(model).modified == fused
+    assert ("com.microsoft::MultiHeadAttention" in operator_counts(model)) == fused
+    assert not {domain for domain in model.opset_imports if "fusion" in domain}
 
 
 PROJECTIONS = """

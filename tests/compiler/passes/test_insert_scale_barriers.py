@@ -8,10 +8,11 @@ from tests.exporting import export
 
 from coda_compile.passes import run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.insert_scale_barriers import InsertScaleBarriers
 from coda_compile.passes.lower_static_linears import LowerStaticLinears
-from coda_compile.passes.upstream import EliminateIdentities, LiftConstants, RemoveUnused
+from coda_compile.passes.upstream import LiftConstants, RemoveUnused
 from coda_models import CodaConfig
 from coda_targets.routing import LAYER_TAG
 

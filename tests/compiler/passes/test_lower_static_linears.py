@@ -16,11 +16,11 @@ from coda_compile import CompileOptions, compile
 from coda_compile.backends import get_backend
 from coda_compile.errors import CompileError, VerificationError
 from coda_compile.passes import operator_counts, run_passes
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.fuse_projections import FuseProjections
 from coda_compile.passes.lower_static_linears import LowerStaticLinears
-from coda_compile.passes.upstream import EliminateIdentities
 from coda_compile.precision import get_precision
 from coda_compile.precision.int8_static import Int8StaticLinear
 from coda_compile.verify.against_torch import verify

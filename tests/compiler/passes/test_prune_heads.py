@@ -14,11 +14,11 @@ from tests.conftest import tiny_coda
 
 from coda_compile import CompileOptions, compile
 from coda_compile.passes import run_passes
+from coda_compile.passes.eliminate_identities import EliminateIdentities
 from coda_compile.passes.fold_constants import FoldConstants
 from coda_compile.passes.fuse_attention import FuseAttention
 from coda_compile.passes.outcome import Fused
 from coda_compile.passes.prune_heads import PruneHeads
-from coda_compile.passes.upstream import EliminateIdentities
 from coda_models import CodaConfig, CodaModel
 from coda_targets import Bundle
 

@@ -1,6 +1,7 @@
 """Baselines from git: the ref's own tree, the user's command, and nothing left behind."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -51,7 +52,17 @@ def test_a_ref_is_built_in_a_tree_of_its_own_which_goes_with_the_block(repositor
 @pytest.mark.parametrize(
     ("ref", "command", "message"),
     [
-        ("v2", "true", r"git knows no commit 'v2' here: fetch it first, for example with git fetch origin v2"),
+        (
+            "v2",
+            "true",
+            r"git knows no commit 'v2' here: fetch it first, with git fetch origin tag v2 where it is a tag,",
+        ),
+        (
+            "up/main",
+            "true",
+            r"git knows no commit 'up/main' here: fetch it first, with git fetch origin tag up/main wh",
+        ),
+        ("1234abc", "true", r"git knows no commit '1234abc' here: fetch it first, with git fetch origin 1234abc"),
         ("--all", "true", r"git knows no commit '--all' here"),
         ("v1", "true", r"ended well at v1 but wrote no bundle to \$CODA_OUTPUT"),
         ("v1", "echo first >&2; echo the reason >&2; exit 7", r"failed at v1 with status 7: the reason$"),
@@ -63,6 +74,29 @@ def test_what_cannot_be_built_is_told_and_cleaned_up(repository: Path, ref: str,
     with pytest.raises(BaselineError, match=message), baseline_bundle(ref, command, repository):
         pass
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("ref", "fetched"), [("origin/work/a", "origin/work/a"), ("v1", "tag"), ("work/a", "branch"), ("commit", "commit")]
+)
+def test_what_to_fetch_into_a_shallow_clone_is_said_as_it_works(
+    repository: Path, tmp_path: Path, ref: str, fetched: str
+):
+    """As actions/checkout makes it: it knows one branch, and no tags of another."""
+    git(repository, "branch", "work/a", "v1")
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "newer")
+    git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
+    clone = tmp_path / "clone"
+    git(repository, "clone", "--quiet", "--depth", "1", repository.as_uri(), str(clone))
+    if ref == "commit":
+        ref = git(repository, "rev-parse", "v1").strip()
+    with pytest.raises(BaselineError) as refused, baseline_bundle(ref, "true", clone):
+        pass
+    commands = re.findall(r"git (fetch .+?)(?: where it is a (tag|branch)|$)", str(refused.value).split("; ")[0])
+    command = next(words for words, kind in commands if kind in ("", fetched))
+    git(clone, *command.split())
+    with baseline_bundle(ref, 'cp -r released "$CODA_OUTPUT"', clone) as folder:
+        Bundle(folder).check()
 
 
 def test_an_interrupt_ends_the_command_and_cleans_up(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -140,6 +140,8 @@ def test_advice_is_given_where_the_gate_cannot_tell():
         assert words in advice
     assert float(advice.split("--by ")[1].splitlines()[0]) >= noisy.estimate.floor
     spent = timing(launches(32, ratio=1.05), tokens=512)
+    hopeless = advise(timing(launches(8, shift=2.0)), MACHINE, 512)
+    assert not [line for line in hopeless if "--by" in line]  # no threshold of 1 or more is taken
     assert advise(spent, MACHINE, 512) == (
         "allow more launches: --launches 64 --budget 600",
         "use a machine that does nothing else",

@@ -11,8 +11,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from tests.compiler.exports import lora_classifier, write
-from tests.conftest import WORDS
+from tests.conftest import WORDS, tiny_backbone
 from tests.targets.test_links import hub_cache
 from transformers import PreTrainedTokenizerFast
 
@@ -44,8 +45,13 @@ def test_files_and_folders_are_found(exported: Path, folder: Path, compiled: Bun
     assert find_onnx(exported) == find_onnx(exported / "model.onnx") == exported / "model.onnx"
     assert find_onnx(exported / "config.json") is None
     assert find_onnx(compiled.folder) is None
-    (folder / "model.safetensors").touch()
-    assert find_onnx(folder) is None
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):  # what a Trainer leaves
+        (folder / name).touch()
+    assert find_onnx(folder) == folder / "model.onnx"
+    for name in ("model.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_model.bin"):
+        (folder / name).touch()
+        assert find_onnx(folder) is None
+        (folder / name).unlink()
     assert find_onnx(folder / "absent.onnx") is None
 
 
@@ -73,6 +79,59 @@ def test_positions_that_belong_to_no_token_are_not_counted(tmp_path: Path):
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 66
     assert graph.signature.max_length == 65  # RoBERTa's padding, id 0 here, has a position of its own
     assert graph.signature.names == ("input_ids", "attention_mask")
+
+
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_a_graph_that_numbers_positions_tells_its_padding(tmp_path: Path, family: str):
+    """The positions of 66 that padding's id leaves to tokens, with its id or without a config.json that says it."""
+    model = tiny_backbone(family)
+    model.config.pad_token_id = 1
+    path = write(type(model)(model.config).eval(), tmp_path, inputs=2, dynamo=False, opset=14)
+    told = read(path).signature
+    (tmp_path / "config.json").unlink()
+    assert read(path).signature == told
+    assert (told.lead.padding, told.max_length) == (1, 64)
+
+
+def test_the_layout_of_a_folder_for_several_libraries(folder: Path):
+    change_config(folder, id2label={"0": "good", "1": "bad", "2": "so so"})
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
+    path = folder / "onnx" / "model.onnx"
+    assert find_onnx(folder) == path
+    graph = read(path)
+    assert (graph.beside, graph.labels) == (folder, ("good", "bad", "so so"))
+    assert graph.tokenizer is not None
+    shutil.copy(folder / "config.json", path.parent)
+    change_config(path.parent, id2label={"0": "a", "1": "b", "2": "c"})
+    assert read(path).labels == ("a", "b", "c")
+
+
+def test_an_operator_set_that_nothing_needs(folder: Path):
+    path = folder / "model.onnx"
+    proto = onnx.load(str(path))
+    proto.opset_import.add(domain="ai.coda", version=1)
+    onnx.save(proto, str(path))
+    assert read(path).task == "sequence-classification"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "QDQ"])
+def test_a_quantised_file_is_refused(folder: Path, kind: str):
+    path, quantised = folder / "model.onnx", folder / "quantised.onnx"
+    if kind == "dynamic":
+        quantize_dynamic(path, quantised)
+    else:
+        quantize_static(path, quantised, _Reader())
+    with pytest.raises(CompileError, match=r"holds '.+' in u?int8, so it is quantised already: give the file in float"):
+        read(quantised)
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self) -> None:
+        self._left = [dict.fromkeys(INPUTS, np.ones((1, 4), np.int64))]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self._left.pop() if self._left else None
 
 
 def test_labels_are_the_configuration_s(folder: Path):
@@ -169,8 +228,8 @@ SPOILED: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "int32": (take_input("input_ids", TensorProto.INT32, "n", "m"), r"takes input_ids as int32: export it with"),
     "fixed": (take_input("input_ids", TensorProto.INT64, 1, 8), r"fixes the shape of input_ids: export it with dyn"),
     "unnamed": (
-        lambda proto: rename_output(proto, "last_hidden_state"),
-        r"gives last_hidden_state: name its outputs when it is exported, logits where it classifies",
+        lambda proto: rename_output(proto, "output"),
+        r"gives output: name its outputs when it is exported, logits where it classifies",
     ),
     "broken": (lambda proto: proto.graph.node.pop(3), r"is no model that onnxruntime can run: "),
     "short": (shorten_weight, r"is no ONNX file, is cut off, or"),

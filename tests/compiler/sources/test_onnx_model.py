@@ -8,12 +8,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from tests.compiler.exports import lora_classifier, with_lora, write
+from tests.compiler.exports import NAMES, lora_classifier, with_lora, write
 from tests.compiler.prepare.test_fit_ood import some_texts
 from tests.compiler.prepare.test_fit_ood import write as write_texts
 from tests.conftest import tiny_backbone
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from coda_compile import CompileOptions, compile
 from coda_compile.errors import CodaError, CompileError, OptionError, VerificationError
@@ -50,6 +50,41 @@ def test_an_unmerged_lora_costs_nothing(
     assert bundle.variant.operators == plain.variant.operators
     assert [record["label"] for _, record, _ in predict(bundle, some_texts(3))]
     verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_attention_whose_sizes_torchscript_leaves_open(tmp_path: Path, opset: int):
+    """onnxscript's rule would begin to fuse it, and leave an operator that no runtime knows."""
+    model = AutoModelForSequenceClassification.from_config(tiny_backbone("bert").config, attn_implementation="eager")
+    bundle = compile(write(model.eval(), tmp_path / "eager", dynamo=False, opset=opset), output=tmp_path / "bundle")
+    given = unseen(bundle.manifest.signature.names, 3, 17)
+    with torch.inference_mode():
+        expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+    np.testing.assert_allclose(bundle.run(given)["logits"], expected, atol=1e-5)
+
+
+class FirstToken(nn.Module):
+    """As sentence-transformers' exporters write a pooling by a token: squeeze becomes an If."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = tiny_backbone("bert", "feature-extraction")
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+        tokens = torch.arange(attention_mask.shape[1]) == 0
+        return {"logits": states[:, tokens].squeeze(1)}  # nobody knows how many tokens these are
+
+
+def test_a_branch_in_the_graph(tmp_path: Path):
+    model = FirstToken().eval()
+    path = write(model, tmp_path / "branch", output="sentence_embedding", dynamo=False, opset=17)
+    assert "If" in {node.op_type for node in onnx.load(str(path)).graph.node}
+    bundle = compile(path, output=tmp_path / "bundle")
+    given = unseen(bundle.manifest.signature.names, 3, 17)
+    with torch.inference_mode():
+        expected = model(*(torch.from_numpy(given[name]) for name in NAMES))["logits"].numpy()
+    np.testing.assert_allclose(bundle.run(given)["sentence_embedding"], expected, atol=1e-5)
 
 
 def test_what_torch_exported_is_fused_as_our_own_exports_are(tmp_path: Path):

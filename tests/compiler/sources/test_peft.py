@@ -259,7 +259,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"peft_type": "POLY"}, "PEFT method 'POLY' of .* is not supported: use one of LORA, ADALORA"),
         ({"peft_type": ["LORA"]}, "is not supported: use one of LORA"),
         ({"task_type": "CAUSAL_LM"}, "task_type 'CAUSAL_LM' of .* is not supported: use one of SEQ_CLS, TOKEN_CLS"),
-        ({"task_type": None}, "task_type None of"),
         ({"alora_invocation_tokens": [1, 2]}, "is an activated LoRA, which no weight can hold"),
         (
             {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
@@ -312,7 +311,7 @@ def test_adapter_of_another_base(lora: Path, tmp_path: Path):
     wide = tiny_backbone("bert").config
     wide.hidden_size = 64
     backbone.build_backbone(wide, "sequence-classification").save_pretrained(tmp_path / "wide")
-    with pytest.raises(CheckpointError, match=r"does not fit the base model .*wide"):
+    with pytest.raises(CheckpointError, match=r"does not fit the base model .*wide: Error\(s\) in .*: size mismatch"):
         read_source(lora, backbone=str(tmp_path / "wide"))
 
 

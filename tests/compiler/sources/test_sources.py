@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone, tiny_coda
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -63,6 +64,39 @@ def test_task_follows_the_head(tmp_path: Path, task: str, architecture: str):
     tiny_backbone("roberta", task).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
     assert read_source(tmp_path).model.coda_config.task == task
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_names_of_a_wrapped_module(hugging_face: Path, prefix: str, suffix: str):
+    """As torch's DistributedDataParallel and compile leave them."""
+    expected = read_source(hugging_face).model.state_dict()
+    tensors = {prefix + name: tensor for name, tensor in load_file(hugging_face / "model.safetensors").items()}
+    if suffix == ".bin":
+        (hugging_face / "model.safetensors").unlink()
+        torch.save(tensors, hugging_face / "pytorch_model.bin")
+    else:
+        save_file(tensors, hugging_face / "model.safetensors", metadata={"format": "pt"})
+    found = read_source(hugging_face).model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_wrapped_part(hugging_face: Path):
+    expected = read_source(hugging_face).model.state_dict()
+    tensors = load_file(hugging_face / "model.safetensors")
+    wrapped = {name.replace("bert.encoder.", "bert.encoder._orig_mod."): tensor for name, tensor in tensors.items()}
+    save_file(wrapped, hugging_face / "model.safetensors", metadata={"format": "pt"})
+    found = read_source(hugging_face).model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("named", [None, [], [""]])
+def test_nothing_says_what_a_model_is_for(hugging_face: Path, named: list[str] | None):
+    edit(hugging_face, architectures=named)
+    with pytest.raises(
+        UnsupportedModelError, match=r"config.json names no architectures, so nothing says what the model"
+    ):
+        read_source(hugging_face)
 
 
 def test_masked_language_model_gives_features(tmp_path: Path):
@@ -132,7 +166,7 @@ def test_other_architecture_names_the_supported(hugging_face: Path, model_type: 
         read_source(hugging_face)
 
 
-@pytest.mark.parametrize("architecture", ["BertForQuestionAnswering", "BertForMultipleChoice", ""])
+@pytest.mark.parametrize("architecture", ["BertForQuestionAnswering", "BertForMultipleChoice"])
 def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
     edit(hugging_face, architectures=[architecture])
     with pytest.raises(UnsupportedModelError, match="is not supported: tasks are feature-extraction, sequence-class"):
