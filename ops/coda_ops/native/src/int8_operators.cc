@@ -18,6 +18,8 @@ Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   return value;
 }
 
+constexpr int64_t kMostInputs = 1 << 17;  // of which products of bytes add up to 32 bits
+
 // The quantised weight of a linear layer, from the constant inputs of a node that begin at one of them.
 std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size_t first) {
   const auto weight = constant(info, first), scale = constant(info, first + 1), bias = constant(info, first + 2);
@@ -25,6 +27,9 @@ std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size
   if (shape.size() != 2 || shape_of(scale) != std::vector<int64_t>{shape[1]} ||
       shape_of(bias) != std::vector<int64_t>{shape[1]}) {
     throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
+  }
+  if (shape[0] < 1 || shape[0] > kMostInputs || shape[1] < 1) {
+    throw std::runtime_error("weight must have 1 to 2^17 inputs, and outputs");
   }
   return std::make_unique<Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
                                        bias.GetTensorData<float>(), shape[0], shape[1]);

@@ -49,7 +49,7 @@ struct GeluOp : CodaOp<GeluOp, GeluKernel> {
 };
 
 struct NormKernel {
-  explicit NormKernel(const OrtKernelInfo* raw) : epsilon_(Ort::ConstKernelInfo(raw).GetAttribute<float>("epsilon")) {}
+  explicit NormKernel(const OrtKernelInfo* info) : epsilon_(epsilon_of(info)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     return guarded("AddNorm", [&]() -> OrtStatusPtr {

@@ -37,7 +37,7 @@ CODA_INLINE double exp_nonpositive(double x) {
   y = y * r + 0.5;
   y = y * r + 1.0;
   y = y * r + 1.0;
-  int64_t bits;
+  uint64_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 1023) << 52;  // 2^n; what kRound left above the exponent is shifted out
   double scale;
