@@ -116,13 +116,7 @@ struct AttentionKernel {
       const int64_t shape[] = {in.batch, in.queries, width};
       auto* result = context.GetOutput(0, shape, 3).template GetTensorMutableData<T>();
       std::vector<float> wide_out;
-      float* out = nullptr;
-      if constexpr (std::is_same_v<T, float>) {
-        out = result;
-      } else {
-        wide_out.resize(static_cast<size_t>(in.batch * in.queries * width));
-        out = wide_out.data();
-      }
+      float* out = float_output(result, in.batch * in.queries * width, wide_out);
       if (each == 0) return nullptr;  // which any number of heads may have
       const int64_t blocks = (in.queries + kBlock - 1) / kBlock;
       const int64_t work = std::min(kBlock, in.queries) * in.tokens * each / 2;  // as long as walking so many bytes takes
@@ -134,7 +128,7 @@ struct AttentionKernel {
                 in.bias_of(text, head), in.bias_strides[2], scale_, in.tokens, each, out + row * width + offset, width},
                first, std::min(in.queries, first + kBlock), scratch);
       });
-      if constexpr (!std::is_same_v<T, float>) narrow(wide_out, result);
+      narrow(wide_out, result);
       return nullptr;
     });
   }

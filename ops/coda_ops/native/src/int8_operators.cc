@@ -5,6 +5,7 @@
 #include "gelu.h"
 #include "int8_linear.h"
 #include "operators.h"
+#include "scratch.h"
 #include "tokens.h"
 
 namespace coda {
@@ -73,6 +74,7 @@ struct Int8LinearKernel {
                outputs);
         }
       });
+      keep_small(prepared.quantised, prepared.row_scales);
       return nullptr;
     });
   }
@@ -103,7 +105,6 @@ template <bool kRelu, bool kRouter>
 struct Int8AdapterKernel {
   static constexpr const char* kName = kRelu ? (kRouter ? "Int8RouterAdapter" : "Int8AddAdapter")
                                              : (kRouter ? "Int8RouterLowRank" : "Int8AddLowRank");
-
 
   explicit Int8AdapterKernel(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info(raw);
@@ -162,6 +163,7 @@ struct Int8AdapterKernel {
         for (int64_t row = 0; row < count; ++row) {
           add_gated(y + at + row * width, added + at + row * width, 1.0f, width);
         }
+        keep_small(quantised.quantised, quantised.row_scales);
       });
       return nullptr;
     });

@@ -145,6 +145,16 @@ inline const float* widened(const Ort::Float16_t* from, int64_t count, std::vect
   return scratch.data();
 }
 
+// Where floats of a result go: the output itself, or scratch to be narrowed.
+inline float* float_output(float* to, int64_t, std::vector<float>&) { return to; }
+
+inline float* float_output(Ort::Float16_t*, int64_t count, std::vector<float>& scratch) {
+  scratch.resize(static_cast<size_t>(count));
+  return scratch.data();
+}
+
+inline void narrow(const std::vector<float>&, float*) {}
+
 inline void narrow(const std::vector<float>& from, Ort::Float16_t* to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = Ort::Float16_t(from[i]);
 }

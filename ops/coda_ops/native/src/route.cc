@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "arithmetic.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace coda {
@@ -120,6 +121,7 @@ void route_row(const float* scores, const bool* mask, int64_t tokens, int64_t sl
       gates[j] = static_cast<float>(std::exp(std::min((s - bound) * inverse, 0.0)));
     }
   }
+  keep_small(valid, keys, chosen);
 }
 
 }  // namespace coda
