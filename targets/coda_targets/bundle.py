@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import onnxruntime as ort
@@ -84,7 +84,8 @@ class Bundle:
         self.variant: VariantInfo = self._asked[0] if len(self._asked) == 1 else next(runs, self._asked[0])
         self.threads = threads
         self._adapters: dict[str, TaskAdapter] = {}
-        self._making = Lock()
+        self._making = RLock()
+        self._session: ort.InferenceSession | None = None
         self._captured: CudaGraphs | None = None
 
     def __repr__(self) -> str:
@@ -178,18 +179,21 @@ class Bundle:
         if _version(self.folder) != self._version:
             raise BundleError(f"{self.folder} was replaced since it was opened: open it again")
 
-    @cached_property
+    @property
     def session(self) -> ort.InferenceSession:
-        """The onnxruntime session, made on first use.
+        """The onnxruntime session, made on first use, by one of several threads for all.
 
         Raises:
             TargetError: the runtime for the bundle's target is not installed, its device is absent or too small, or the
                 model cannot run there.
             BundleError: onnxruntime cannot load the model, or it is another bundle's by now.
         """
-        runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
-        with self.reading(*self.model_files):
-            return open_session(self.model_path, runtime, threads=self.threads)
+        with self._making:
+            if self._session is None:
+                runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
+                with self.reading(*self.model_files):
+                    self._session = open_session(self.model_path, runtime, threads=self.threads)
+            return self._session
 
     @property
     def _built_of(self) -> str:
@@ -255,11 +259,12 @@ class Bundle:
         """
         if task is None:
             return None
-        if task not in self._adapters:
-            path = self._task(task).adapter
-            with self.reading(path):
-                self._adapters[task] = TaskAdapter(self.folder / path)
-        return self._adapters[task]
+        with self._making:
+            if task not in self._adapters:
+                path = self._task(task).adapter
+                with self.reading(path):
+                    self._adapters[task] = TaskAdapter(self.folder / path)
+            return self._adapters[task]
 
     def _task(self, name: str) -> TaskInfo:
         found = next((task for task in self.manifest.tasks if task.name == name), None)
