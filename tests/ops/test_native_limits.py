@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 from tests.ops.one_node import CPU_KERNELS, needs_int8_kernels
 
 from coda_ops import DOMAIN, VERSION, native
+from coda_ops.catalogue import find_operator
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="native kernels are not built")
 ROOT = Path(__file__).parents[2]
 BIG = 2**36  # rows of nothing take no memory, and would take a minute to walk through
 SCHEDULE = {"iterations": 20, "epsilon_start": 4.0, "epsilon_decay": 0.7, "epsilon_final": 0.03}
-OUTPUTS = {"Route": ("indices", "gates", "used")}
 
 
 def empty(*shape, dtype=np.float32):
@@ -53,8 +53,10 @@ REQUIRED = [
 
 def open_kernel(name, inputs, attributes=None, constants=(), *, fixed=False):
     """A session of one node without a body; shapes of its inputs are known, or their ranks alone."""
-    outputs = OUTPUTS.get(name, ("out",))
+    outputs = [one.name for one in find_operator(DOMAIN, name).schema().outputs]
     types = {"indices": onnx.TensorProto.INT64, "used": onnx.TensorProto.BOOL}
+    half = any(x.dtype == np.float16 for x in inputs.values())
+    tokens = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node(name, list(inputs), outputs, domain=DOMAIN, **(attributes or {}))],
         "one_node",
@@ -65,7 +67,7 @@ def open_kernel(name, inputs, attributes=None, constants=(), *, fixed=False):
             for key, x in inputs.items()
             if key not in constants
         ],
-        [helper.make_tensor_value_info(key, types.get(key, onnx.TensorProto.FLOAT), None) for key in outputs],
+        [helper.make_tensor_value_info(key, types.get(key, tokens), None) for key in outputs],
         [numpy_helper.from_array(inputs[key], key) for key in constants],
     )
     imports = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]

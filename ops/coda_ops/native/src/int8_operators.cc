@@ -38,10 +38,12 @@ std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size
 
 template <bool kGelu>
 struct Int8LinearKernel {
+  static constexpr const char* kName = kGelu ? "Int8LinearGelu" : "Int8Linear";
+
   explicit Int8LinearKernel(const OrtKernelInfo* raw) : weights_(int8_weights(Ort::ConstKernelInfo(raw), 1)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("Int8Linear", [&]() -> OrtStatusPtr {
+    return guarded(kName, [&]() -> OrtStatusPtr {
       constexpr int64_t kBlock = 256;  // rows that share one walk through the weights
       constexpr int64_t kTasks = 16;   // enough for every thread to stay busy to the end
       constexpr int64_t kUnit = 4;     // panels that stay together
@@ -49,7 +51,7 @@ struct Int8LinearKernel {
       const auto x = context.GetInput(0);
       auto shape = shape_of(x);
       const int64_t inputs = weights_->inputs(), outputs = weights_->outputs();
-      if (shape.empty() || shape.back() != inputs) return invalid("Int8Linear: x must be [..., inputs]");
+      if (shape.empty() || shape.back() != inputs) throw std::runtime_error("x must be [..., inputs]");
       const int64_t rows = rows_of(x, inputs);
       shape.back() = outputs;
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
@@ -85,7 +87,7 @@ struct Int8LinearKernel {
 
 template <bool kGelu>
 struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
-  static constexpr const char* kName = kGelu ? "Int8LinearGelu" : "Int8Linear";
+  static constexpr const char* kName = Int8LinearKernel<kGelu>::kName;
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};

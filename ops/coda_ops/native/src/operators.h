@@ -91,6 +91,7 @@ inline int64_t rows_of(const Ort::ConstValue& value, int64_t width) {
 // Run a body; what it throws becomes a status.
 template <typename Body>
 OrtStatusPtr guarded(const char* name, Body body) noexcept {
+  constexpr const char* kNoMemory = "memory does not suffice for this input";
   const auto failed = [name](OrtErrorCode code, const char* why) {
     char message[1024];  // no memory may be left for a string
     std::snprintf(message, sizeof message, "%s: %s", name, why);
@@ -99,7 +100,9 @@ OrtStatusPtr guarded(const char* name, Body body) noexcept {
   try {
     return body();
   } catch (const std::bad_alloc&) {
-    return failed(ORT_FAIL, "memory does not suffice for this input");
+    return failed(ORT_FAIL, kNoMemory);
+  } catch (const std::length_error&) {  // of a vector
+    return failed(ORT_FAIL, kNoMemory);
   } catch (const std::exception& error) {
     return failed(ORT_INVALID_ARGUMENT, error.what());
   } catch (...) {
