@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coda_ops.errors import CodaError, OptionError
+from coda_ops.errors import CodaError, CodaWarning, OptionError
 
 __all__ = [
     "CodaError",
@@ -42,7 +42,7 @@ class CompileError(CodaError):
     """A model that cannot be compiled as asked."""
 
 
-class CompileWarning(UserWarning):
+class CompileWarning(CodaWarning):
     """Something of the user's that a bundle goes without."""
 
 

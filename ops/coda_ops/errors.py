@@ -11,6 +11,10 @@ class CodaError(Exception):
     """
 
 
+class CodaWarning(UserWarning):
+    """One clear sentence on what is less than its user may expect, and goes on all the same."""
+
+
 class OptionError(CodaError):
     """An option that is missing, contradicts another one, or cannot be met.
 

@@ -1,23 +1,22 @@
 """Open and run a bundle: all that an app needs."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from coda_ops.files import check_plain
-from coda_targets.bundle_files import check_file, check_files
+from coda_targets.bundle_files import check_file, check_files, inside, version
 from coda_targets.errors import BundleError, InputError, TargetError
+from coda_targets.manifest import MODEL as MODEL
 from coda_targets.manifest import (
-    MANIFEST,
     PART,
     LogitsInfo,
     Manifest,
@@ -27,7 +26,6 @@ from coda_targets.manifest import (
     read_manifest,
     variants_of,
 )
-from coda_targets.manifest import MODEL as MODEL
 from coda_targets.runtimes import Runtime, get_runtime
 from coda_targets.runtimes.cuda_graphs import BY_VALUE, MOST_GRAPHS, CudaGraphs
 from coda_targets.runtimes.session import (
@@ -86,7 +84,7 @@ class Bundle:
     ) -> None:
         self.folder = Path(folder)
         self.device, self.memory_limit, self.cuda_graph = device, memory_limit, cuda_graph
-        self._version = _version(self.folder)
+        self._version = version(self.folder)
         self.manifest: Manifest = read_manifest(self.folder)
         with self.reading():
             pass
@@ -96,7 +94,8 @@ class Bundle:
         self.threads = threads
         self._adapters: dict[str, TaskAdapter] = {}
         self._codecs: dict[str | None, Codec] = {}
-        self._making = Lock()
+        self._making = RLock()
+        self._session: ort.InferenceSession | None = None
         self._captured: CudaGraphs | None = None
 
     def __repr__(self) -> str:
@@ -181,7 +180,7 @@ class Bundle:
             for file in self.manifest.files:
                 if file.path in names:
                     check_plain(self.folder / file.path)
-                    if not _inside(self.folder, file.path):
+                    if not inside(self.folder, file.path):
                         check_file(self.folder, file)
             yield
         except Exception:
@@ -190,12 +189,12 @@ class Bundle:
         self._check_version()
 
     def _check_version(self) -> None:
-        if _version(self.folder) != self._version:
+        if version(self.folder) != self._version:
             raise BundleError(f"{self.folder} was replaced since it was opened: open it again")
 
-    @cached_property
+    @property
     def session(self) -> ort.InferenceSession:
-        """The onnxruntime session, made on first use.
+        """The onnxruntime session, made on first use, by one of several threads for all.
 
         Raises:
             TargetError: the runtime for the bundle's target is not installed, its device is absent or too small, or the
@@ -203,11 +202,14 @@ class Bundle:
             BundleError: onnxruntime cannot load the model, it is not what the manifest says, or it is another bundle's
                 by now.
         """
-        runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
-        with self.reading(*self.model_files):
-            session = open_session(self.model_path, runtime, threads=self.threads)
-            check_declared(session, self.manifest, self.model_path)
-            return session
+        with self._making:
+            if self._session is None:
+                runtime = replace(self.runtime, cuda_graph=self.cuda_graph, built_of=self._built_of)
+                with self.reading(*self.model_files):
+                    session = open_session(self.model_path, runtime, threads=self.threads)
+                    check_declared(session, self.manifest, self.model_path)
+                    self._session = session
+            return self._session
 
     @property
     def _built_of(self) -> str:
@@ -273,11 +275,12 @@ class Bundle:
         """
         if task is None:
             return None
-        if task not in self._adapters:
-            path = self._task(task).adapter
-            with self.reading(path):
-                self._adapters[task] = TaskAdapter(self.folder / path)
-        return self._adapters[task]
+        with self._making:
+            if task not in self._adapters:
+                path = self._task(task).adapter
+                with self.reading(path):
+                    self._adapters[task] = TaskAdapter(self.folder / path)
+            return self._adapters[task]
 
     def _task(self, name: str) -> TaskInfo:
         found = next((task for task in self.manifest.tasks if task.name == name), None)
@@ -391,21 +394,3 @@ class Bundle:
         if self.runtime.profile is not None:
             self.runtime.profile.check(*signature.shape(feed), signature.unit)
         return feed
-
-
-def _version(folder: Path) -> tuple[int, bytes] | None:
-    """What tells a manifest from every other one that takes its place: its bytes, and when they were written."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    try:
-        with (folder / MANIFEST).open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns, file.read()
-    except OSError:
-        return None
-
-
-def _inside(folder: Path, name: str) -> bool:
-    try:
-        return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
-        return False

@@ -77,3 +77,22 @@ def check_file(folder: Path, file: FileInfo) -> None:
         raise BundleError(f"{path} is damaged: {size} bytes where the manifest says {file.bytes}; compile again")
     if hash_file(path) != file.sha256:
         raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's; compile the model again")
+
+
+def version(folder: Path) -> tuple[int, bytes] | None:
+    """What tells a manifest from every other one that takes its place: its bytes, and when they were written."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except OSError:
+        return None
+
+
+def inside(folder: Path, name: str) -> bool:
+    """Whether a file of a folder is one of its own, and no link out of it."""
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
+        return False

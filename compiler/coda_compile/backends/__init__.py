@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from coda_compile.errors import OptionError
 from coda_compile.passes import Pass
-from coda_ops import native
 from coda_targets import Runtime, TargetError, get_runtime, runtime_names
 from coda_targets.profile import Profile
 from coda_targets.proofs import ProofInfo
 from coda_targets.runtimes import CPU, DEFAULT_TARGET, files_by_name
-from coda_targets.runtimes.session import require_runtime
+from coda_targets.runtimes.session import require_runtime, usable_kernels
 from coda_targets.signature import Signature
 
 # A quantised linear module and its input [..., inputs] -> [..., outputs].
@@ -137,9 +136,9 @@ class Backend(ABC):
         return replace(self, runtime=replace(runtime, kernels=self.runtime.kernels if kernels else ""))
 
     def with_kernels(self) -> "Backend | None":
-        """The same with native kernels, where they serve its runtime, are built, and parity is measured on it."""
+        """The same with native kernels, where they serve its runtime, can be loaded, and parity is measured on it."""
         library = self.runtime.kernels
-        served = library and native.library(library) is not None and self.runs_here()
+        served = library and usable_kernels(library) is not None and self.runs_here()
         return self.verified_on(kernels=True) if served else None
 
 

@@ -15,7 +15,8 @@ from coda_compile.cli.measure import bench, check, explain, report
 from coda_compile.cli.route import route
 from coda_compile.cli.run import run
 from coda_compile.cli.train import train
-from coda_compile.errors import CodaError, CompileWarning, OptionError, as_sentences
+from coda_compile.errors import CodaError, OptionError, as_sentences
+from coda_ops.errors import CodaWarning
 
 _show_warning = warnings.showwarning
 _FLAGS = {"calibration": "--calibrate", "stand_in": "--rank"}  # of options that have another name on the command line
@@ -95,8 +96,8 @@ def main() -> None:
 
 
 def _tell(message: Warning | str, category: type[Warning], *where: Any, **also: Any) -> None:
-    """Show a warning of the compiler's as a sentence, and others as Python does."""
-    if issubclass(category, CompileWarning):
+    """Show a warning of ours as a sentence, and others as Python does."""
+    if issubclass(category, CodaWarning):
         click.echo(f"coda-compile: {message}", err=True)
     else:
         _show_warning(message, category, *where, **also)

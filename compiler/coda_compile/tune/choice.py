@@ -25,11 +25,11 @@ from coda_compile.statistics import ratio_interval
 from coda_compile.text_files import MEASURED, read_rows
 from coda_models.config import Reduction
 from coda_models.model import CodaModel
-from coda_ops import native
 from coda_ops.files import private_folder
 from coda_targets import Bundle
 from coda_targets.bundle import Arrays
 from coda_targets.modalities.text import Text, TextCodec
+from coda_targets.runtimes.session import usable_kernels
 
 Reductions = Reduction | Sequence[Reduction]
 _DEFAULTS = CompileOptions()
@@ -182,7 +182,7 @@ def choose(
         allowed = [i for i, c in enumerate(candidates) if _lost(c.right, candidates[0].right, len(texts)) <= budget]
         best = min(allowed, key=lambda i: candidates[i].seconds)
         kernels = None
-        if (library := backend.runtime.kernels) and native.library(library) is not None:
+        if (library := backend.runtime.kernels) and usable_kernels(library) is not None:
             with stage("kernels"):
                 kernels = _gain_of_kernels(compiled[best].bundle, timed, rounds, threads)
     with stage("compile"):

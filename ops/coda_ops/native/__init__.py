@@ -7,6 +7,7 @@ one library: the kernels of two would pull nodes from one processor to the other
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coda_ops import catalogue
-from coda_ops.errors import CodaError
+from coda_ops.errors import CodaError, CodaWarning
 from coda_ops.files import replacing_file
 from coda_ops.native import nvcc
 
@@ -27,6 +28,10 @@ _VENDORED = HERE / "include" / "onnxruntime"  # of the oldest release that the k
 
 class KernelError(CodaError):
     """Native kernels that cannot be built, or are asked for and not there."""
+
+
+class KernelWarning(CodaWarning):
+    """Native kernels that are there and cannot be used: bundles run on their function bodies."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,21 @@ def library(name: str = "cpu") -> Path | None:
     """The file of one of ``LIBRARIES``; ``None`` where it is not built, or kernels are switched off."""
     path = LIBRARIES[name].path
     return None if switched_off() or not path.is_file() else path
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a library of Linux lacks its end. The loader would map it all the same, and end the process as it reads.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":  # of 64 bits, little-endian
+        return False  # the loader tells what others are
+    (sections,) = struct.unpack_from("<Q", head, 40)  # what they are listed in is the last part of the file
+    size, count = struct.unpack_from("<HH", head, 58)
+    return bool(path.stat().st_size < sections + size * count)
 
 
 def include_dir(given: Path | None = None) -> Path:

@@ -50,7 +50,7 @@ def command(
     if sys.platform != "win32":
         host = [
             "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-static-libstdc++,-static-libgcc",
-            "-Xlinker=--no-undefined,--exclude-libs=ALL,-s",
+            f"-Xlinker=--no-undefined,--version-script={sources.parent / 'src' / 'exports.map'},-s",
             f"-L{nvcc.parent.parent / 'lib'}",  # NVIDIA's packages; nvcc itself looks into lib64
         ]
     return [

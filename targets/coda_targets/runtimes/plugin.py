@@ -1,6 +1,7 @@
 """Execution providers from packages of their own, registered with onnxruntime when needed."""
 
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 import onnxruntime as ort
@@ -8,6 +9,8 @@ import onnxruntime as ort
 from coda_ops.errors import first_line
 from coda_targets.errors import TargetError
 from coda_targets.runtimes import GPU, Runtime, nvidia
+
+_registering = Lock()  # onnxruntime refuses a library that it has
 
 
 def add(options: ort.SessionOptions, runtime: Runtime, threads: int) -> None:
@@ -39,13 +42,14 @@ def device(runtime: Runtime) -> Any:
     if runtime.device == GPU:
         nvidia.require_device(runtime)  # without a driver the plugin cannot be loaded
     try:
-        mine = not _devices(provider)  # an app may have registered it
-        if mine:
-            ort.register_execution_provider_library(provider, package.get_library_path())
-        wanted = getattr(ort.OrtHardwareDeviceType, kind)
-        found = [one for one in _devices(provider) if one.device.type == wanted]
-        if mine and not found:  # or the next call would be told that it is registered already
-            ort.unregister_execution_provider_library(provider)
+        with _registering:
+            mine = not _devices(provider)  # an app may have registered it
+            if mine:
+                ort.register_execution_provider_library(provider, package.get_library_path())
+            wanted = getattr(ort.OrtHardwareDeviceType, kind)
+            found = [one for one in _devices(provider) if one.device.type == wanted]
+            if mine and not found:  # or the next call would be told that it is registered already
+                ort.unregister_execution_provider_library(provider)
     except AttributeError:  # before 1.23
         raise TargetError(
             f"{cannot}: onnxruntime {ort.__version__} takes no plugins: pip install -U onnxruntime"

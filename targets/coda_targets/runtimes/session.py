@@ -1,5 +1,6 @@
 """Sessions of onnxruntime: opening one as a runtime asks for it, and running it."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,9 +35,10 @@ def open_session(
     Raises:
         InputError: a number of threads that no machine has.
         TargetError: a provider is not installed, or runs less of the model than it should; onnxruntime itself would
-            fall back to the CPU without a word. Or the native kernels are installed and cannot be loaded. Or its device
-            has too little memory.
+            fall back to the CPU without a word. Or its device has too little memory.
         BundleError: onnxruntime cannot load the model.
+
+    Native kernels that are installed and cannot be loaded are a ``KernelWarning``; function bodies run.
     """
     if not 0 <= threads <= MOST_THREADS:  # onnxruntime makes them before it is asked to run anything
         raise InputError(f"{threads} threads cannot be: give 0 for onnxruntime's own choice, or at most {MOST_THREADS}")
@@ -54,8 +56,8 @@ def open_session(
         options.add_session_config_entry(name, value)
     if saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
-    if runtime.kernels and (kernels := native.library(runtime.kernels)) is not None:
-        load_kernels(kernels, options, name=runtime.kernels)
+    if runtime.kernels:
+        usable_kernels(runtime.kernels, options)
     if runtime.plugin:
         plugin.add(options, runtime, threads or runtime.threads)
     if placed:
@@ -171,6 +173,27 @@ def require_release(minimum: str) -> None:
         )
 
 
+def usable_kernels(name: str, options: ort.SessionOptions | None = None) -> Path | None:
+    """The native kernels that sessions here run; ``None`` where they are not built, switched off or cannot be loaded.
+
+    Args:
+        name: of the library, in ``coda_ops.native.LIBRARIES``.
+        options: of a session that is to run them.
+
+    Warns:
+        KernelWarning: they are built and cannot be loaded.
+    """
+    library = native.library(name)
+    if library is None:
+        return None
+    try:
+        load_kernels(library, options, name=name)
+    except TargetError as error:
+        warnings.warn(f"{error}; the model runs on its function bodies", native.KernelWarning, stacklevel=1)
+        return None
+    return library
+
+
 def load_kernels(library: Path, options: ort.SessionOptions | None = None, *, name: str = DEFAULT_TARGET) -> None:
     """Have a session run native kernels where its model has ``ai.coda`` operators.
 
@@ -181,6 +204,8 @@ def load_kernels(library: Path, options: ort.SessionOptions | None = None, *, na
         TargetError: onnxruntime cannot load the library.
     """
     try:
+        if native.is_cut(library):
+            raise native.KernelError("its end is missing")
         (options or ort.SessionOptions()).register_custom_ops_library(str(library))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise TargetError(

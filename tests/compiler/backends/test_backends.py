@@ -19,7 +19,6 @@ from coda_compile.errors import CompileError
 from coda_compile.passes import Pass, pass_name, run_passes
 from coda_compile.passes.attach_functions import AttachFunctions
 from coda_models import CodaConfig
-from coda_ops import native
 from coda_targets import Runtime, TargetError, get_runtime, runtime_names
 
 FILES = sorted(path.stem for path in Path(coda_compile.backends.__file__).parent.glob("*.py"))
@@ -98,11 +97,11 @@ def refuse(runtime: Runtime) -> None:
 
 
 def test_kernels_are_verified_where_they_serve_and_are_built(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(native, "library", lambda name: Path(f"{name}.so"))
+    monkeypatch.setattr("coda_compile.backends.usable_kernels", lambda name: Path(f"{name}.so"))
     assert CPU.with_kernels() == CPU.verified_on(kernels=True)
     assert CPU.verified_on(kernels=True).runtime.kernels == "cpu"
     assert get_backend("null").with_kernels() is get_backend("openvino").with_kernels() is None
-    monkeypatch.setattr(native, "library", lambda name: None)
+    monkeypatch.setattr("coda_compile.backends.usable_kernels", lambda name: None)
     assert CPU.with_kernels() is None
 
 

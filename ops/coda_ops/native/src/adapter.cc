@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "arithmetic.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace coda {
@@ -105,12 +106,15 @@ void AdapterWeights::set(const float* given_down, const float* given_down_bias, 
   up_bias = widened(given_up_bias, 1, width, 1, columns, room[3]);
 }
 
+void AdapterWeights::release() { keep_small(room[0], room[1], room[2], room[3]); }
+
 void add_adapter(const AdapterWeights& weights, Activation activation, const float* residual, const float* x,
                  int64_t rows, float* y, AdapterScratch& scratch) {
   static const Add chosen = choose();
   scratch.hidden.resize(static_cast<size_t>(kRows * weights.hidden));
   scratch.raised.resize(static_cast<size_t>(kRows * weights.columns));
   chosen(weights, activation, residual, x, rows, y, scratch);
+  keep_small(scratch.hidden, scratch.raised);
 }
 
 }  // namespace coda

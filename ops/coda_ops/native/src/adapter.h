@@ -19,6 +19,9 @@ struct AdapterWeights {
   // down: [width, bottleneck], up: [bottleneck, width]; down_bias null for none.
   void set(const float* down, const float* down_bias, const float* up, const float* up_bias, int64_t width,
            int64_t bottleneck);
+
+  // Once they are used: keep no large room.
+  void release();
 };
 
 struct AdapterScratch {

@@ -32,9 +32,9 @@ CODA_INLINE float exp_nonpositive(float x) {
   y = y * r + 0.5f;
   y = y * r + 1.0f;
   y = y * r + 1.0f;
-  int32_t bits;
+  uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>(static_cast<uint32_t>(bits + 127) << 23);  // 2^n
+  bits = (bits + 127) << 23;  // 2^n
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return y * power;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "arithmetic.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace coda {
@@ -99,6 +100,7 @@ void attend(const AttentionHead& head, int64_t first, int64_t last, AttentionScr
   scratch.scores.resize(static_cast<size_t>(kQueries * padded(head.tokens)));
   scratch.mixed.resize(static_cast<size_t>(kQueries * padded(head.width)));
   chosen(head, first, last, scratch);
+  keep_small(scratch.keys, scratch.values, scratch.scores, scratch.mixed);
 }
 
 }  // namespace coda

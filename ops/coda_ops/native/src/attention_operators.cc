@@ -102,10 +102,8 @@ struct AttentionInputs {
 
 template <Attention kKind, typename T>
 struct AttentionKernel {
-  explicit AttentionKernel(const OrtKernelInfo* raw) {
-    const Ort::ConstKernelInfo info(raw);
-    heads_ = info.GetAttribute<int64_t>("num_heads");
-    scale_ = info.GetAttribute<float>("scale");
+  explicit AttentionKernel(const OrtKernelInfo* info)
+      : heads_(attribute<int64_t>(info, "num_heads")), scale_(attribute<float>(info, "scale")) {
     if (heads_ < 1 || heads_ > INT32_MAX) throw std::runtime_error("num_heads must be 1 to 2^31 - 1");
   }
 
@@ -118,16 +116,11 @@ struct AttentionKernel {
       const int64_t shape[] = {in.batch, in.queries, width};
       auto* result = context.GetOutput(0, shape, 3).template GetTensorMutableData<T>();
       std::vector<float> wide_out;
-      float* out = nullptr;
-      if constexpr (std::is_same_v<T, float>) {
-        out = result;
-      } else {
-        wide_out.resize(static_cast<size_t>(in.batch * in.queries * width));
-        out = wide_out.data();
-      }
+      float* out = float_output(result, in.batch * in.queries * width, wide_out);
+      if (each == 0) return nullptr;  // which any number of heads may have
       const int64_t blocks = (in.queries + kBlock - 1) / kBlock;
       const int64_t work = std::min(kBlock, in.queries) * in.tokens * each / 2;  // as long as walking so many bytes takes
-      parallel(raw, in.batch * heads_ * blocks, work, [&](int64_t task) {
+      parallel(raw, in.batch * heads_ * blocks, 1 + work, [&](int64_t task) {
         thread_local AttentionScratch scratch;
         const int64_t text = task / (heads_ * blocks), head = task / blocks % heads_, first = task % blocks * kBlock;
         const int64_t row = text * in.queries, offset = head * each;
@@ -135,7 +128,7 @@ struct AttentionKernel {
                 in.bias_of(text, head), in.bias_strides[2], scale_, in.tokens, each, out + row * width + offset, width},
                first, std::min(in.queries, first + kBlock), scratch);
       });
-      if constexpr (!std::is_same_v<T, float>) narrow(wide_out, result);
+      narrow(wide_out, result);
       return nullptr;
     });
   }

@@ -47,7 +47,7 @@ template <typename Word>
 struct EmbedKernel {
   static constexpr bool kRounded = std::is_same_v<Word, int8_t>;
 
-  explicit EmbedKernel(const OrtKernelInfo* raw) : epsilon_(Ort::ConstKernelInfo(raw).GetAttribute<float>("epsilon")) {}
+  explicit EmbedKernel(const OrtKernelInfo* info) : epsilon_(epsilon_of(info)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
     constexpr const char* kName = kRounded ? "Int8EmbedNorm" : "EmbedNorm";

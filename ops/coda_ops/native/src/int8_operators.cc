@@ -5,6 +5,7 @@
 #include "gelu.h"
 #include "int8_linear.h"
 #include "operators.h"
+#include "scratch.h"
 #include "tokens.h"
 
 namespace coda {
@@ -18,6 +19,8 @@ Ort::ConstValue constant(const Ort::ConstKernelInfo& info, size_t index) {
   return value;
 }
 
+constexpr int64_t kMostInputs = 1 << 17;  // of which products of bytes add up to 32 bits
+
 // The quantised weight of a linear layer, from the constant inputs of a node that begin at one of them.
 std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size_t first) {
   const auto weight = constant(info, first), scale = constant(info, first + 1), bias = constant(info, first + 2);
@@ -26,16 +29,21 @@ std::unique_ptr<Int8Weights> int8_weights(const Ort::ConstKernelInfo& info, size
       shape_of(bias) != std::vector<int64_t>{shape[1]}) {
     throw std::runtime_error("weight must be [inputs, outputs], scale and bias [outputs]");
   }
+  if (shape[0] < 1 || shape[0] > kMostInputs || shape[1] < 1) {
+    throw std::runtime_error("weight must have 1 to 2^17 inputs, and outputs");
+  }
   return std::make_unique<Int8Weights>(weight.GetTensorData<uint8_t>(), scale.GetTensorData<float>(),
                                        bias.GetTensorData<float>(), shape[0], shape[1]);
 }
 
 template <bool kGelu>
 struct Int8LinearKernel {
+  static constexpr const char* kName = kGelu ? "Int8LinearGelu" : "Int8Linear";
+
   explicit Int8LinearKernel(const OrtKernelInfo* raw) : weights_(int8_weights(Ort::ConstKernelInfo(raw), 1)) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    return guarded("Int8Linear", [&]() -> OrtStatusPtr {
+    return guarded(kName, [&]() -> OrtStatusPtr {
       constexpr int64_t kBlock = 256;  // rows that share one walk through the weights
       constexpr int64_t kTasks = 16;   // enough for every thread to stay busy to the end
       constexpr int64_t kUnit = 4;     // panels that stay together
@@ -43,7 +51,7 @@ struct Int8LinearKernel {
       const auto x = context.GetInput(0);
       auto shape = shape_of(x);
       const int64_t inputs = weights_->inputs(), outputs = weights_->outputs();
-      if (shape.empty() || shape.back() != inputs) return invalid("Int8Linear: x must be [..., inputs]");
+      if (shape.empty() || shape.back() != inputs) throw std::runtime_error("x must be [..., inputs]");
       const int64_t rows = rows_of(x, inputs);
       shape.back() = outputs;
       auto* y = context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
@@ -68,6 +76,7 @@ struct Int8LinearKernel {
                outputs);
         }
       });
+      keep_small(prepared.quantised, prepared.row_scales);
       return nullptr;
     });
   }
@@ -78,7 +87,7 @@ struct Int8LinearKernel {
 
 template <bool kGelu>
 struct Int8LinearOp : CodaOp<Int8LinearOp<kGelu>, Int8LinearKernel<kGelu>> {
-  static constexpr const char* kName = kGelu ? "Int8LinearGelu" : "Int8Linear";
+  static constexpr const char* kName = Int8LinearKernel<kGelu>::kName;
   static constexpr ONNXTensorElementDataType kInputs[] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
@@ -98,7 +107,6 @@ template <bool kRelu, bool kRouter>
 struct Int8AdapterKernel {
   static constexpr const char* kName = kRelu ? (kRouter ? "Int8RouterAdapter" : "Int8AddAdapter")
                                              : (kRouter ? "Int8RouterLowRank" : "Int8AddLowRank");
-
 
   explicit Int8AdapterKernel(const OrtKernelInfo* raw) {
     const Ort::ConstKernelInfo info(raw);
@@ -157,6 +165,7 @@ struct Int8AdapterKernel {
         for (int64_t row = 0; row < count; ++row) {
           add_gated(y + at + row * width, added + at + row * width, 1.0f, width);
         }
+        keep_small(quantised.quantised, quantised.row_scales);
       });
       return nullptr;
     });

@@ -6,8 +6,13 @@
 #undef ORT_API_MANUAL_INIT
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <exception>
+#include <mutex>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -36,25 +41,47 @@ inline OrtStatusPtr invalid(const std::string& message) {
   return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
 }
 
-// Run one function for every index below count on onnxruntime's threads, in blocks that each hold about 16 KiB of work.
+// Run one function for every index below count on onnxruntime's threads, in blocks that each hold about 16 KiB of work; an
+// index of 0 bytes has none. What it throws is thrown here: out of a thread of onnxruntime's it would end the process.
 template <typename Function>
 void parallel(OrtKernelContext* context, int64_t count, int64_t bytes_each, const Function& function) {
-  const int64_t block = std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, bytes_each));
+  if (count <= 0 || bytes_each <= 0) return;
+  const int64_t block = std::max<int64_t>(1, (16 << 10) / bytes_each);
   const int64_t blocks = (count + block - 1) / block;
   const auto run = [&](int64_t b) {
     for (int64_t i = b * block; i < std::min(count, (b + 1) * block); ++i) function(i);
   };
-  if (blocks <= 1) {
-    if (blocks == 1) run(0);
-    return;
-  }
-  using Run = decltype(run);
+  if (blocks == 1) return run(0);
+  struct Shared {
+    const decltype(run)& run_block;
+    std::mutex mutex;
+    std::exception_ptr error;  // of the last block that failed
+  } shared{run, {}, {}};
   Ort::KernelContext(context).ParallelFor(
-      [](void* data, size_t b) { (*static_cast<const Run*>(data))(static_cast<int64_t>(b)); },
-      static_cast<size_t>(blocks), 0, const_cast<void*>(static_cast<const void*>(&run)));
+      [](void* data, size_t b) {
+        auto& all = *static_cast<Shared*>(data);
+        try {
+          all.run_block(static_cast<int64_t>(b));
+        } catch (...) {
+          const std::lock_guard<std::mutex> lock(all.mutex);
+          all.error = std::current_exception();
+        }
+      },
+      static_cast<size_t>(blocks), 0, &shared);
+  if (shared.error) std::rethrow_exception(shared.error);
 }
 
-inline std::vector<int64_t> shape_of(const Ort::ConstValue& value) { return value.GetTensorTypeAndShapeInfo().GetShape(); }
+// A tensor's shape. Along axes that are not empty it has so few elements that products of lengths fit into 64 bits.
+inline std::vector<int64_t> shape_of(const Ort::ConstValue& value) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  auto shape = value.GetTensorTypeAndShapeInfo().GetShape();
+  int64_t elements = 1;
+  for (const int64_t length : shape) {
+    if (length > kMost / elements) throw std::runtime_error("an input has more than 2^48 elements");
+    elements *= std::max<int64_t>(1, length);
+  }
+  return shape;
+}
 
 // How many rows of so many numbers a tensor holds.
 inline int64_t rows_of(const Ort::ConstValue& value, int64_t width) {
@@ -63,12 +90,48 @@ inline int64_t rows_of(const Ort::ConstValue& value, int64_t width) {
 
 // Run a body; what it throws becomes a status.
 template <typename Body>
-OrtStatusPtr guarded(const char* name, Body body) {
+OrtStatusPtr guarded(const char* name, Body body) noexcept {
+  constexpr const char* kNoMemory = "memory does not suffice for this input";
+  const auto failed = [name](OrtErrorCode code, const char* why) {
+    char message[1024];  // no memory may be left for a string
+    std::snprintf(message, sizeof message, "%s: %s", name, why);
+    return Ort::GetApi().CreateStatus(code, message);
+  };
   try {
     return body();
+  } catch (const std::bad_alloc&) {
+    return failed(ORT_FAIL, kNoMemory);
+  } catch (const std::length_error&) {  // of a vector
+    return failed(ORT_FAIL, kNoMemory);
   } catch (const std::exception& error) {
-    return invalid(std::string(name) + ": " + error.what());
+    return failed(ORT_INVALID_ARGUMENT, error.what());
+  } catch (...) {
+    return failed(ORT_FAIL, "an unknown error");
   }
+}
+
+// An attribute of a node, an integer or a finite float32.
+template <typename T>
+T attribute(const OrtKernelInfo* info, const char* name) {
+  constexpr bool kInteger = std::is_same_v<T, int64_t>;
+  const auto refused = [&] {
+    return std::runtime_error(std::string(name) + " must be given as " + (kInteger ? "an integer" : "a finite number"));
+  };
+  T value;
+  try {
+    value = Ort::ConstKernelInfo(info).GetAttribute<T>(name);
+  } catch (const Ort::Exception&) {
+    throw refused();
+  }
+  if (!kInteger && !std::isfinite(static_cast<double>(value))) throw refused();
+  return value;
+}
+
+// What norms add to the variance.
+inline float epsilon_of(const OrtKernelInfo* info) {
+  const float epsilon = attribute<float>(info, "epsilon");
+  if (epsilon < 0) throw std::runtime_error("epsilon must be 0 or above");
+  return epsilon;
 }
 
 // Element types that kernels are compiled for. Float16_t is kept as bits: arithmetic is of floats.
@@ -85,6 +148,16 @@ inline const float* widened(const Ort::Float16_t* from, int64_t count, std::vect
   return scratch.data();
 }
 
+// Where floats of a result go: the output itself, or scratch to be narrowed.
+inline float* float_output(float* to, int64_t, std::vector<float>&) { return to; }
+
+inline float* float_output(Ort::Float16_t*, int64_t count, std::vector<float>& scratch) {
+  scratch.resize(static_cast<size_t>(count));
+  return scratch.data();
+}
+
+inline void narrow(const std::vector<float>&, float*) {}
+
 inline void narrow(const std::vector<float>& from, Ort::Float16_t* to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = Ort::Float16_t(from[i]);
 }
@@ -97,6 +170,19 @@ struct CodaOp : Ort::CustomOpBase<Op, Kernel, true> {
   size_t GetOutputTypeCount() const { return std::size(Op::kOutputs); }
   ONNXTensorElementDataType GetInputType(size_t i) const { return Op::kInputs[i]; }
   ONNXTensorElementDataType GetOutputType(size_t i) const { return Op::kOutputs[i]; }
+
+  CodaOp() {
+    OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* raw) -> OrtStatusPtr {
+      try {
+        Ort::ShapeInferContext context(&Ort::GetApi(), raw);
+        return Op::InferOutputShape(context).release();
+      } catch (...) {
+        return nullptr;  // shapes are not known; the kernel says what is wrong
+      }
+    };
+  }
+
+  static Ort::Status InferOutputShape(Ort::ShapeInferContext&) { return Ort::Status(nullptr); }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return guarded(Op::kName, [&]() -> OrtStatusPtr {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "arithmetic.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace coda {
@@ -37,7 +38,7 @@ CODA_INLINE double exp_nonpositive(double x) {
   y = y * r + 0.5;
   y = y * r + 1.0;
   y = y * r + 1.0;
-  int64_t bits;
+  uint64_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 1023) << 52;  // 2^n; what kRound left above the exponent is shifted out
   double scale;
@@ -120,6 +121,7 @@ void route_row(const float* scores, const bool* mask, int64_t tokens, int64_t sl
       gates[j] = static_cast<float>(std::exp(std::min((s - bound) * inverse, 0.0)));
     }
   }
+  keep_small(valid, keys, chosen);
 }
 
 }  // namespace coda

@@ -11,24 +11,24 @@
 
 namespace coda {
 
+constexpr int64_t kMostTokens = INT32_MAX;  // of a row, so that slots can be counted at every r
+
 // Attributes of Route, checked.
 struct RouteAttributes {
   explicit RouteAttributes(const OrtKernelInfo* raw) {
-    Ort::ConstKernelInfo info(raw);
-    numerator = info.GetAttribute<int64_t>("numerator");
-    denominator = info.GetAttribute<int64_t>("denominator");
-    const auto iterations = info.GetAttribute<int64_t>("iterations");
-    const auto start = info.GetAttribute<float>("epsilon_start"), decay = info.GetAttribute<float>("epsilon_decay"),
-               final = info.GetAttribute<float>("epsilon_final");
-    constexpr int64_t kMost = INT32_MAX, kMostIterations = 1000;
-    if (denominator < 1 || numerator < denominator || numerator > kMost) {
+    numerator = attribute<int64_t>(raw, "numerator");
+    denominator = attribute<int64_t>(raw, "denominator");
+    const auto iterations = attribute<int64_t>(raw, "iterations");
+    const auto start = attribute<float>(raw, "epsilon_start"), decay = attribute<float>(raw, "epsilon_decay"),
+               final = attribute<float>(raw, "epsilon_final");
+    constexpr int64_t kMostIterations = 1000;
+    if (denominator < 1 || numerator < denominator || numerator > kMostTokens) {
       throw std::runtime_error("r = numerator / denominator must be at least 1, in numbers below 2^31");
     }
     if (iterations < 1 || iterations > kMostIterations) throw std::runtime_error("iterations must be 1 to 1000");
-    for (const float value : {start, decay, final}) {
-      if (!std::isfinite(value) || value <= 0) throw std::runtime_error("epsilons and their decay must be above 0");
-    }
+    if (start <= 0 || decay <= 0 || final <= 0) throw std::runtime_error("epsilons and their decay must be above 0");
     epsilons = coda::epsilons(iterations, start, decay, final);
+    if (!std::isfinite(epsilons.back())) throw std::runtime_error("epsilons must stay finite numbers");
   }
 
   int64_t numerator, denominator;
@@ -43,6 +43,7 @@ struct RouteSizes {
       throw std::runtime_error("scores and mask must both be [batch, tokens]");
     }
     batch = shape[0], tokens = shape[1];
+    if (tokens > kMostTokens) throw std::runtime_error("scores must have less than 2^31 tokens");
     slots = slot_count(tokens, attributes.numerator, attributes.denominator);
   }
 
@@ -105,10 +106,10 @@ struct RouteOpOf : CodaOp<Op, Kernel> {
     const Shape& scores = context.GetInputShape(0);
     if (scores.size() != 2) return Ort::Status(nullptr);
     const int64_t p = context.GetAttrInt("numerator"), q = context.GetAttrInt("denominator");
-    if (q < 1 || p < q) return Ort::Status(nullptr);  // the kernel says what is wrong
+    const int64_t tokens = scores[1].IsInt() ? scores[1].AsInt() : 0;
+    if (q < 1 || p < q || p > kMostTokens || tokens > kMostTokens) return Ort::Status(nullptr);  // the kernel refuses it
     Shape out{scores[0], scores[1]};
     if (scores[1].IsInt()) {
-      const int64_t tokens = scores[1].AsInt();
       out[1] = Dim(tokens < 0 ? tokens : slot_count(tokens, p, q));
     } else if (p != q) {
       // Layers of one r share one name, so that fusions see equal shapes; onnxruntime keeps pointers to names.

@@ -3,6 +3,7 @@
 
 #include "route.h"
 #include "routing.h"
+#include "scratch.h"
 #include "tokens.h"
 
 namespace coda {
@@ -122,6 +123,7 @@ struct PutKernel {
           const float* was = before == nullptr ? nullptr : widened(before, n.width, befores);
           put(sums.data(), widened(now, n.width, updates), was, gate[slot], n.width);
           narrow(sums, row);
+          keep_small(sums, updates, befores);
         }
       });
       return nullptr;

@@ -8,7 +8,7 @@
 
 namespace coda {
 
-// How many of n tokens are routed at r = p / q: ceil(n * q / p).
+// How many of n tokens are routed at r = p / q: ceil(n * q / p). All are below 2^31.
 inline int64_t slot_count(int64_t n, int64_t p, int64_t q) { return (n * q + p - 1) / p; }
 
 // One ε for each iteration, largest first, as coda_ops.route.Schedule gives them.
