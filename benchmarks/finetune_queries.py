@@ -11,7 +11,8 @@ coda-compile route queries/model --texts queries/texts.csv --held-out queries/he
                         passage has one
 
 No query of held-out.csv is in a training text. Training texts are drawn anew for each step, of one query first and of
-more in the end; texts.csv holds others of the same queries.
+more in the end; texts.csv holds others of the same queries. fresh.csv and fresh-held-out.csv are of the two halves of
+the queries of held-out.csv: to fit to texts that the model was not trained on.
 """
 
 import csv
@@ -169,6 +170,9 @@ def main(
     write = partial(write_texts, together=together, kind=kind)
     write(out / "texts.csv", seen, 1850)
     write(out / "held-out.csv", unseen, len(unseen))
+    halves, half = random.Random(1).sample(unseen, len(unseen)), len(unseen) // 2
+    write(out / "fresh.csv", halves[:half], 1850)
+    write(out / "fresh-held-out.csv", halves[half:], half)
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
