@@ -208,7 +208,7 @@ class Bundle:
                 with self.reading(*self.model_files):
                     session = open_session(self.model_path, runtime, threads=self.threads)
                     check_declared(session, self.manifest, self.model_path)
-                    self._session = session
+                self._session = session
             return self._session
 
     @property

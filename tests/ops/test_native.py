@@ -239,7 +239,7 @@ def test_shapes_that_do_not_fit_are_refused():
         ({"denominator": 0}, "r = numerator / denominator must be at least 1"),
         ({"iterations": 0}, "iterations must be 1 to 1000"),
         ({"epsilon_final": 0.0}, "epsilons and their decay must be above 0"),
-        ({"epsilon_start": math.inf}, "epsilons and their decay must be above 0"),
+        ({"epsilon_start": math.inf}, "epsilon_start must be given as a finite number"),
     ],
 )
 def test_attributes_that_make_no_sense_are_refused(wrong, message):

@@ -71,7 +71,7 @@ def test_quoted_texts_keep_their_lines(tmp_path: Path):
         ("text,label\na,2\n", "has the label '2'"),
         ("text,label\na\n", "line 2 of .* has fewer cells than the header"),
         (b"text,label\n\xff\xfe,pos\n", "is not UTF-8"),
-        ("text,label\n" + "a" * 200_000 + ",pos\n", "cannot be read as CSV: field larger"),
+        ('text,label\na,pos\n"b', "cannot be read as CSV: unexpected end of data"),
     ],
 )
 def test_bad_files(text: str | bytes, message: str, tmp_path: Path):

@@ -16,6 +16,7 @@ from coda_compile.regression.ab import BUDGET_SECONDS, MOST_LAUNCHES, Timing
 from coda_compile.regression.check import BY, advise, check, explain_timing, percent
 from coda_compile.regression.verdict import Verdict
 from coda_targets import Bundle, BundleError
+from coda_targets.manifest import TensorInfo
 from coda_targets.signature import Signature
 
 
@@ -88,7 +89,8 @@ def test_a_bundle_damaged_after_writing_is_refused(compiled: Bundle, copied: Pat
 
 
 def test_bundles_of_different_tasks_are_refused_before_anything_is_hashed(compiled: Bundle, copied: Path):
-    other = rewrite(copied, task="embedding")
+    outputs = (TensorInfo("logits", "float32", ("batch", "sequence", 2)),)
+    other = rewrite(copied, task="token-classification", outputs=outputs)
     (other / "model.onnx").write_bytes(b"")
     with pytest.raises(CodaError, match="different tasks"):
         check(other, compiled)

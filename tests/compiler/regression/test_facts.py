@@ -98,7 +98,7 @@ def test_what_counts_as_fused(name: str):
     ("changes", "message"),
     [
         (
-            {"task": "token-classification"},
+            {"task": "token-classification", "outputs": (TensorInfo("logits", "float32", ("batch", "sequence", 2)),)},
             r"different tasks, token-classification and sequence-classification: compare",
         ),
         (
