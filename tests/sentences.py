@@ -65,12 +65,6 @@ def in_old_format(folder: Path) -> None:
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": false}')
 
 
-def edit(path: Path, **changes: Any) -> None:
-    """Change keys of a JSON file, or make it."""
-    plain = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**plain, **changes}))
-
-
 def opened(folder: Path, **options: Any) -> SentenceTransformer:
     """A folder in sentence-transformers."""
     with warnings.catch_warnings():

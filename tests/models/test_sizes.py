@@ -1,6 +1,5 @@
 """Configurations that describe more than their weights hold are refused before a model of that size is made."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import TINY, tiny_backbone, tiny_coda
 from tests.frames import tiny_frames
+from tests.json_files import edit
 
 from coda_models import CodaConfig, load, save, save_pretrained
 from coda_models.backbone import load_backbone
@@ -34,11 +34,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "backbone"
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 @contextmanager
 def making_nothing() -> Iterator[None]:
     """A block in which no module can be made."""
@@ -53,7 +48,7 @@ def making_nothing() -> Iterator[None]:
 
 @pytest.mark.parametrize(("key", "value"), HUGE)
 def test_a_folder(folder: Path, key: str, value: int):
-    edit(folder, **{key: value})
+    edit(folder / "config.json", **{key: value})
     with (
         making_nothing(),
         pytest.raises(BackboneError, match=r"cannot be read: .* a larger one than its 0\.1 MB of weights hold"),
@@ -69,7 +64,7 @@ def test_a_folder_of_torch_weights_or_shards(folder: Path):
     tiny_backbone("bert").save_pretrained(folder, max_shard_size="50KB")
     (folder / "pytorch_model.bin").unlink()
     load_backbone(folder, TASK)
-    edit(folder, num_hidden_layers=10**9)
+    edit(folder / "config.json", num_hidden_layers=10**9)
     with pytest.raises(BackboneError, match="describes a larger one"):
         load_backbone(folder, TASK)
 
@@ -79,14 +74,14 @@ def test_every_family_in_half_precision(family: str, tmp_path: Path):
     tiny_backbone(family).half().save_pretrained(tmp_path)
     load_backbone(tmp_path, TASK)
     name = "n_layers" if family == "distilbert" else "num_hidden_layers"
-    edit(tmp_path, **{name: 10**9})
+    edit(tmp_path / "config.json", **{name: 10**9})
     with pytest.raises(BackboneError, match="describes a larger one"):
         load_backbone(tmp_path, TASK)
 
 
 @pytest.mark.parametrize("value", [10**9, -1, "x", True, 1 << 60])
 def test_labels_are_counted_before_they_are_named(folder: Path, value: Any):
-    edit(folder, num_labels=value)
+    edit(folder / "config.json", num_labels=value)
     with pytest.raises(BackboneError, match="has num_labels .*: put how many there are"):
         load_backbone(folder, TASK)
 
@@ -94,7 +89,7 @@ def test_labels_are_counted_before_they_are_named(folder: Path, value: Any):
 @pytest.mark.parametrize("value", [0, -1, None])
 @pytest.mark.parametrize("key", ["vocab_size", "num_hidden_layers", "num_attention_heads"])
 def test_a_size_that_is_none(folder: Path, key: str, value: Any):
-    edit(folder, **{key: value})
+    edit(folder / "config.json", **{key: value})
     with pytest.raises(BackboneError, match=rf"has {key} (0|-1|None): it should be a whole number from 1 on"):
         load_backbone(folder, TASK)
 
@@ -105,7 +100,7 @@ def test_a_checkpoint(tmp_path: Path, key: str, value: int):
     payload = torch.load(path, weights_only=True)
     payload["hf_config"][key] = value
     torch.save(payload, path)
-    edit(folder, **{key: value})
+    edit(folder / "config.json", **{key: value})
     for source in (path, folder):
         with making_nothing(), pytest.raises(CheckpointError, match="describes a larger one"):
             load(source)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone, tiny_coda
+from tests.json_files import edit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import modeling_utils as transformers_models
 
@@ -23,11 +24,6 @@ TASK = "sequence-classification"
 def folder(tmp_path: Path) -> Path:
     tiny_backbone("bert").save_pretrained(tmp_path / "backbone")
     return tmp_path / "backbone"
-
-
-def edit(path: Path, **changes: Any) -> None:
-    old = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**old, **changes}))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Models of the adapters library to compare with, small and of random weights."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import adapters
 import torch
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 
 CONFIGS: dict[str, Any] = {
     "Houlsby": adapters.DoubleSeqBnConfig(reduction_factor=8),
@@ -54,10 +54,6 @@ def library_model(base: Path, family: str = "bert") -> Any:
         if family == "xlm-roberta":
             edit(base / "config.json", model_type="xlm-roberta")
     return adapters.AutoAdapterModel.from_pretrained(base)
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def randomise(model: Any) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from adapters.composition import Average, Fuse, Parallel, Stack
-from tests.compiler.sources.library_adapters import CONFIGS, edit, library_model, randomise, saved
+from tests.compiler.sources.library_adapters import CONFIGS, library_model, randomise, saved
 from tests.compiler.sources.test_peft import answers, same, texts
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 
 from coda_compile import compile
 from coda_compile.errors import CompileError, OptionError

@@ -9,9 +9,10 @@ import adapters
 import pytest
 import torch
 from adapters.composition import Stack
-from tests.compiler.sources.library_adapters import CONFIGS, SEVERAL, edit, library_model, randomise, saved
+from tests.compiler.sources.library_adapters import CONFIGS, SEVERAL, library_model, randomise, saved
 from tests.compiler.sources.test_peft import same
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 
 from coda_compile.sources import read_source
 from coda_models.errors import CheckpointError, UnsupportedModelError

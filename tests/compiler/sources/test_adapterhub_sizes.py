@@ -5,7 +5,8 @@ from typing import Any
 
 import adapters
 import pytest
-from tests.compiler.sources.library_adapters import CONFIGS, edit, saved
+from tests.compiler.sources.library_adapters import CONFIGS, saved
+from tests.json_files import edit
 
 from coda_compile.sources import read_source
 from coda_models.errors import CheckpointError

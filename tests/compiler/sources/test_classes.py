@@ -10,6 +10,7 @@ import pytest
 from tests.compiler.exports import write
 from tests.compiler.sources.test_peft import adapted
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 from transformers import PreTrainedTokenizerFast, pipeline
 
 from coda_compile import CompileOptions, compile
@@ -26,10 +27,6 @@ SEVERAL = "multi_label_classification"
 def lora(tmp_path: Path) -> Path:
     adapted(tmp_path / "peft", peft.LoraConfig(task_type="SEQ_CLS", r=2))
     return tmp_path / "peft"
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def said(bundle: Bundle) -> tuple[str | None, tuple[str, ...], dict[str, str]]:

@@ -1,6 +1,5 @@
 """Plain folders compute what transformers' own pipelines do, whatever their configuration sets, or are refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import TINY, WORDS
+from tests.json_files import edit
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -37,11 +37,6 @@ def saved(folder: Path, family: str, task: str = "sequence-classification", **se
         torch.nn.init.normal_(parameter, std=0.25)
     model.eval().save_pretrained(folder)
     return model
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def same(folder: Path, eager: PreTrainedModel) -> None:
@@ -115,14 +110,14 @@ def test_token_types_are_an_input_where_there_are_several(tmp_path: Path, family
 )
 def test_classes_that_are_not_transformers_own(tmp_path: Path, family: str, architecture: str):
     saved(tmp_path, family)
-    edit(tmp_path, architectures=[architecture])
+    edit(tmp_path / "config.json", architectures=[architecture])
     with pytest.raises(UnsupportedModelError, match=f"^{architecture} in .* is no class of transformers' own, so what"):
         read_source(tmp_path)
 
 
 def test_a_class_of_a_model_type_that_is_built_alike(tmp_path: Path):
     eager = saved(tmp_path, "roberta")
-    edit(tmp_path, model_type="xlm-roberta")
+    edit(tmp_path / "config.json", model_type="xlm-roberta")
     same(tmp_path, eager)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 
 from coda_compile import compile
 from coda_compile.errors import CompileError, OptionError
@@ -202,11 +203,6 @@ def lora(tmp_path: Path) -> Path:
     return tmp_path / "peft"
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
@@ -240,7 +236,7 @@ def test_the_base_can_be_told(lora: Path, tmp_path: Path):
     with pytest.raises(OptionError, match=r"pass its folder as backbone"):
         read_source(lora)
     assert read_source(lora, backbone=str(moved)).kind == "PEFT LORA"
-    edit(lora, base_model_name_or_path=None)
+    edit(lora / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(OptionError, match=r"names no base model: pass its folder as backbone"):
         read_source(lora)
 
@@ -267,7 +263,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_configurations_that_cannot_be_compiled(lora: Path, changes: dict[str, Any], message: str):
-    edit(lora, **changes)
+    edit(lora / "adapter_config.json", **changes)
     with pytest.raises(UnsupportedModelError, match=message):
         read_source(lora)
 

@@ -8,8 +8,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.compiler.sources.test_peft import adapted, answers, edit, same, texts
+from tests.compiler.sources.test_peft import adapted, answers, same, texts
 from tests.conftest import tiny_backbone
+from tests.json_files import edit
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
 from coda_compile.errors import CompileError
@@ -74,16 +75,11 @@ def test_a_head_of_more_classes_than_the_base_model_s(base: Path, tmp_path: Path
 
 def test_other_shapes_that_the_adapter_does_not_bring_are_refused(base: Path, tmp_path: Path):
     trained(base, tmp_path / "peft")
-    edit_base(base, intermediate_size=40)
+    edit(base / "config.json", intermediate_size=40)
     with pytest.raises(
         BackboneError, match=r"hold 'bert.encoder.+' of another shape than its config.json describes: save"
     ):
         read_source(tmp_path / "peft")
-
-
-def edit_base(base: Path, **changes: Any) -> None:
-    path = base / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_the_class_says_the_task_where_the_configuration_leaves_it_open(base: Path, tmp_path: Path):
@@ -101,7 +97,7 @@ def test_the_base_model_says_the_task_of_what_transformers_saved(base: Path, tmp
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["auto_mapping"] is None
     ids, _ = texts(1, 17)
     close(tmp_path / "peft", model, ids)
-    edit_base(base, architectures=["BertModel"])
+    edit(base / "config.json", architectures=["BertModel"])
     with pytest.raises(
         UnsupportedModelError, match=r"task_type of .* is null, and neither its auto_mapping nor a conf"
     ):
@@ -112,7 +108,7 @@ def test_the_base_model_says_the_task_of_what_transformers_saved(base: Path, tmp
 
 def test_a_base_model_that_returns_tuples(base: Path, tmp_path: Path):
     eager = trained(base, tmp_path / "peft")
-    edit_base(base, return_dict=False)
+    edit(base / "config.json", return_dict=False)
     same(tmp_path / "peft", eager)
 
 
@@ -134,6 +130,6 @@ def test_adapters_with_names_of_their_own(base: Path, tmp_path: Path):
 
 def test_a_task_that_nobody_knows_stays_refused(tmp_path: Path):
     adapted(tmp_path / "peft", peft.LoraConfig(task_type="SEQ_CLS", **LORA))
-    edit(tmp_path / "peft", task_type="")
+    edit(tmp_path / "peft" / "adapter_config.json", task_type="")
     with pytest.raises(UnsupportedModelError, match="task_type '' of"):
         read_source(tmp_path / "peft")

@@ -1,12 +1,12 @@
 """Settings of PEFT that would take ages, or all memory, end in one sentence before PEFT sees them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 from tests.compiler.sources.test_peft import METHODS, adapted, same
+from tests.json_files import edit
 
 from coda_compile.errors import CompileError
 from coda_compile.sources import peft_settings, read_source
@@ -21,11 +21,6 @@ def lora(tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"target_modules": AGES}, {"exclude_modules": AGES}, {"rank_pattern": {AGES: 4}}, {"layers_pattern": [AGES]}],
@@ -33,7 +28,7 @@ def edit(folder: Path, **changes: Any) -> None:
 )
 def test_a_pattern_that_takes_ages(lora: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peft_settings, "_SECONDS", 0.5)
-    edit(lora, **changes)
+    edit(lora / "adapter_config.json", **changes)
     with pytest.raises(CompileError, match="adapter_config.json has patterns that take ages to match, among"):
         read_source(lora)
 
@@ -45,7 +40,7 @@ def test_patterns_that_take_no_time_are_peft_s_own_affair(tmp_path: Path):
 
 @pytest.mark.parametrize("changes", [{"r": 10**7}, {"rank_pattern": {"query": 10**7}}, {"r": 1e300}], ids=str)
 def test_a_rank_that_no_weights_have(lora: Path, changes: dict[str, Any]):
-    edit(lora, **changes)
+    edit(lora / "adapter_config.json", **changes)
     with pytest.raises(
         CheckpointError, match=r"has (r|rank_pattern) 1(0{7}|e\+300), and the weights beside it have no"
     ):
@@ -55,14 +50,14 @@ def test_a_rank_that_no_weights_have(lora: Path, changes: dict[str, Any]):
 @pytest.mark.parametrize("key", ["num_virtual_tokens", "token_dim", "num_layers"])
 def test_a_prompt_that_no_weights_have(tmp_path: Path, key: str):
     adapted(tmp_path / "prefix", METHODS["prefix"]("SEQ_CLS"))
-    edit(tmp_path / "prefix", **{key: 10**7})
+    edit(tmp_path / "prefix" / "adapter_config.json", **{key: 10**7})
     with pytest.raises(CheckpointError, match=f"has {key} 10000000, and the weights beside it have no such size"):
         read_source(tmp_path / "prefix")
 
 
 @pytest.mark.parametrize("layers", [[[0, 2], [1, 2]], [[0, 10**9]]])
 def test_repeated_layers(lora: Path, layers: list[list[int]]):
-    edit(lora, layer_replication=layers)
+    edit(lora / "adapter_config.json", layer_replication=layers)
     with pytest.raises(
         UnsupportedModelError, match=r"repeats layers of its base \(layer_replication\): train one that"
     ):

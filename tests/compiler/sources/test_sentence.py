@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer import modules
 from tests.conftest import example_inputs, tiny_backbone
-from tests.sentences import OLD_KEYS, TEXTS, edit, embedded, encoded, in_old_format, opened, save_sentence
+from tests.json_files import edit
+from tests.sentences import OLD_KEYS, TEXTS, embedded, encoded, in_old_format, opened, save_sentence
 from tests.targets.runtimes.test_openvino import needs_plugin
 from transformers import PreTrainedTokenizerFast
 

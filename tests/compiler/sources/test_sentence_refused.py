@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer import modules
-from tests.sentences import edit, save_sentence
+from tests.json_files import edit
+from tests.sentences import save_sentence
 from transformers import PreTrainedTokenizerFast
 
 from coda_compile.sources import read_source

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import tiny_backbone, tiny_coda
+from tests.json_files import edit
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from coda_compile.errors import CompileError, OptionError
@@ -24,11 +25,6 @@ from coda_targets import Bundle
 def hugging_face(tmp_path: Path) -> Path:
     tiny_backbone("bert").save_pretrained(tmp_path / "hf")
     return tmp_path / "hf"
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_checkpoint_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
@@ -92,7 +88,7 @@ def test_a_wrapped_part(hugging_face: Path):
 
 @pytest.mark.parametrize("named", [None, [], [""]])
 def test_nothing_says_what_a_model_is_for(hugging_face: Path, named: list[str] | None):
-    edit(hugging_face, architectures=named)
+    edit(hugging_face / "config.json", architectures=named)
     with pytest.raises(
         UnsupportedModelError, match=r"config.json names no architectures, so nothing says what the model"
     ):
@@ -128,7 +124,7 @@ def test_damaged_pooling(tmp_path: Path, text: str):
 def test_head_that_was_never_trained_is_refused(tmp_path: Path):
     """transformers would fill it at random, with no more than a warning."""
     tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path)
-    edit(tmp_path, architectures=["BertForSequenceClassification"])
+    edit(tmp_path / "config.json", architectures=["BertForSequenceClassification"])
     with pytest.raises(BackboneError, match="lack 'classifier.bias': train the model for sequence-classification"):
         read_source(tmp_path)
 
@@ -159,7 +155,7 @@ def test_file_that_is_no_checkpoint(tmp_path: Path, content: bytes):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "t5", "", None, ["bert"], {"a": 1}, 3])
 def test_other_architecture_names_the_supported(hugging_face: Path, model_type: Any):
-    edit(hugging_face, model_type=model_type)
+    edit(hugging_face / "config.json", model_type=model_type)
     with pytest.raises(
         UnsupportedModelError, match="is not supported: use one of bert, roberta, xlm-roberta, distilbert"
     ):
@@ -168,7 +164,7 @@ def test_other_architecture_names_the_supported(hugging_face: Path, model_type: 
 
 @pytest.mark.parametrize("architecture", ["BertForQuestionAnswering", "BertForMultipleChoice"])
 def test_other_head_names_the_tasks(hugging_face: Path, architecture: str):
-    edit(hugging_face, architectures=[architecture])
+    edit(hugging_face / "config.json", architectures=[architecture])
     with pytest.raises(UnsupportedModelError, match="is not supported: tasks are feature-extraction, sequence-class"):
         read_source(hugging_face)
 
@@ -207,7 +203,7 @@ def test_config_that_is_a_folder(tmp_path: Path):
     ],
 )
 def test_configuration_that_fits_no_model(hugging_face: Path, changes: dict[str, Any]):
-    edit(hugging_face, **changes)
+    edit(hugging_face / "config.json", **changes)
     with pytest.raises(CodaError) as caught:
         read_source(hugging_face)
     assert "\n" not in str(caught.value)
@@ -237,7 +233,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path):
 
 
 def test_decoder_is_refused(hugging_face: Path):
-    edit(hugging_face, is_decoder=True)
+    edit(hugging_face / "config.json", is_decoder=True)
     with pytest.raises(UnsupportedModelError, match="is a decoder: routing is not causal"):
         read_source(hugging_face)
 
