@@ -1,11 +1,12 @@
 """The command that routes a dense model. Parse and call, nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from coda_compile.cli.model_options import SEED, label_list, model_options
-from coda_compile.cli.route_options import by_layer, route_options, routing
+from coda_compile.cli.route_options import by_layer, route_options
 
 
 @click.command(short_help="Route a dense model, from unlabelled texts.")
@@ -54,14 +55,8 @@ def route(
     model: Path,
     texts: Path,
     reductions: tuple[str, ...],
-    budget: float | None,
-    accuracy_budget: float | None,
     output: Path | None,
-    attention: str,
-    stand_in: int,
-    key_value_rank: int | None,
-    fit_texts: int,
-    steps: int,
+    routing: dict[str, Any],
     held_out: Path | None,
     label_column: str | None,
     backbone: str | None,
@@ -99,14 +94,9 @@ def route(
         from coda_compile.cli import route_table
         from coda_compile.sources import read_tokenizer
         from coda_compile.tune.route import route as route_all
-    options = routing(
-        budget=budget,
-        accuracy_budget=accuracy_budget,
-        attention=attention,
-        stand_in=stand_in,
-        key_value_rank=key_value_rank,
-        fit_texts=fit_texts,
-        steps=steps,
+        from coda_compile.tune.route_options import RouteOptions
+    options = RouteOptions(
+        **routing,
         held_out=held_out,
         label_column=label_column,
         backbone=backbone,

@@ -1,14 +1,12 @@
 """Options of every command that routes a dense model: how much, and by what."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from functools import reduce, wraps
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from coda_compile.tune.route_options import RouteOptions
-
+_NAMES = ("budget", "accuracy_budget", "attention", "stand_in", "key_value_rank", "fit_texts", "steps")
 _OPTIONS = (
     click.option(
         "--budget",
@@ -61,15 +59,18 @@ _OPTIONS = (
 
 
 def route_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command ``--budget``, ``--accuracy-budget``, and the options of the fit behind them, in this order."""
-    return reduce(lambda made, option: option(made), reversed(_OPTIONS), command)
+    """Give a command ``--budget``, ``--accuracy-budget``, and the options of the fit behind them, in this order.
 
+    It is called with what they say in its argument ``routing``, by the names that ``RouteOptions`` has for it.
+    """
 
-def routing(attention: str, **options: Any) -> "RouteOptions":
-    """What these options say, and others of ``RouteOptions`` by their names."""
-    from coda_compile.tune.route_options import RouteOptions
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        routing = {name: given.pop(name) for name in _NAMES}
+        routing["attention"] = routing["attention"].replace("-", "_")
+        return command(routing=routing, **given)
 
-    return RouteOptions(attention=attention.replace("-", "_"), **options)
+    return reduce(lambda made, option: option(made), reversed(_OPTIONS), gathered)
 
 
 def by_layer(reductions: Sequence[str]) -> list[str | list[str]] | None:

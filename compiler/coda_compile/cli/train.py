@@ -1,11 +1,12 @@
 """The command that trains a dense adapter from labels, and routes it. Parse and call, nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from coda_compile.cli.model_options import PROBLEM_TYPE, SEED
-from coda_compile.cli.route_options import by_layer, route_options, routing
+from coda_compile.cli.route_options import by_layer, route_options
 
 
 @click.command(short_help="Train a dense adapter from labels, and route it.")
@@ -74,13 +75,7 @@ def train(
     delta: bool,
     seed: int,
     reductions: tuple[str, ...],
-    budget: float | None,
-    accuracy_budget: float | None,
-    attention: str,
-    stand_in: int,
-    key_value_rank: int | None,
-    fit_texts: int,
-    steps: int,
+    routing: dict[str, Any],
 ) -> None:
     """Train a dense adapter on the labelled texts in DATA: a .csv file with the columns text (and text_pair) and label,
     or .jsonl.
@@ -104,6 +99,7 @@ def train(
         import torch  # noqa: F401  first, because transformers prints advice of its own where torch is absent
 
         from coda_compile.cli import train_table
+        from coda_compile.tune.route_options import RouteOptions
         from coda_compile.tune.train import train as train_all
         from coda_compile.tune.train_options import TrainOptions
     options = TrainOptions(
@@ -121,15 +117,7 @@ def train(
         data,
         backbone,
         options,
-        routing=routing(
-            budget=budget,
-            accuracy_budget=accuracy_budget,
-            attention=attention,
-            stand_in=stand_in,
-            key_value_rank=key_value_rank,
-            fit_texts=fit_texts,
-            steps=steps,
-        ),
+        routing=RouteOptions(**routing),
         reductions=by_layer(reductions),
         output=output or Path(f"{data.stem}.pt"),
         stage=progress.stage,
