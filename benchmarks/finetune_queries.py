@@ -15,7 +15,6 @@ more in the end; texts.csv holds others of the same queries. fresh.csv and fresh
 the queries of held-out.csv: to fit to texts that the model was not trained on.
 """
 
-import csv
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -125,10 +124,7 @@ def write_texts(path: Path, queries: list[Query], count: int, together: int, kin
     draw = random.Random(0)
     passages, firsts = Passages(queries, draw), draw.sample(queries, min(count, len(queries)))
     rows: Iterable[Pair] = (passages.of(first, together, i % 2 == 0) for i, first in enumerate(firsts))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "text_pair", "label"])
-        table.writerows(rows)
+    train_reviews.write_texts(path, rows, ("text", "text_pair", "label"))
 
 
 def untrained(kind: str, backbone: str, names: list[str]) -> Any:

@@ -42,9 +42,9 @@ from coda_compile.text_files import Row, read_table
 from coda_compile.tune.dense import read_dense
 from coda_compile.tune.held_out import HeldOut, labels_of
 from coda_compile.tune.texts import Batch, Texts, apart, batches, split
-from coda_models import distill, fit_routers, fit_stand_ins, mend_readout
+from coda_models import distill, fit_stand_ins, mend_readout
 from coda_models.conversion import add_stand_ins
-from coda_models.fitting.route import set_routers
+from coda_models.fitting.route import fitted_routers, set_routers
 from coda_models.fitting.sensitivity import sensitivity
 from coda_models.model import CodaModel, CodaOutput
 from coda_models.training.collator import TextCollator
@@ -184,10 +184,7 @@ class Rows:
 
     def _routers_of(self, fitted: tuple[Row, ...], by: str) -> list[Tensor]:
         """Fitted to some texts, the same in every row."""
-        model = deepcopy(self._dense)
-        add_stand_ins(model, reduction=1, stand_in=1)
-        fit_routers(model, [batch.inputs for batch in self._batches(fitted)], by=by)
-        return [layer.router.weight.detach() for layer in model.coda_layers() if layer.router is not None]
+        return fitted_routers(self._dense, [batch.inputs for batch in self._batches(fitted)], by=by)
 
     def _parts_of(self, seed: int, count: int, aside: bool, domain: str) -> tuple[Any, Any, list[dict[str, Tensor]]]:
         """Texts to fit on and those of the readout, each with their batches, and batches kept aside."""

@@ -67,11 +67,11 @@ def read_texts(path: Path) -> tuple[list[str], list[str]]:
     return list(texts), list(labels)
 
 
-def write_texts(path: Path, rows: Iterable[tuple[str, str]]) -> Path:
-    """A CSV file of texts and labels, as ``read_texts`` and the commands take it."""
+def write_texts(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = ("text", "label")) -> Path:
+    """A CSV file of texts and labels, as ``read_texts`` and the commands take it, or of other columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["text", "label"])
+        table.writerow(columns)
         table.writerows(rows)
     return path
 

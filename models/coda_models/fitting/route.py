@@ -68,11 +68,14 @@ def route_model(
     return routed
 
 
-def fitted_routers(model: CodaModel, batches: Batches, *, progress: Progress = silent) -> list[Tensor]:
+def fitted_routers(
+    model: CodaModel, batches: Batches, *, by: str = "both", progress: Progress = silent
+) -> list[Tensor]:
     """Weights of every layer's router, [width, 1] each, for several routed models of one dense one.
 
     Args:
         model, batches, progress: as for ``route_model``.
+        by: as for ``fit_routers``.
 
     Raises:
         ConfigError, UnsupportedModelError: as ``route_model`` does.
@@ -80,7 +83,7 @@ def fitted_routers(model: CodaModel, batches: Batches, *, progress: Progress = s
     check_dense(model)
     routed = deepcopy(model).eval()
     add_stand_ins(routed, reduction=1, stand_in=1)
-    fit_routers(routed, batches, progress=progress)
+    fit_routers(routed, batches, by=by, progress=progress)
     return [layer.router.weight.detach() for layer in routed.coda_layers() if layer.router is not None]
 
 
