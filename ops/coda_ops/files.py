@@ -105,8 +105,13 @@ def check_result_file(path: Path, first: bytes) -> None:
             raise CodaError(f"{path} exists and is no earlier result: remove it, or write elsewhere")
 
 
+def may_have_no_end(path: Path) -> bool:
+    """Whether it is a pipe, a device or a socket."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def check_plain(path: Path) -> None:
-    """Refuse pipes, devices and sockets, which may have no end, where a model is read.
+    """Refuse what may have no end where a model is read.
 
     Args:
         path: it, or its folder, in which all that libraries read by its name is looked at.
@@ -116,7 +121,7 @@ def check_plain(path: Path) -> None:
     """
     inside = (one for pattern in ("*", "*/*") for one in path.glob(pattern) if one.suffix in _MODEL_FILES)
     for one in (path, *inside):
-        if one.exists() and not (one.is_file() or one.is_dir()):
+        if may_have_no_end(one):
             raise CodaError(f"{one} is a pipe, a device or a socket, and is not read: put a file in its place")
 
 

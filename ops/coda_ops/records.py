@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coda_ops.errors import CodaError
+from coda_ops.files import may_have_no_end
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -57,7 +58,7 @@ def read_record(
     import msgspec
 
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # pipes and devices may have no end
+        if may_have_no_end(path):
             raise error(f"{path} is no file: {remedy}")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -297,11 +297,12 @@ class Bundle:
             InputError: no such task, or a modality that has no codec here.
             TargetError: a library that it needs is not installed.
         """
-        if task not in self._codecs:
-            from coda_targets.modalities import open_codec
+        from coda_targets.modalities import open_codec
 
-            self._codecs[task] = open_codec(self, task)
-        return self._codecs[task]
+        with self._making:
+            if task not in self._codecs:
+                self._codecs[task] = open_codec(self, task)
+            return self._codecs[task]
 
     def predict(
         self, items: Sequence[Any], *, task: str | None = None, raw: bool = False, batch: int = 8

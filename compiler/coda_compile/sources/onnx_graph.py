@@ -145,7 +145,8 @@ def _load(path: Path) -> ir.Model:
             onnx.load_external_data_for_model(proto, str(weights))
         model = ir.from_proto(proto)
         for value in model.graph.initializers.values():
-            _ = None if value.const_value is None else value.const_value.numpy()  # as long as its shape says
+            if value.const_value is not None:
+                value.const_value.numpy()  # which fails where bytes are shorter than the shape says
     except CompileError:
         raise
     except Exception as error:  # protobuf's, onnx_ir's and the file system's share no base class

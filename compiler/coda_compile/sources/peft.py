@@ -170,9 +170,8 @@ def _name_in_base(name: str) -> str:
 def _check_names(folder: Path, found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
         raise CheckpointError(f"the weights in {folder} lack {missing[0]!r}: save the adapter again")
-    kept = {
-        name for name in found if _name_in_base(name).endswith(_EMBEDDINGS)
-    }  # PEFT keeps them where tokens were added
+    # PEFT keeps them where tokens were added.
+    kept = {name for name in found if _name_in_base(name).endswith(_EMBEDDINGS)}
     if extra := sorted(found - expected - kept):
         raise CheckpointError(
             f"the weights in {folder} hold {extra[0]!r}, which {CONFIG} does not speak of: save the adapter again"
