@@ -16,7 +16,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from sentence_transformers.sentence_transformer import modules
 from tests.conftest import example_inputs, tiny_backbone
-from tests.sentences import TEXTS, edit, embedded, encoded, opened, save_sentence
+from tests.json_files import edit
+from tests.sentences import TEXTS, embedded, encoded, opened, save_sentence
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from coda_compile import compile
