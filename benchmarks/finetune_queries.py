@@ -46,7 +46,7 @@ PLANS = {
     "classifier": ((1, 400), (3, 900), (10, 700)),
     "short-classifier": ((1, 400), (3, 600), (10, 300)),
     "tagger": ((10, 260),),
-    "lora": ((1, 300), (3, 700)),
+    "lora": ((1, 400), (3, 350)),
     "cross-encoder": ((1, 500), (5, 500)),
 }
 ANSWERS = ("another", "same")  # of a cross-encoder
@@ -141,8 +141,7 @@ def untrained(kind: str, backbone: str, names: list[str]) -> Any:
         return model
     from peft import LoraConfig, get_peft_model
 
-    every = ["query", "key", "value", "dense"]
-    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=32, lora_alpha=64, target_modules=every))
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=32, lora_alpha=64, target_modules="all-linear"))
 
 
 @click.command(help=__doc__)

@@ -1,6 +1,5 @@
 """Passes of onnx_ir, with the names and options that they have here."""
 
-import onnx_ir as ir
 from onnx_ir.passes import common
 
 
@@ -17,12 +16,3 @@ class LiftConstants(common.LiftConstantsToInitializersPass):
 
     def __init__(self) -> None:
         super().__init__(lift_all_constants=True, size_limit=0)
-
-
-class InlineFunctions(ir.passes.InPlacePass):
-    """Function calls → the nodes of their bodies, for a runtime that knows no functions."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Inline every call, and forget the functions."""
-        result = common.InlinePass()(model)
-        return ir.passes.PassResult(result.model, bool(result.modified))
