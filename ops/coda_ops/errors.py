@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from string import Formatter
 
+_LONGEST = 300  # letters of another library's sentence
+
 
 class CodaError(Exception):
     """One clear sentence for the user: what was wrong, where, and what to do next.
@@ -39,10 +41,11 @@ class OptionError(CodaError):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, cut to one line, for use inside a sentence of ours.
 
-    A line that ends in a colon only announces the reason, which follows.
+    A line that ends in a colon only announces the reason, which follows. Some lines list all that a library knows.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rpartition(' ')[0] or line[:_LONGEST]} …"
 
 
 def shown(value: object) -> str:

@@ -22,6 +22,8 @@ def test_options_are_named_by_their_fields_and_spelt_by_who_shows_them():
         ),
         ("nothing follows:", "nothing follows:"),
         ("  \n", "ValueError"),
+        ("one of " + "a, " * 200, "one of " + "a, " * 97 + "…"),
+        ("x" * 301, "x" * 300 + " …"),
     ],
 )
 def test_another_library_s_reason_in_one_line(said: str, cut: str):

@@ -14,7 +14,6 @@ from coda_models.learned_parts import BottleneckForm, InvertibleForm, LayerParts
 from coda_models.model import CodaModel
 
 _PLACES = {"mh_adapter": "after_attention", "output_adapter": "after_feed_forward"}
-_RESIDUALS = {True: "before", "post_add": "added"}
 
 
 def layer_parts(base: Any, theirs: nn.Module, names: Sequence[str]) -> LayerParts:
@@ -97,11 +96,16 @@ def _form(module: Any, name: str) -> BottleneckForm:
         parallel=isinstance(theirs, ParallelAdapter),
         joined=bool(theirs.original_ln_before),
         closes=bool(theirs.original_ln_after),
-        residual=_RESIDUALS.get(theirs.residual_before_ln, "normed"),
+        residual=_residual(theirs.residual_before_ln),
         residual_first=bool(theirs.adapter_residual_before_ln),
         norm_before=bool(theirs.add_layer_norm_before),
         norm_after=bool(theirs.add_layer_norm_after),
     )
+
+
+def _residual(setting: object) -> str:
+    """Which residual a bottleneck gets; with a setting that is neither false nor one of these the library cannot run."""
+    return "before" if setting is True else "added" if setting == "post_add" else "normed"
 
 
 def _fill(own: Bottleneck, theirs: Any) -> None:

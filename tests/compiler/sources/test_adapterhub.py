@@ -62,6 +62,14 @@ def test_a_lora_in_another_precision_than_its_base(tmp_path: Path):
     same(tmp_path / "task", eager.float())
 
 
+@pytest.mark.parametrize("residual", [None, []])
+def test_a_residual_that_is_as_good_as_false(tmp_path: Path, residual: Any):
+    eager = saved(tmp_path / "task", CONFIGS["residual behind the norm"])
+    path = tmp_path / "task" / "adapter_config.json"
+    edit(path, config={**json.loads(path.read_text())["config"], "residual_before_ln": residual})
+    same(tmp_path / "task", eager)
+
+
 def test_what_the_library_itself_cannot_run(tmp_path: Path):
     glow = adapters.SeqBnConfig(reduction_factor=8, inv_adapter="glow", inv_adapter_reduction_factor=2)
     saved(tmp_path / "task", glow)
