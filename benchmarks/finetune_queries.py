@@ -12,7 +12,8 @@ coda-compile route queries/model --texts queries/texts.csv --held-out queries/he
 
 No query of held-out.csv is in a training text. Training texts are drawn anew for each step, of one query first and of
 more in the end; texts.csv holds others of the same queries. fresh.csv and fresh-held-out.csv are of the two halves of
-the queries of held-out.csv: to fit to texts that the model was not trained on.
+the queries of held-out.csv: to fit to texts that the model was not trained on. --linear trains a linear model on words
+instead, for what the task is worth.
 """
 
 import random
@@ -24,6 +25,7 @@ from typing import Any
 
 import click
 import join_queries
+import numpy as np
 import torch
 from join_queries import Query, train_reviews
 from sklearn.model_selection import train_test_split
@@ -39,6 +41,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+
+from coda_compile.text_files import read_table
+from coda_compile.tune.agreement import LABEL
+from coda_compile.tune.linear import linear_figures
 
 BATCH = 32
 # (queries in a text or passage, steps): what stands first is learned in short texts, that it is first in long ones.
@@ -127,6 +133,17 @@ def write_texts(path: Path, queries: list[Query], count: int, together: int, kin
     train_reviews.write_texts(path, rows, ("text", "text_pair", "label"))
 
 
+def linear_accuracy(train: Path, test: Path) -> float:
+    """Share of right labels of a linear SVM on TF-IDF of words and their pairs."""
+    seen, unseen = (read_table(path, "label") for path in (train, test))
+    number = {name: i for i, name in enumerate(sorted({row.label for row in seen}))}
+    wanted = [np.array([float(number[row.label])]) for row in unseen]
+    texts, others = ([row.text for row in rows] for rows in (seen, unseen))
+    found = linear_figures(LABEL, texts, others, [number[row.label] for row in seen], wanted)
+    assert found is not None
+    return found["accuracy"].middle
+
+
 def untrained(kind: str, backbone: str, names: list[str]) -> Any:
     """A pretrained encoder with a new head."""
     auto = AutoModelForTokenClassification if kind == "tagger" else AutoModelForSequenceClassification
@@ -151,9 +168,17 @@ def untrained(kind: str, backbone: str, names: list[str]) -> Any:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model and its texts.")
 @click.option("--learning-rate", type=float, help="[default: 2e-4; of a LoRA 1e-3]")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--linear", is_flag=True, help="Train a linear model alone, on a text for each query.")
 @click.option("--bf16", is_flag=True, help="Multiply in bfloat16: twice as fast where the machine has it.")
 def main(
-    queries: Path, backbone: str, kind: str, out: Path, learning_rate: float | None, seed: int, bf16: bool
+    queries: Path,
+    backbone: str,
+    kind: str,
+    out: Path,
+    learning_rate: float | None,
+    seed: int,
+    linear: bool,
+    bf16: bool,
 ) -> None:
     every, together = join_queries.read(queries), PLANS[kind][-1][0]
     texts = join_queries.join(every)
@@ -169,6 +194,10 @@ def main(
     write(out / "fresh.csv", halves[:half], 1850)
     write(out / "fresh-held-out.csv", halves[half:], half)
 
+    if linear:
+        write(out / "linear.csv", seen, len(seen))
+        click.echo(f"linear: {100 * linear_accuracy(out / 'linear.csv', out / 'held-out.csv'):.1f}")
+        return
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = untrained(kind, backbone, classes(every))
