@@ -272,7 +272,9 @@ def _read(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: its field {name!r} is missing or of the wrong type")
     for name, known in (("kind", ("complete", "delta")), ("truncation_side", ("left", "right"))):
         if payload[name] not in known:
-            raise CheckpointError(f"{path} is damaged: its field {name!r} is {payload[name]!r}, not one of {known}")
+            raise CheckpointError(
+                f"{path} is damaged: its field {name!r} is {shown(payload[name])}, not one of {known}"
+            )
     return payload
 
 

@@ -108,13 +108,13 @@ class CodaConfig:
         for name, low, high in _WHOLE_NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
+                raise ConfigError(f"{name} {shown(value)} is not a whole number from {low} to {high}")
         if self.key_value_rank and self.attention != "k_to_all":
             raise ConfigError(f"key_value_rank is for attention 'k_to_all', and this is {self.attention!r}: leave it 0")
         for name, most in (("epsilon_start", 1e6), ("epsilon_decay", 1.0), ("epsilon_final", 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-6 <= value <= most:
-                raise ConfigError(f"{name} {value!r} is outside 1e-06 … {most:g}")
+                raise ConfigError(f"{name} {shown(value)} is outside 1e-06 … {most:g}")
         for name in ("backbone", "backbone_sha256"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not text")

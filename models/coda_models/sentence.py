@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coda_models.errors import ConfigError
+from coda_ops.errors import shown
 
 POOLINGS = ("mean", "first", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 KINDS = ("Dense", "LayerNorm", "Normalize", "Truncate")
@@ -62,7 +63,7 @@ class SentenceModule:
         for name in self._widths():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _WIDEST:
-                raise ConfigError(f"{name} {value!r} of a {self.kind} is not a whole number from 1 to {_WIDEST}")
+                raise ConfigError(f"{name} {shown(value)} of a {self.kind} is not a whole number from 1 to {_WIDEST}")
 
     def _widths(self) -> tuple[str, ...]:
         return {"Normalize": (), "Truncate": ("outputs",)}.get(self.kind, ("inputs", "outputs"))

@@ -46,7 +46,7 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
     _check_types(config, source)
     if own := getattr(config, "auto_map", None):
         raise UnsupportedModelError(
-            f"the configuration in {source} names code of its own, {own!r}, which is not run: "
+            f"the configuration in {source} names code of its own, {shown(own)}, which is not run: "
             "only transformers' own classes are supported"
         )
     if getattr(config, "quantization_config", None):
@@ -62,7 +62,7 @@ def settled(config: PretrainedConfig, source: object) -> PretrainedConfig:
         raise UnsupportedModelError(f"the configuration in {source} has add_cross_attention: use an encoder by itself")
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not _plain(weights):
-        raise BackboneError(f"the configuration in {source} names weights outside of its folder: {weights!r}")
+        raise BackboneError(f"the configuration in {source} names weights outside of its folder: {shown(weights)}")
     config = deepcopy(config)
     config._attn_implementation = None
     config.chunk_size_feed_forward, config.output_attentions = 0, False
@@ -91,7 +91,7 @@ def check_shards(read: ReadJson, source: object) -> None:
         listed = (read(name) or {}).get("weight_map")
         for shard in listed.values() if isinstance(listed, dict) else ():
             if not _plain(shard):
-                raise BackboneError(f"{name} in {source} names weights outside of its folder: {shard!r}")
+                raise BackboneError(f"{name} in {source} names weights outside of its folder: {shown(shard)}")
 
 
 def check_listed(index: Path) -> None:
@@ -123,13 +123,13 @@ def check_tokenizer(read: ReadJson, source: object) -> None:
         for key, value in _settings(read(name) or {}):
             if key == "auto_map" and value:
                 raise BackboneError(
-                    f"{name} in {source} names code of its own, {value!r}, which is not run: save one of transformers' "
-                    "own tokenizers there"
+                    f"{name} in {source} names code of its own, {shown(value)}, which is not run: save one of "
+                    "transformers' own tokenizers there"
                 )
             if _names_files(key, value) and (key != "tokenizer_file" or read(_TOKENIZER) is not None):
                 raise BackboneError(
-                    f"{name} in {source} names files to read, {key}: {value!r}: remove it, a tokenizer's files are "
-                    "found by their own names"
+                    f"{name} in {source} names files to read, {key}: {shown(value)}: remove it, a tokenizer's files "
+                    "are found by their own names"
                 )
 
 

@@ -27,7 +27,7 @@ from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.learned_parts import LearnedParts
 from coda_models.model import CodaModel
-from coda_ops.errors import first_line
+from coda_ops.errors import first_line, shown
 
 _METHODS = {None: "bottlenecks", "lora": "LoRA", "prefix_tuning": "prefix-tuning"}
 _WAYS_OUT = {
@@ -112,8 +112,9 @@ def _parts(folder: Path) -> tuple[list[str], list[Path]]:
     if kinds != wanted:
         kind = next(kind for kind, right in zip(kinds, wanted, strict=True) if kind != right)
         way_out = _WAYS_OUT.get(kind, "save one adapter, or a Stack of some")
-        raise UnsupportedModelError(f"the composition {kind} in {folder} cannot be compiled: {way_out}")
-    names = [name for child in children for name in child.get("children") or [None]]
+        raise UnsupportedModelError(f"the composition {kind[:80]} in {folder} cannot be compiled: {way_out}")
+    inside = [child.get("children") for child in children]
+    names: list[Any] = [name for some in inside for name in (some if some and isinstance(some, list) else [None])]
     if not names or any(not isinstance(name, str) or Path(name).name != name or name == ".." for name in names):
         raise CheckpointError(f"{folder / SETUP} is damaged: it should name the folders of its adapters")
     return names, [folder / name for name in names]
@@ -128,7 +129,7 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
         method = one.get("architecture")
         if method not in _METHODS:
             known = ", ".join(_METHODS.values())
-            raise UnsupportedModelError(f"the method {method!r} of {folder} is not supported: use {known}")
+            raise UnsupportedModelError(f"the method {shown(method)} of {folder} is not supported: use {known}")
         if one.get("use_gating"):
             raise UnsupportedModelError(
                 f"{folder} has gates that are means over padding too, so an answer would depend on what it is batched "
@@ -145,11 +146,11 @@ def _check_base(folder: Path, config: Any, base: str) -> None:
     for key in ("model_type", "hidden_size"):
         if about.get(key) not in (None, getattr(config, key, None)):
             raise OptionError(
-                "{folder} was trained on a base model with {key} {wanted!r}, but {base} has {found!r}: pass the "
+                "{folder} was trained on a base model with {key} {wanted}, but {base} has {found!r}: pass the "
                 "original one as {backbone}",
                 folder=folder,
                 key=key,
-                wanted=about[key],
+                wanted=shown(about[key]),
                 base=base,
                 found=getattr(config, key, None),
             )
@@ -193,7 +194,7 @@ def _check_ready(library: Any, names: list[str], head: Any) -> None:
         raise UnsupportedModelError(f"of the stacked adapters {', '.join(loras)} are LoRA: merge all but one first")
     kind = None if head is None else head.config.get("head_type")
     if head is not None and kind not in HEADS:
-        raise UnsupportedModelError(f"a head of type {kind!r} is not supported: use one of {', '.join(HEADS)}")
+        raise UnsupportedModelError(f"a head of type {shown(kind)} is not supported: use one of {', '.join(HEADS)}")
 
 
 def _converted(

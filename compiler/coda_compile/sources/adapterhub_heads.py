@@ -11,7 +11,7 @@ from coda_compile.sources.classes import forget_cross_encoder, name_classes, tak
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.learned_parts import HeadForm
 from coda_models.model import CodaModel
-from coda_ops.errors import first_line
+from coda_ops.errors import first_line, shown
 from coda_ops.foreign_json import read_json
 
 HEADS = {
@@ -49,7 +49,7 @@ def activate_head(library: Any, folder: Path, last: Path) -> Path:
         place = folder / name
     else:
         raise UnsupportedModelError(
-            f"the head_setup {setup!r} of {folder} cannot be compiled: a bundle has one head, name that one"
+            f"the head_setup {shown(setup)} of {folder} cannot be compiled: a bundle has one head, name that one"
         )
     info: dict[str, Any] = {}
     try:

@@ -104,7 +104,7 @@ def _form(module: Any, name: str) -> BottleneckForm:
 
 
 def _residual(setting: object) -> str:
-    """Which residual a bottleneck gets; with a setting that is neither false nor one of these the library cannot run."""
+    """Which residual a bottleneck gets; the library cannot run with a true setting that is neither of these."""
     return "before" if setting is True else "added" if setting == "post_add" else "normed"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coda_compile.errors import CompileError, OptionError
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 from coda_targets.manifest import PROBLEM_TYPES
 
@@ -24,7 +25,7 @@ def check_problem_type(problem_type: object, where: str) -> str | None:
     """
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
         raise CompileError(
-            f"problem_type {problem_type!r} of {where} is unknown: use one of {', '.join(PROBLEM_TYPES)}"
+            f"problem_type {shown(problem_type)} of {where} is unknown: use one of {', '.join(PROBLEM_TYPES)}"
         )
     return None if problem_type is None else str(problem_type)
 

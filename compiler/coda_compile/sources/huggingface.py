@@ -23,6 +23,7 @@ from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
 from coda_models.conversion import convert
 from coda_models.errors import UnsupportedModelError
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 
 TASK_OF_HEAD = {
@@ -71,7 +72,7 @@ def _task(folder: Path, *, embeds: bool) -> str:
         raise CompileError(f"{path} is damaged: its architectures should be a list")
     architecture, family = str((named or [""])[0]), str(plain.get("model_type"))
     if family not in FAMILIES:
-        raise UnsupportedModelError(f"model type {family!r} is not supported: use one of {', '.join(FAMILIES)}")
+        raise UnsupportedModelError(f"model type {shown(family)} is not supported: use one of {', '.join(FAMILIES)}")
     if embeds:
         return "feature-extraction"
     if not architecture:

@@ -26,7 +26,7 @@ from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.learned_parts import LayerParts, LearnedParts
 from coda_models.model import CodaModel
-from coda_ops.errors import CodaError, first_line
+from coda_ops.errors import CodaError, first_line, shown
 from coda_ops.foreign_json import json_object
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -111,10 +111,12 @@ def _check(folder: Path, plain: dict[str, Any]) -> None:
     method, task = plain["peft_type"], plain.get("task_type")
     if method not in _METHODS:
         raise UnsupportedModelError(
-            f"PEFT method {method!r} of {folder} is not supported: use one of {', '.join(_METHODS)}"
+            f"PEFT method {shown(method)} of {folder} is not supported: use one of {', '.join(_METHODS)}"
         )
     if task is not None and (not isinstance(task, str) or task not in _TASKS):
-        raise UnsupportedModelError(f"task_type {task!r} of {folder} is not supported: use one of {', '.join(_TASKS)}")
+        raise UnsupportedModelError(
+            f"task_type {shown(task)} of {folder} is not supported: use one of {', '.join(_TASKS)}"
+        )
     if plain.get("alora_invocation_tokens"):
         raise UnsupportedModelError(f"{folder} is an activated LoRA, which no weight can hold: train a plain one")
     if plain.get("megatron_config"):  # PEFT imports whatever module stands beside it
@@ -149,7 +151,7 @@ def _revision(folder: Path, plain: dict[str, Any]) -> str | None:
     """Of the base model, as ``AutoPeftModel`` loads it."""
     revision = plain.get("revision")
     if revision is not None and (not isinstance(revision, str) or not revision):
-        raise CompileError(f"{folder / CONFIG} has revision {revision!r}: it should name a branch, tag or commit")
+        raise CompileError(f"{folder / CONFIG} has revision {shown(revision)}: it should name a branch, tag or commit")
     return revision
 
 

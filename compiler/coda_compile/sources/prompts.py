@@ -6,6 +6,7 @@ from typing import Any
 
 from coda_compile.errors import CompileError
 from coda_models.errors import UnsupportedModelError
+from coda_ops.errors import shown
 
 ABOUT = "config_sentence_transformers.json"
 
@@ -23,7 +24,7 @@ def check_prompts(path: Path, about: Mapping[str, Any]) -> dict[str, str | None]
     default = about.get("default_prompt_name")
     if default is not None and prompts.get(str(default)):
         raise UnsupportedModelError(
-            f"{path} puts the prompt {default!r} in front of every text (default_prompt_name), and a bundle takes "
+            f"{path} puts the prompt {shown(default)} in front of every text (default_prompt_name), and a bundle takes "
             "texts as they are: set it to null there, and put the prompt in front of the texts that you give"
         )
     return prompts

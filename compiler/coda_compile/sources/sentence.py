@@ -14,6 +14,7 @@ from coda_compile.sources.sentence_modules import MAKERS, make, settled
 from coda_compile.sources.truncation import Truncation, read_truncation
 from coda_models.errors import UnsupportedModelError
 from coda_models.sentence import SentenceModule
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 
 if TYPE_CHECKING:
@@ -196,7 +197,9 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
         kind = name.rpartition(".")[2]
         known = ("Transformer", "Pooling", *MAKERS, "Dropout")
         if not name.startswith("sentence_transformers.") or kind not in known:
-            raise UnsupportedModelError(f"{path} lists {name}, which has no compiled form: {', '.join(known)} have one")
+            raise UnsupportedModelError(
+                f"{path} lists {name[:80]}, which has no compiled form: {', '.join(known)} have one"
+            )
         found.append((kind, place))
     if [kind for kind, _ in found[:1]] != ["Transformer"] or [kind for kind, _ in found].count("Transformer") > 1:
         raise UnsupportedModelError(f"{path} lists no Transformer or not as its first and only one: that has no form")
@@ -207,7 +210,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A module's folder, which must lie in the model's."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise CompileError(f"{folder / MODULES} names {name!r}, which lies outside of the model: do not use it")
+        raise CompileError(f"{folder / MODULES} names {shown(name)}, which lies outside of the model: do not use it")
     return folder / pure
 
 
@@ -231,6 +234,6 @@ def _pooling(path: Path) -> tuple[tuple[str, ...], bool]:
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
             raise CompileError(f"{path} is damaged: {expected}")
         if unknown := [word for word in words if word not in new]:
-            raise UnsupportedModelError(f"{path} pools by {unknown[0]!r}, which has no compiled form")
+            raise UnsupportedModelError(f"{path} pools by {shown(unknown[0])}, which has no compiled form")
         poolings = [new[word] for word in words]
     return tuple(poolings), bool(plain.get("include_prompt", True))

@@ -11,6 +11,7 @@ from coda_compile.sources.plain import only
 from coda_compile.sources.tensors import read_tensors
 from coda_models.errors import CheckpointError, ConfigError, UnsupportedModelError
 from coda_models.sentence import ACTIVATIONS, SentenceModule
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 
 _EMBEDDING = "sentence_embedding"
@@ -50,7 +51,9 @@ def _dense(folder: Path) -> Made:
     activation = str(name).rpartition(".")[2]
     if not str(name).startswith("torch.nn.") or activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise UnsupportedModelError(f"{path} has the activation {name!r}, which has no compiled form: {known} have one")
+        raise UnsupportedModelError(
+            f"{path} has the activation {shown(name)}, which has no compiled form: {known} have one"
+        )
     bias = plain.get("bias", True)
     module = SentenceModule("Dense", plain.get("in_features", 0), plain.get("out_features", 0), bias, activation)
     shapes = {"linear.weight": (module.outputs, module.inputs), **({"linear.bias": (module.outputs,)} if bias else {})}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from coda_compile.errors import CompileError
 from coda_compile.sources.plain import only
 from coda_models.errors import UnsupportedModelError
+from coda_ops.errors import shown
 from coda_ops.foreign_json import read_json
 from coda_targets.signature import Signature
 
@@ -77,7 +78,9 @@ def longest(signature: Signature, tokenizer: "PreTrainedTokenizerBase | None") -
         return signature
     allowed = tokenizer.model_max_length
     if isinstance(allowed, bool) or not isinstance(allowed, int | float) or not allowed >= 1:
-        raise CompileError(f"the tokenizer's model_max_length is {allowed!r}, which is no number of tokens: set it")
+        raise CompileError(
+            f"the tokenizer's model_max_length is {shown(allowed)}, which is no number of tokens: set it"
+        )
     return signature.shortened(int(min(signature.max_length, allowed)))
 
 
@@ -99,15 +102,17 @@ def read_truncation(folder: Path, task: str, *, stands: bool = False) -> Truncat
         arguments = plain.get(key) or {}
         if not isinstance(arguments, dict) or (strange := sorted(set(arguments) - _HARMLESS)):
             what = strange[0] if isinstance(arguments, dict) else arguments
-            raise UnsupportedModelError(f"{path} sets {what!r} in {key}, which has no compiled form: do without")
+            raise UnsupportedModelError(f"{path} sets {shown(what)} in {key}, which has no compiled form: do without")
     for key, value in expected.items():
         if plain.get(key) not in (None, value):
-            raise UnsupportedModelError(f"{path} has {key} {plain[key]!r}, which has no compiled form: {value!r} has")
+            raise UnsupportedModelError(
+                f"{path} has {key} {shown(plain[key])}, which has no compiled form: {value!r} has"
+            )
     longest, lower = plain.get("max_seq_length"), plain.get("do_lower_case") or False
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
-        raise CompileError(f"{path} is damaged: max_seq_length {longest!r} is no number of tokens")
+        raise CompileError(f"{path} is damaged: max_seq_length {shown(longest)} is no number of tokens")
     if not isinstance(lower, bool):
-        raise CompileError(f"{path} is damaged: do_lower_case {lower!r} is neither true nor false")
+        raise CompileError(f"{path} is damaged: do_lower_case {shown(lower)} is neither true nor false")
     return Truncation(longest, stands, lower)
 
 
