@@ -16,6 +16,7 @@ _PAIR = "text_pair"
 _JSON_LINES = (".jsonl", ".ndjson")
 _OTHER_TABLES = (".json", ".tsv", ".xlsx", ".parquet")
 _LONGEST_LINE = 1 << 24  # letters
+_SHOWN = 8  # names of a model's labels in a message
 _BOM = "\ufeff"
 _NOT_UTF8 = "{source} is not UTF-8 text: convert it, for example with iconv"
 
@@ -128,12 +129,15 @@ def read_table(path: Path, label: str | None = None) -> list[Row]:
 
 
 def _expected(cell: str, first: str, labels: tuple[str, ...]) -> str:
-    knows = f"this model knows {', '.join(labels)}"
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    knows = f"this model knows {', '.join(labels[:_SHOWN])}{more}"
     numbered = [str(i) for i in range(len(labels))]
     if any(map(_is_number, labels)):
         return f"{knows}, and takes no numbers of labels, since some of its labels are numbers"
     if {cell, first} <= {*labels, *numbered}:
         return f"the first one is {first!r}, and a file holds names of labels alone or numbers alone"
+    if labels == tuple(f"LABEL_{i}" for i in range(len(labels))):  # transformers' own, where nobody gave others
+        return f"{knows}, which nobody named: write numbers from 0 on, or give the model its labels"
     return knows
 
 

@@ -18,6 +18,7 @@ from coda_compile.text_files import (
 )
 
 NAMES, STARS = ("neg", "neutral", "pos"), ("1", "2", "3", "4", "5")
+MANY, UNNAMED = (tuple(f"{name}{i}" for i in range(150)) for name in ("c", "LABEL_"))
 
 
 def csv(tmp_path: Path, *rows: str) -> Path:
@@ -56,6 +57,8 @@ def test_a_file_holds_names_or_numbers(labels: tuple[str, ...], cells: list[str]
         ),
         (NAMES, ["1", "3"], "line 3 of .* has the label '3': this model knows neg, neutral, pos"),
         (NAMES, ["1", "-1"], "has the label '-1'"),
+        (MANY, ["c3", "d"], "line 3 of .* has the label 'd': this model knows c0, c1, .*, c7 and 142 more$"),
+        (UNNAMED, ["good", "bad"], "knows LABEL_0, .* and 142 more, which nobody named: write numbers from 0 on, or"),
         (
             STARS,
             ["0", "1", "2"],
