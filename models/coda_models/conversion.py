@@ -45,7 +45,7 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     for i, block in enumerate(parts.blocks):
         adapter = Adapter(width, config.bottleneck) if config.bottleneck else None
         router = Router(width) if config.routes and i in routed else None
-        stand_in, key_value = _low_rank(config, width, i in routed)
+        stand_in, key_value = _low_rank(config, width, block.attention.inner, i in routed)
         layers.append(
             CodaLayer(
                 block,
@@ -114,17 +114,19 @@ def add_stand_ins(
         routed = config.routed_layers is None or i in config.routed_layers
         like = layer.block.attention.query.weight  # what is added is of its type, on its device
         layer.router = Router(width).to(like) if routed and config.routes else None
-        layer.stand_in, layer.key_value = (one and one.to(like) for one in _low_rank(config, width, routed))
+        layer.stand_in, layer.key_value = (
+            one and one.to(like) for one in _low_rank(config, width, layer.block.attention.inner, routed)
+        )
         layer.reduction, layer.attention = r, attention
     model.coda_config = config
     model.freeze_backbone()
 
 
-def _low_rank(config: CodaConfig, width: int, routed: bool) -> tuple[LowRank | None, LowRank | None]:
-    """A layer's stand-in, and what stands for its keys and values."""
+def _low_rank(config: CodaConfig, width: int, inner: int, routed: bool) -> tuple[LowRank | None, LowRank | None]:
+    """A layer's stand-in, and what stands for its keys and values, as wide as attention is inside."""
     return (
         LowRank(width, config.stand_in, width) if routed and config.stand_in else None,
-        LowRank(width, config.key_value_rank, 2 * width) if routed and config.key_value_rank else None,
+        LowRank(width, config.key_value_rank, 2 * inner) if routed and config.key_value_rank else None,
     )
 
 

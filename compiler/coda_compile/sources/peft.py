@@ -69,7 +69,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
     sentence = sentence_of_adapter(folder, beside) if task == "feature-extraction" else None
     import peft  # after everything that can be told without it
 
-    sizes = {"num_labels": _rows(tensors, _HEADS), "vocab_size": _rows(tensors, _EMBEDDINGS)}
+    sizes: dict[str, Any] = {"num_labels": _rows(tensors, _HEADS), "vocab_size": _rows(tensors, _EMBEDDINGS)}
     pretrained = load_backbone(
         base,
         task,

@@ -43,7 +43,8 @@ class Parts:
     """A pretrained encoder taken apart.
 
     Attributes:
-        embeddings: module from the signature's inputs, by their names and without the mask, to [batch, tokens, width].
+        embeddings: module from the signature's inputs, by their names and without the mask, to [batch, tokens, width];
+            or a ``MaskedEmbeddings``, which takes the mask too and gives that of the tokens.
         blocks: the heavy layers, bottom first.
         head: module from hidden states to logits; ``None`` for feature extraction.
         signature: what the encoder takes, as far as its positions allow.
