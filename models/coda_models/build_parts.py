@@ -39,9 +39,10 @@ def add_parts(model: CodaModel, parts: LearnedParts, pooler: nn.Module | None) -
             f"a prompt's own tokens would stand among the answers of {model.coda_config.task}: "
             "prompts are for sequence-classification"
         )
-    if isinstance(model.embeddings, MaskedEmbeddings) and (parts.prompt or parts.invertible is not None):
-        what = "a prompt" if parts.prompt else "an invertible adapter"
-        raise UnsupportedModelError(f"{family} has no place for {what} among its embeddings: use LoRA")
+    if parts.prompt and not Prompted.possible(model.embeddings):
+        raise UnsupportedModelError(f"this {family} model has no place for a prompt among its embeddings: use LoRA")
+    if parts.invertible is not None and isinstance(model.embeddings, MaskedEmbeddings):
+        raise UnsupportedModelError(f"{family} has no place for an invertible adapter among its embeddings: use LoRA")
     signature = _behind(model.signature, parts.prompt + parts.offset)
     if parts.offset:
         model.embeddings = Shifted(model.embeddings, parts.offset)

@@ -78,6 +78,8 @@ def test_whatever_is_described_runs_or_is_refused(parts: LearnedParts):
             UnsupportedModelError,
             "roberta-prelayernorm has no place for bottlenecks inside of its layers",
         ),
+        ("electra", {"prompt": 3}, {}, UnsupportedModelError, "this electra model has no place for a prompt among its"),
+        ("electra", {"head": HeadForm(pooler=True)}, {}, UnsupportedModelError, "electra has no pooler"),
         ("distilbert", {"head": HeadForm(pooler=True)}, {}, UnsupportedModelError, "distilbert has no pooler"),
         ("bert", {"prompt": 66}, {}, UnsupportedModelError, "66 learned tokens leave no room for a text in 66 pos"),
         ("bert", {"offset": 70}, {}, UnsupportedModelError, "70 learned tokens leave no room for a text in 66 pos"),
@@ -116,7 +118,7 @@ def test_embeddings_that_read_the_mask_have_no_place_for_others(parts: dict[str,
             return inputs["input_ids"], mask
 
     model.embeddings = Masked()
-    with pytest.raises(UnsupportedModelError, match=f"bert has no place for {what} among its embeddings"):
+    with pytest.raises(UnsupportedModelError, match=f"bert( model)? has no place for {what} among its embeddings"):
         add_parts(model, LearnedParts(**parts), None)
 
 

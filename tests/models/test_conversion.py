@@ -99,7 +99,7 @@ def test_an_unknown_family_is_refused_and_the_known_ones_named():
         convert(backbone, CodaConfig())
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 def test_a_decoder_is_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.is_decoder = True
@@ -107,7 +107,7 @@ def test_a_decoder_is_refused(kind):
         convert(backbone, CodaConfig())
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 def test_relative_key_positions_are_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.position_embedding_type = "relative_key"

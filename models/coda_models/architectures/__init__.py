@@ -23,6 +23,7 @@ FAMILIES = {  # the module of each model type
     "roberta": f"{__name__}.roberta",
     "xlm-roberta": f"{__name__}.roberta",
     "distilbert": f"{__name__}.distilbert",
+    "electra": f"{__name__}.electra",
     "mpnet": f"{__name__}.mpnet",
     "roberta-prelayernorm": f"{__name__}.roberta_prelayernorm",
 }
