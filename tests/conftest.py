@@ -39,6 +39,13 @@ TINY: dict[str, dict[str, int]] = {
         "intermediate_size": 48,
         "embedding_size": 16,
     },
+    "modernbert": {
+        "num_hidden_layers": 2,  # of which the second is local
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "local_attention": 8,
+    },
     "mpnet": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48},
     "roberta-prelayernorm": {
         "num_hidden_layers": 2,

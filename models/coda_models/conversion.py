@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from coda_models.architectures import take_apart
+from coda_models.architectures import pooling_of, take_apart
 from coda_models.build_parts import add_parts
 from coda_models.config import CodaConfig, Reduction
 from coda_models.digest import tensor_digest
-from coda_models.errors import UnsupportedModelError
+from coda_models.errors import ConfigError, UnsupportedModelError
 from coda_models.layers.adapter import Adapter
 from coda_models.layers.layer import CodaLayer
 from coda_models.layers.low_rank import LowRank
@@ -31,10 +31,16 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
 
     Raises:
         UnsupportedModelError: the architecture has no routed form or no place for a part, or the model no layers.
-        ConfigError: the configuration speaks of layers that the model does not have.
+        ConfigError: the configuration speaks of layers that the model does not have, or of a first token where the
+            model's head reads the mean.
         OptionError: the model is another one than ``config.backbone_sha256`` says.
     """
     parts = take_apart(model, config.backbone_task)
+    if config.backbone_task == "sequence-classification" and config.pooling == "first" != pooling_of(model.config):
+        raise ConfigError(
+            f"the head of this {model.config.model_type} model reads the mean of a sequence and no first token: use "
+            "CodaConfig(pooling='mean')"
+        )
     if not parts.blocks:
         raise UnsupportedModelError(f"this {model.config.model_type} model has no layers, so there is nothing to route")
     reductions = config.layer_reductions(len(parts.blocks))

@@ -12,6 +12,7 @@ from coda_ops.errors import shown
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 _INNER = ("intermediate_size", "hidden_dim")  # the second is DistilBERT's
 _EMBEDDED = "embedding_size"  # ELECTRA's, of the tables
+_ROTARY = ("global_rope_theta", "rope_theta", "rope_parameters")  # of families whose positions are no table
 _MOST_LABELS = 1 << 20  # transformers names each as soon as it is told how many there are
 _LEAST_OF_LAYER = 500  # bytes that names, types and shapes of a layer's tensors take, however small these are
 
@@ -49,7 +50,8 @@ def check_backbone(config: Any, held: int, source: object) -> None:
                 f"the configuration in {source} has {name} {shown(value)}: it should be a whole number from 1 on"
             )
     width, layers = config.hidden_size, config.num_hidden_layers
-    rows = config.vocab_size + config.max_position_embeddings
+    rotary = any(hasattr(config, name) for name in _ROTARY)
+    rows = config.vocab_size + (0 if rotary else config.max_position_embeddings)
     layer = 4 * width**2 + 2 * width * getattr(config, inner)
     if rows * getattr(config, embedded) + layers * (layer + _LEAST_OF_LAYER) > held:
         raise BackboneError(

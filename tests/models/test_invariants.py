@@ -156,7 +156,10 @@ def test_all_tokens_as_queries_is_plain_attention(family: str, lengths: list[int
     bias = attention.logit_bias(places, x.dtype)
     ours = attention(x, x, places)
 
-    heads = [part.unflatten(-1, (4, -1)).transpose(1, 2) for part in (attention.query(x), attention.key(x))]
+    projected = [attention.query(x), attention.key(x)]
+    if attention.rotary is not None:
+        projected = [attention.rotary(part, positions, 4) for part in projected]
+    heads = [part.unflatten(-1, (4, -1)).transpose(1, 2) for part in projected]
     logits = heads[0] @ heads[1].transpose(-1, -2) / 8**0.5 + bias
     mixed = logits.softmax(-1) @ attention.value(x).unflatten(-1, (4, -1)).transpose(1, 2)
     plain = attention.out(mixed.transpose(1, 2).flatten(2))
@@ -187,7 +190,8 @@ def test_thin_keys_and_values_of_full_rank_are_those_of_the_layer(family: str, l
     assert thin is not None
     thin.down.copy_(torch.eye(32))
     thin.up.copy_(torch.cat((attention.key.weight, attention.value.weight)).T)
-    thin.bias.copy_(torch.cat((attention.key.bias, attention.value.bias)))
+    biases = [linear.bias for linear in (attention.key, attention.value) if linear.bias is not None]
+    thin.bias.copy_(torch.cat(biases) if biases else torch.zeros(64))
     full, routing = layer(x, mask, table(model, x.shape[1]))
     layer.key_value = None
     exact, _ = layer(x, mask, table(model, x.shape[1]), routing[1:])

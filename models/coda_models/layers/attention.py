@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coda_models.layers.rotary import Rotary
+
 
 class RelativeBias(nn.Module):
     """A learned bias by bucketed distance (T5, MPNet), looked up at original positions."""
@@ -39,12 +41,19 @@ def bias_between(table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def mask_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for valid keys, the lowest finite number for others, to be added to logits. [batch, 1, 1, keys]
+    """0 for valid keys, the lowest finite number for others, to be added to logits.
 
     Finite, so that a row without any valid key stays finite too.
+
+    Args:
+        valid: [batch, keys], or [batch, q, keys] where it depends on the query.
+
+    Returns:
+        [batch, 1, 1 or q, keys].
     """
     zero = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1).unsqueeze(1)
+    bias = zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1)
+    return bias if valid.dim() == 3 else bias.unsqueeze(1)
 
 
 class Places(NamedTuple):
@@ -69,14 +78,27 @@ class LogitBias(nn.Module):
     """What is added to attention's logits: a mask of keys and, where there is one, a bias by distance.
 
     A module of its own, so that its nodes of an exported graph are told from attention's: they mask what is routed.
+
+    Args:
+        window: how many positions before and behind its own a query sees; all of them by default.
     """
+
+    def __init__(self, window: int | None = None) -> None:
+        super().__init__()
+        self.window = window
 
     def forward(self, places: Places, dtype: torch.dtype) -> Tensor:
         """[batch, heads or 1, q or 1, k]."""
-        bias = mask_bias(places.valid, dtype)
+        bias = mask_bias(places.valid if self.window is None else self._near(places, self.window), dtype)
         if places.table is not None:
             bias = bias + bias_between(places.table, places.queries, places.keys)
         return bias if places.key_bias is None else bias + places.key_bias
+
+    @staticmethod
+    def _near(places: Places, window: int) -> Tensor:
+        """Valid keys in each query's window: one mask, since the sum of two would leave the finite. [batch, q, k]"""
+        distance = places.queries.unsqueeze(2) - places.keys.unsqueeze(1)  # [batch or 1, q, k]
+        return places.valid.unsqueeze(1) & (distance.abs() <= window)
 
 
 class KeysValues(NamedTuple):
@@ -92,6 +114,8 @@ class Attention(nn.Module):
     Args:
         query, key, value: width → inner, which is a multiple of the heads; out: inner → width.
         scale: of the logits, by default 1 / √(inner / heads).
+        rotary: turns queries and keys, but no prefix, which stands nowhere.
+        window: as of ``LogitBias``.
     """
 
     def __init__(
@@ -104,13 +128,16 @@ class Attention(nn.Module):
         dropout: float,
         *,
         scale: float | None = None,
+        rotary: Rotary | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.query, self.key, self.value, self.out = query, key, value, out
         self.heads = heads
         self.dropout = dropout
         self.scale = scale
-        self.logit_bias = LogitBias()
+        self.rotary = rotary
+        self.logit_bias = LogitBias(window)
         self.prefix_key: nn.Parameter | None
         self.prefix_value: nn.Parameter | None
         self.register_parameter("prefix_key", None)
@@ -157,12 +184,17 @@ class Attention(nn.Module):
         """
         bias = self.logit_bias(places, x.dtype)
         key, value = self.project(memory) if isinstance(memory, Tensor) else memory
+        if self.rotary is not None:
+            key = self.rotary(key, places.keys, self.heads)
         if self.prefix_key is not None and self.prefix_value is not None:
             key = torch.cat((self.prefix_key.expand(len(x), -1, -1), key), 1)
             value = torch.cat((self.prefix_value.expand(len(x), -1, -1), value), 1)
             bias = F.pad(bias, (len(self.prefix_key), 0))
+        query = self.query(x)
+        if self.rotary is not None:
+            query = self.rotary(query, places.queries, self.heads)
         mixed = F.scaled_dot_product_attention(
-            self._split(self.query(x)),
+            self._split(query),
             self._split(key),
             self._split(value),
             attn_mask=bias,

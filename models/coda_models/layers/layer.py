@@ -65,7 +65,25 @@ class Block(nn.Module, ABC):
 
 @final
 class PreNormBlock(Block):
-    """x + Attention(LN1 x), then + FFN(LN2 …): T5, ViT, Whisper, RoBERTa-PreLayerNorm."""
+    """x + Attention(LN1 x), then + FFN(LN2 …): T5, ViT, Whisper, RoBERTa-PreLayerNorm, ModernBERT.
+
+    Args:
+        dropout: of what attention and feed-forward give.
+        drops_inside: whether the feed-forward has a dropout of its own inside, and none behind it.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: FeedForward,
+        norm1: nn.Module,
+        norm2: nn.Module,
+        dropout: float,
+        *,
+        drops_inside: bool = False,
+    ) -> None:
+        super().__init__(attention, feed_forward, norm1, norm2, dropout)
+        self._drops_inside = drops_inside
 
     def read(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm1(x)
@@ -76,8 +94,8 @@ class PreNormBlock(Block):
 
     def update(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
         attended: Tensor = self.dropout(self.attention(query, memory, places))
-        fed: Tensor = self.dropout(self.feed_forward(self.norm2(x + attended)))
-        return attended + fed
+        fed: Tensor = self.feed_forward(self.norm2(x + attended))
+        return attended + (fed if self._drops_inside else self.dropout(fed))
 
 
 @final

@@ -65,6 +65,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "another epsilon": ("roberta", {"layer_norm_eps": 1e-2}),
     "DistilBERT's activation": ("distilbert", {"activation": "relu"}),
     "ELECTRA's embeddings as wide as its layers": ("electra", {"embedding_size": 32}),
+    "a head of the mean": ("modernbert", {"classifier_pooling": "mean"}),
+    "YaRN": (
+        "modernbert",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    ),
     "sinusoidal positions": ("distilbert", {"sinusoidal_pos_embds": True}),
     "more buckets than transformers looks into": ("mpnet", {"relative_attention_num_buckets": 64}),
     "padding elsewhere": ("roberta", {"pad_token_id": 5}),

@@ -56,7 +56,7 @@ METHODS: dict[str, Callable[[str], peft.PeftConfig]] = {
     "prompt": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5),
 }
 FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "roberta-prelayernorm")
-PROJECTIONS = {"distilbert": ["q_lin", "v_lin"], "mpnet": ["q", "v"]}
+PROJECTIONS = {"distilbert": ["q_lin", "v_lin"], "mpnet": ["q", "v"], "modernbert": ["Wqkv", "Wo", "Wi"]}
 TASKS = {
     "sequence-classification": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
@@ -113,7 +113,7 @@ def test_what_is_read_computes_what_peft_does(tmp_path: Path, method: str):
     same(tmp_path / "peft", eager)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "electra"])
+@pytest.mark.parametrize("family", [*FAMILIES, "electra", "modernbert"])
 def test_lora_in_every_family(tmp_path: Path, family: str):
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=PROJECTIONS.get(family, ["query", "value"]))
     lora.modules_to_save = ["pre_classifier", "classifier"] if family == "distilbert" else None

@@ -4,7 +4,18 @@ import torch
 from tests.models.inputs import states
 from torch import nn
 
-from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.feed_forward import GatedFeedForward, PlainFeedForward
+
+
+def test_the_gated_form():
+    torch.manual_seed(0)
+    up, down = nn.Linear(8, 24).double(), nn.Linear(12, 8).double()
+    module, x = GatedFeedForward(up, torch.tanh, down), states(2, 5, 8)
+    with torch.no_grad():
+        both = x @ up.weight.T + up.bias
+        wanted = (torch.tanh(both[..., :12]) * both[..., 12:]) @ down.weight.T + down.bias
+        torch.testing.assert_close(module(x), wanted)
+    assert 2 * 8 * module.inner == up.weight.numel() + down.weight.numel()
 
 
 def test_the_plain_form():
