@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from tests.conftest import tiny_coda
+from tests.conftest import TINY, tiny_coda
 from torch import nn
 
 from coda_compile.errors import CompileError
@@ -101,6 +101,12 @@ def test_norms_and_feed_forwards_of_other_types_have_their_roles():
         assert not by_role["norm"]["MatMul"]
         assert set(by_role["block"]) <= {"Add", "Identity"}
     assert sum(layer_multiply_adds(model, 8, 1)) == 2 * 8 * (4 * 32**2 + 2 * 32 * 12 + 2 * 32 * 64 + 2 * 8 * 32)
+
+
+def test_tables_of_rotary_positions_are_stored_once_for_layers_of_a_kind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TINY, "modernbert", {**TINY["modernbert"], "num_hidden_layers": 4})
+    graph = export(tiny_coda("modernbert", CodaConfig(reduction=2)), 20).graph
+    assert len([name for name in graph.initializers if ".rotary." in name]) == 2 * 2  # cos and sin, global and local
 
 
 def test_at_r_1_the_graph_has_nothing_of_stand_ins():

@@ -1,6 +1,7 @@
 """Rotary positions (Su et al. 2021), of tokens that know where they stood."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,6 +32,7 @@ class Rotary(nn.Module):
         """
         batch, tokens, inner = x.shape
         first, second = x.view(batch, tokens, heads, inner // heads).chunk(2, -1)
-        cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)  # [batch or 1, tokens, 1, half]
+        # [batch or 1, tokens, 1, half]; by an index, the exporter would make five nodes of a look-up
+        cos, sin = (F.embedding(positions, table).unsqueeze(2) for table in (self.cos, self.sin))
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
         return turned.view(batch, tokens, inner)
