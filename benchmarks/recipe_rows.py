@@ -96,7 +96,7 @@ def spliced(prepared: "train_reviews.Prepared") -> SplicedTexts:
 def multiply_adds(model: CodaModel, tokens: int) -> int:
     """Of all layers for one text."""
     width, block = int(model.hf_config.hidden_size), next(iter(model.coda_layers())).block
-    feed_forward = int(block.feed_forward.up.out_features)
+    feed_forward = block.feed_forward.inner
     return sum(layer_multiply_adds(layer, tokens, width, feed_forward) for layer in layer_infos(model, tokens))
 
 

@@ -32,6 +32,20 @@ TINY: dict[str, dict[str, int]] = {
     "bert": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48},
     "roberta": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48},
     "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 48},
+    "electra": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "embedding_size": 16,
+    },
+    "modernbert": {
+        "num_hidden_layers": 2,  # of which the second is local
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "local_attention": 8,
+    },
     "mpnet": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48},
     "roberta-prelayernorm": {
         "num_hidden_layers": 2,

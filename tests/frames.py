@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from coda_models import CodaConfig, CodaModel, architectures, convert
 from coda_models.architectures import FirstToken, Parts
 from coda_models.layers.attention import Attention
-from coda_models.layers.layer import FeedForward, PreNormBlock
+from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.layer import PreNormBlock
 from coda_targets import Bundle
 from coda_targets.signature import Arrays, Input, Signature
 
@@ -55,7 +56,7 @@ class FramesForSequenceClassification(PreTrainedModel):
         self.layers = nn.ModuleList(
             PreNormBlock(
                 Attention(*(nn.Linear(width, width) for _ in range(4)), config.num_attention_heads, 0.0),
-                FeedForward(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)),
+                PlainFeedForward(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)),
                 nn.LayerNorm(width),
                 nn.LayerNorm(width),
                 0.0,

@@ -16,9 +16,10 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from coda_compile.errors import CompileError
-from coda_models.layers.attention import Attention
+from coda_models.layers.attention import Attention, LogitBias
 from coda_models.layers.bottleneck import Bottlenecks
-from coda_models.layers.layer import Block, CodaLayer, FeedForward
+from coda_models.layers.feed_forward import FeedForward
+from coda_models.layers.layer import Block, CodaLayer
 from coda_models.model import CodaModel
 from coda_ops import VERSION, catalogue
 from coda_ops.errors import first_line
@@ -182,7 +183,8 @@ def _name_axes(model: ir.Model, signature: Signature) -> None:
 
 
 def _tag(model: ir.Model, wrapper: nn.Module) -> None:
-    """Tag every node with the layer and role of the module that made it, known from the modules' types.
+    """Tag every node with the layer and role of the module that made it, known from modules' types, norms' from their
+    places.
 
     A module without a role of its own has that of the module it is in, and a layer's is routing.
     """
@@ -191,9 +193,11 @@ def _tag(model: ir.Model, wrapper: nn.Module) -> None:
         if isinstance(module, CodaLayer):
             layer = path.rsplit(".", 1)[-1]
             tags[path] = (layer, "routing")
+            norms = {id(norm) for norm in module.block.norms}
             for child, inner in list(module.named_modules())[1:]:
                 inside = f"{path}.{child}".rpartition(".")[0]
-                tags[f"{path}.{child}"] = (layer, _role(child, inner) or tags[inside][1])
+                role = "norm" if id(inner) in norms else _role(child, inner)
+                tags[f"{path}.{child}"] = (layer, role or tags[inside][1])
     top = {
         "model.embeddings": "embeddings",
         "model.head": "head",
@@ -215,6 +219,8 @@ def _role(child: str, module: nn.Module) -> str | None:
         return child
     if isinstance(module, Bottlenecks):
         return "adapter"
+    if isinstance(module, LogitBias):
+        return "routing"
     if isinstance(module, Attention):
         return "attention"
     if isinstance(module, FeedForward):

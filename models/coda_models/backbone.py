@@ -71,6 +71,7 @@ def load_backbone(
     hf_config: PretrainedConfig | None = None,
     trained: bool = False,
     supplied: Collection[str] = (),
+    reads_pooler: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """A pretrained encoder with the head of a task, in float32.
@@ -82,6 +83,7 @@ def load_backbone(
         trained: refuse weights that lack some, which transformers would fill at random; a head that is yet to be
             trained, or comes with a delta, is lacking.
         supplied: names of tensors that the caller will bring, so that they may be lacking or of other shapes.
+        reads_pooler: a head of the caller's own reads the pooler of a bare encoder, so that it may not be lacking.
 
     Raises:
         BackboneError: not found, unreadable, incomplete, or with tensors that transformers would leave out.
@@ -105,8 +107,10 @@ def load_backbone(
             "describes it has no place, so it would be left out: merge what was added, or give what the library that "
             "added it saves (save_adapter, PEFT's save_pretrained)"
         )
-    # A bare encoder's pooler is in no task's way: only a classification head reads it, under another name.
-    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler.") and name not in supplied)
+    optional = set(supplied)
+    if not reads_pooler:
+        optional |= _unread(task, info["missing_keys"])
+    lacking = sorted(set(info["missing_keys"]) - optional)
     absent = [name for name, tensor in model.named_parameters() if tensor.is_meta]  # an index lists more than is there
     if absent:
         raise BackboneError(
@@ -118,6 +122,14 @@ def load_backbone(
         )
     pretrained: PreTrainedModel = model.float().eval()
     return pretrained
+
+
+def _unread(task: str, names: Collection[str]) -> set[str]:
+    """Those of the names that nothing reads: a bare encoder's pooler, which answers no task of ours.
+
+    A class with a head has a pooler because the head reads it: ``bert.pooler`` of BERT's, ``pooler`` of DeBERTa's.
+    """
+    return {name for name in names if name.startswith("pooler.")} if task == "feature-extraction" else set()
 
 
 @contextmanager

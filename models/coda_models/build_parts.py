@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coda_models.architectures import FirstToken
 from coda_models.errors import ConfigError, UnsupportedModelError
 from coda_models.layers.bottleneck import Bottleneck, Bottlenecks, activation_of
+from coda_models.layers.embeddings import MaskedEmbeddings
 from coda_models.layers.invertible import Invertible, Transformed
 from coda_models.layers.layer import CodaLayer, PostNormBlock
 from coda_models.layers.prompts import Prompted, Shifted
@@ -38,6 +39,10 @@ def add_parts(model: CodaModel, parts: LearnedParts, pooler: nn.Module | None) -
             f"a prompt's own tokens would stand among the answers of {model.coda_config.task}: "
             "prompts are for sequence-classification"
         )
+    if parts.prompt and not Prompted.possible(model.embeddings):
+        raise UnsupportedModelError(f"this {family} model has no place for a prompt among its embeddings: use LoRA")
+    if parts.invertible is not None and isinstance(model.embeddings, MaskedEmbeddings):
+        raise UnsupportedModelError(f"{family} has no place for an invertible adapter among its embeddings: use LoRA")
     signature = _behind(model.signature, parts.prompt + parts.offset)
     if parts.offset:
         model.embeddings = Shifted(model.embeddings, parts.offset)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from coda_models.architectures import take_apart
+from coda_models.architectures import pooling_of, take_apart
 from coda_models.build_parts import add_parts
 from coda_models.config import CodaConfig, Reduction
 from coda_models.digest import tensor_digest
-from coda_models.errors import UnsupportedModelError
+from coda_models.errors import ConfigError, UnsupportedModelError
 from coda_models.layers.adapter import Adapter
 from coda_models.layers.layer import CodaLayer
 from coda_models.layers.low_rank import LowRank
@@ -31,10 +31,16 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
 
     Raises:
         UnsupportedModelError: the architecture has no routed form or no place for a part, or the model no layers.
-        ConfigError: the configuration speaks of layers that the model does not have.
+        ConfigError: the configuration speaks of layers that the model does not have, or of a first token where the
+            model's head reads the mean.
         OptionError: the model is another one than ``config.backbone_sha256`` says.
     """
     parts = take_apart(model, config.backbone_task)
+    if config.backbone_task == "sequence-classification" and config.pooling == "first" != pooling_of(model.config):
+        raise ConfigError(
+            f"the head of this {model.config.model_type} model reads the mean of a sequence and no first token: use "
+            "CodaConfig(pooling='mean')"
+        )
     if not parts.blocks:
         raise UnsupportedModelError(f"this {model.config.model_type} model has no layers, so there is nothing to route")
     reductions = config.layer_reductions(len(parts.blocks))
@@ -45,7 +51,7 @@ def convert(model: PreTrainedModel, config: CodaConfig) -> CodaModel:
     for i, block in enumerate(parts.blocks):
         adapter = Adapter(width, config.bottleneck) if config.bottleneck else None
         router = Router(width) if config.routes and i in routed else None
-        stand_in, key_value = _low_rank(config, width, i in routed)
+        stand_in, key_value = _low_rank(config, width, block.attention.inner, i in routed)
         layers.append(
             CodaLayer(
                 block,
@@ -114,17 +120,19 @@ def add_stand_ins(
         routed = config.routed_layers is None or i in config.routed_layers
         like = layer.block.attention.query.weight  # what is added is of its type, on its device
         layer.router = Router(width).to(like) if routed and config.routes else None
-        layer.stand_in, layer.key_value = (one and one.to(like) for one in _low_rank(config, width, routed))
+        layer.stand_in, layer.key_value = (
+            one and one.to(like) for one in _low_rank(config, width, layer.block.attention.inner, routed)
+        )
         layer.reduction, layer.attention = r, attention
     model.coda_config = config
     model.freeze_backbone()
 
 
-def _low_rank(config: CodaConfig, width: int, routed: bool) -> tuple[LowRank | None, LowRank | None]:
-    """A layer's stand-in, and what stands for its keys and values."""
+def _low_rank(config: CodaConfig, width: int, inner: int, routed: bool) -> tuple[LowRank | None, LowRank | None]:
+    """A layer's stand-in, and what stands for its keys and values, as wide as attention is inside."""
     return (
         LowRank(width, config.stand_in, width) if routed and config.stand_in else None,
-        LowRank(width, config.key_value_rank, 2 * width) if routed and config.key_value_rank else None,
+        LowRank(width, config.key_value_rank, 2 * inner) if routed and config.key_value_rank else None,
     )
 
 

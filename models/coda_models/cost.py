@@ -19,7 +19,7 @@ def layer_multiply_adds(model: CodaModel, tokens: int, reduction: Reduction | No
             layer.reduction if asked is None or layer.router is None else asked,
             attention=layer.attention,
             width=int(model.hf_config.hidden_size),
-            feed_forward=layer.block.feed_forward.up.out_features,
+            feed_forward=layer.block.feed_forward.inner,
             bottleneck=layer.block.light_width + (0 if layer.adapter is None else config.bottleneck),
             stand_in=config.stand_in,
             key_value_rank=config.key_value_rank,

@@ -16,6 +16,7 @@ from coda_models.config import CodaConfig, Reduction
 from coda_models.errors import ConfigError
 from coda_models.labels import loss_of_labels
 from coda_models.layers.attention import RelativeBias
+from coda_models.layers.embeddings import MaskedEmbeddings
 from coda_models.layers.layer import CodaLayer, Routing
 from coda_models.ood import OodDetector
 from coda_models.sentence import build_modules, pool
@@ -208,7 +209,11 @@ class CodaModel(nn.Module):
         """
         mask = self.mask(inputs)
         read = [one.name for one in self.signature.inputs if one.role != "mask" and one.name in inputs]
-        x = self.embeddings(**{name: inputs[name] for name in read})
+        given = {name: inputs[name] for name in read}
+        if isinstance(self.embeddings, MaskedEmbeddings):
+            x, mask = self.embeddings(mask, **given)
+        else:
+            x = self.embeddings(**given)
         if self.prompt_tokens:
             mask = F.pad(mask, (self.prompt_tokens, 0), value=True)
         return x, mask, self.table(x)
@@ -265,9 +270,14 @@ class CodaModel(nn.Module):
         return embedding
 
     def trainable_names(self) -> list[str]:
-        """What CoDA trains: adapters, routers, LayerNorms and the head (Lei et al. 2023, section 5), what stands for
-        layers, for embeddings what follows pooling, and the parts that other libraries have learned."""
-        norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
+        """What CoDA trains: adapters, routers, norms and the head (Lei et al. 2023, section 5), what stands for layers,
+        for embeddings what follows pooling, and the parts that other libraries have learned."""
+        known = {id(norm) for layer in self.coda_layers() for norm in layer.block.norms} | {id(self.final_norm)}
+        norms = {
+            f"{name}."
+            for name, module in self.named_modules()
+            if id(module) in known or isinstance(module, nn.LayerNorm)  # as those of embeddings are
+        }
         return [
             name
             for name, _ in self.named_parameters()

@@ -11,6 +11,8 @@ from coda_ops.errors import shown
 
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 _INNER = ("intermediate_size", "hidden_dim")  # the second is DistilBERT's
+_EMBEDDED = "embedding_size"  # ELECTRA's, of the tables
+_ROTARY = ("global_rope_theta", "rope_theta", "rope_parameters")  # of families whose positions are no table
 _MOST_LABELS = 1 << 20  # transformers names each as soon as it is told how many there are
 _LEAST_OF_LAYER = 500  # bytes that names, types and shapes of a layer's tensors take, however small these are
 
@@ -40,16 +42,18 @@ def check_backbone(config: Any, held: int, source: object) -> None:
     if not FAMILIES.get(config.model_type, "").startswith(architectures.__name__):
         return
     inner = next((name for name in _INNER if hasattr(config, name)), _INNER[0])
-    for name in (*_SIZES, inner):
+    embedded = _EMBEDDED if hasattr(config, _EMBEDDED) else "hidden_size"
+    for name in (*_SIZES, inner, embedded):
         value = getattr(config, name, None)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise BackboneError(
                 f"the configuration in {source} has {name} {shown(value)}: it should be a whole number from 1 on"
             )
     width, layers = config.hidden_size, config.num_hidden_layers
-    rows = config.vocab_size + config.max_position_embeddings
+    rotary = any(hasattr(config, name) for name in _ROTARY)
+    rows = config.vocab_size + (0 if rotary else config.max_position_embeddings)
     layer = 4 * width**2 + 2 * width * getattr(config, inner)
-    if rows * width + layers * (layer + _LEAST_OF_LAYER) > held:
+    if rows * getattr(config, embedded) + layers * (layer + _LEAST_OF_LAYER) > held:
         raise BackboneError(
             f"the model in {source} cannot be read: its configuration describes a larger one than its "
             f"{held / 1e6:.1f} MB of weights hold, of {shown(layers)} layers of width {shown(width)} and vocab_size "

@@ -7,11 +7,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from tests.conftest import tiny_coda
+from tests.conftest import TINY, tiny_coda
+from torch import nn
 
 from coda_compile.errors import CompileError
 from coda_compile.export import export, save_onnx
 from coda_models import CodaConfig
+from coda_models.cost import layer_multiply_adds
+from coda_models.layers.feed_forward import FeedForward
+
+ROLES = ("feed_forward", "norm", "block")
 
 
 def test_axes_have_readable_names(raw: ir.Model):
@@ -65,6 +70,43 @@ def test_stand_ins_and_thin_keys_have_roles(family: str):
         thin = {"stand_in": 2, "key_value": 2}
         assert products == {**thin, "router": 1, "attention": 6, "feed_forward": 2}
         assert {node.metadata_props["coda.role"] for node in own if node.op_type == "SetTokens"} == {"routing"}
+
+
+class Gated(FeedForward):
+    """A feed-forward of another package: down(gate · up)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(32, 8), nn.Linear(32, 8), nn.Linear(8, 32)
+
+    @property
+    def inner(self) -> int:
+        return 12
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, 32] -> the same shape."""
+        made: torch.Tensor = self.down(self.gate(x) * self.up(x))
+        return made
+
+
+def test_norms_and_feed_forwards_of_other_types_have_their_roles():
+    model = tiny_coda("roberta-prelayernorm", CodaConfig(reduction=2))
+    for layer in model.coda_layers():
+        layer.block.feed_forward, layer.block.norm1, layer.block.norm2 = Gated(), nn.RMSNorm(32), nn.Identity()
+    for layer in ("0", "1"):
+        own = [node for node in export(model, 20).graph if node.metadata_props.get("coda.layer") == layer]
+        by_role = {role: Counter(n.op_type for n in own if n.metadata_props["coda.role"] == role) for role in ROLES}
+        assert by_role["feed_forward"]["MatMul"] == 3
+        assert by_role["norm"]
+        assert not by_role["norm"]["MatMul"]
+        assert set(by_role["block"]) <= {"Add", "Identity"}
+    assert sum(layer_multiply_adds(model, 8, 1)) == 2 * 8 * (4 * 32**2 + 2 * 32 * 12 + 2 * 32 * 64 + 2 * 8 * 32)
+
+
+def test_tables_of_rotary_positions_are_stored_once_for_layers_of_a_kind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TINY, "modernbert", {**TINY["modernbert"], "num_hidden_layers": 4})
+    graph = export(tiny_coda("modernbert", CodaConfig(reduction=2)), 20).graph
+    assert len([name for name in graph.initializers if ".rotary." in name]) == 2 * 2  # cos and sin, global and local
 
 
 def test_at_r_1_the_graph_has_nothing_of_stand_ins():

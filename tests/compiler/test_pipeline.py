@@ -54,6 +54,14 @@ VARIANTS: dict[str, tuple[str, CodaConfig]] = {
         "roberta-prelayernorm",
         CodaConfig(reduction=4, stand_in=4, attention="k_to_all", key_value_rank=6, routed_layers=[0]),
     ),
+    "modernbert, k to all, tokens": (
+        "modernbert",
+        CodaConfig(reduction=3, attention="k_to_all", task="token-classification"),
+    ),
+    "modernbert, thin keys, features": (
+        "modernbert",
+        CodaConfig(reduction=2, stand_in=4, attention="k_to_all", key_value_rank=6, task="feature-extraction"),
+    ),
     "bert, dense": ("bert", CodaConfig(reduction=1)),
     "bert, k is always 1": ("bert", CodaConfig(reduction=100)),
 }

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from tests.conftest import tiny_backbone
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from tests.conftest import TINY, tiny_backbone
+from transformers import AutoConfig, AutoTokenizer
 
 from coda_models import backbone as module
-from coda_models.backbone import build_backbone, load_backbone, load_tokenizer
+from coda_models.architectures import FAMILIES
+from coda_models.backbone import AUTO_CLASSES, build_backbone, load_backbone, load_tokenizer
 from coda_models.errors import BackboneError
 from coda_ops.errors import CodaError, OptionError
 
@@ -74,6 +76,45 @@ def test_a_head_yet_to_be_trained_is_fine_unless_a_trained_one_is_wanted(tmp_pat
 
 def test_a_trained_head_is_found(folder):
     assert load_backbone(folder, "sequence-classification", trained=True) is not None
+
+
+def without_pooler(folder):
+    """Take the tensors of a pooler out of saved weights, and say which these were."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    poolers = [name for name in tensors if "pooler." in name]
+    save_file({name: tensors[name] for name in tensors if name not in poolers}, path, metadata={"format": "pt"})
+    return poolers
+
+
+@pytest.mark.parametrize("task", list(AUTO_CLASSES))
+@pytest.mark.parametrize("kind", [*sorted(TINY), "deberta-v2"])
+def test_a_pooler_must_be_trained_where_the_task_reads_it(kind, task, tmp_path, monkeypatch):
+    """Whether it does, gradients of transformers' own model say. DeBERTa's stands beside the encoder."""
+    monkeypatch.setitem(FAMILIES, kind, FAMILIES.get(kind, "of.another.package"))
+    settings = {"vocab_size": 100, "pad_token_id": 0, "num_labels": 3, **TINY.get(kind, TINY["bert"])}
+    model = AUTO_CLASSES[task].from_config(AutoConfig.for_model(kind, **settings))
+    model(torch.tensor([[5, 6, 7]]))[0].sum().backward()
+    is_read = any("pooler." in name and one.grad is not None for name, one in model.named_parameters())
+    model.save_pretrained(tmp_path)
+    poolers = without_pooler(tmp_path)
+    assert poolers or not is_read
+    if is_read:
+        with pytest.raises(BackboneError, match=r"lack '(bert\.)?pooler\.dense\.bias': train the model for"):
+            load_backbone(tmp_path, task, trained=True)
+        load_backbone(tmp_path, task, trained=True, supplied=poolers)
+    else:
+        load_backbone(tmp_path, task, trained=True)
+    load_backbone(tmp_path, task)
+
+
+def test_a_bare_encoder_s_pooler_must_be_trained_where_the_caller_s_head_reads_it(tmp_path):
+    tiny_backbone("bert", "feature-extraction").save_pretrained(tmp_path)
+    load_backbone(tmp_path, "feature-extraction", trained=True, reads_pooler=True)
+    without_pooler(tmp_path)
+    load_backbone(tmp_path, "feature-extraction", trained=True)
+    with pytest.raises(BackboneError, match=r"lack 'pooler\.dense\.bias'"):
+        load_backbone(tmp_path, "feature-extraction", trained=True, reads_pooler=True)
 
 
 @pytest.mark.parametrize(

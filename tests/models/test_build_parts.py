@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.conftest import example_inputs, tiny_backbone
+from tests.conftest import example_inputs, tiny_backbone, tiny_coda
 from tests.models.parts import KINDS, SERIAL, descriptions, with_parts
+from torch import Tensor
 
 from coda_models import CodaConfig, CodaModel, convert
-from coda_models.build_parts import fill_prefix, fill_prompt
+from coda_models.build_parts import add_parts, fill_prefix, fill_prompt
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError, UnsupportedModelError
-from coda_models.learned_parts import HeadForm, LayerParts, LearnedParts
+from coda_models.layers.embeddings import MaskedEmbeddings
+from coda_models.learned_parts import HeadForm, InvertibleForm, LayerParts, LearnedParts
 
 
 def logits(model: CodaModel) -> torch.Tensor:
@@ -76,6 +78,8 @@ def test_whatever_is_described_runs_or_is_refused(parts: LearnedParts):
             UnsupportedModelError,
             "roberta-prelayernorm has no place for bottlenecks inside of its layers",
         ),
+        ("electra", {"prompt": 3}, {}, UnsupportedModelError, "this electra model has no place for a prompt among its"),
+        ("electra", {"head": HeadForm(pooler=True)}, {}, UnsupportedModelError, "electra has no pooler"),
         ("distilbert", {"head": HeadForm(pooler=True)}, {}, UnsupportedModelError, "distilbert has no pooler"),
         ("bert", {"prompt": 66}, {}, UnsupportedModelError, "66 learned tokens leave no room for a text in 66 pos"),
         ("bert", {"offset": 70}, {}, UnsupportedModelError, "70 learned tokens leave no room for a text in 66 pos"),
@@ -100,6 +104,22 @@ def test_what_has_no_place(
 ):
     with pytest.raises(error, match=message):
         with_parts(LearnedParts(**parts), family, **config)
+
+
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [({"prompt": 2}, "a prompt"), ({"invertible": InvertibleForm(first=8, second=6)}, "an invertible adapter")],
+)
+def test_embeddings_that_read_the_mask_have_no_place_for_others(parts: dict[str, Any], what: str):
+    model = tiny_coda("bert", CodaConfig(reduction=1))
+
+    class Masked(MaskedEmbeddings):
+        def forward(self, mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return inputs["input_ids"], mask
+
+    model.embeddings = Masked()
+    with pytest.raises(UnsupportedModelError, match=f"bert( model)? has no place for {what} among its embeddings"):
+        add_parts(model, LearnedParts(**parts), None)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4, 3, 8), (2, 2, 2, 3, 8), (2, 2, 4, 3, 4), (2, 2, 4, 5, 8)])

@@ -70,7 +70,8 @@ def test_the_backbone_s_own_modules_are_used(family):
     model = convert(backbone, CodaConfig())
     foreign = [name for name, p in model.named_parameters() if id(p) not in own]
     assert foreign
-    assert all(".adapter." in name or ".router." in name for name in foreign)
+    split = (".attention.query.", ".attention.key.", ".attention.value.") if family == "modernbert" else ()
+    assert all(any(part in name for part in (".adapter.", ".router.", *split)) for name in foreign)
 
 
 def test_without_a_bottleneck_there_are_no_adapters_and_no_routers(family):
@@ -99,7 +100,7 @@ def test_an_unknown_family_is_refused_and_the_known_ones_named():
         convert(backbone, CodaConfig())
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 def test_a_decoder_is_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.is_decoder = True
@@ -107,7 +108,7 @@ def test_a_decoder_is_refused(kind):
         convert(backbone, CodaConfig())
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("kind", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 def test_relative_key_positions_are_refused(kind):
     backbone = tiny_backbone(kind)
     backbone.config.position_embedding_type = "relative_key"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coda_models import CodaConfig, CodaModel
 from coda_models.conversion import add_stand_ins
-from coda_models.layers.attention import bias_between, mask_bias
+from coda_models.layers.attention import Places, bias_between
 from coda_models.layers.layer import CodaLayer
 from coda_ops.capacity import slot_count
 
@@ -152,12 +152,14 @@ def test_all_tokens_as_queries_is_plain_attention(family: str, lengths: list[int
     x, mask = batch(lengths, seed)
     attention = first(model).block.attention
     positions = torch.arange(x.shape[1]).unsqueeze(0)
-    bias = mask_bias(mask, x.dtype)
-    if (by_distance := table(model, x.shape[1])) is not None:
-        bias = bias + bias_between(by_distance, positions, positions)
-    ours = attention(x, x, bias)
+    places = Places(positions, positions, mask, table(model, x.shape[1]))
+    bias = attention.logit_bias(places, x.dtype)
+    ours = attention(x, x, places)
 
-    heads = [part.unflatten(-1, (4, -1)).transpose(1, 2) for part in (attention.query(x), attention.key(x))]
+    projected = [attention.query(x), attention.key(x)]
+    if attention.rotary is not None:
+        projected = [attention.rotary(part, positions, 4) for part in projected]
+    heads = [part.unflatten(-1, (4, -1)).transpose(1, 2) for part in projected]
     logits = heads[0] @ heads[1].transpose(-1, -2) / 8**0.5 + bias
     mixed = logits.softmax(-1) @ attention.value(x).unflatten(-1, (4, -1)).transpose(1, 2)
     plain = attention.out(mixed.transpose(1, 2).flatten(2))
@@ -188,7 +190,8 @@ def test_thin_keys_and_values_of_full_rank_are_those_of_the_layer(family: str, l
     assert thin is not None
     thin.down.copy_(torch.eye(32))
     thin.up.copy_(torch.cat((attention.key.weight, attention.value.weight)).T)
-    thin.bias.copy_(torch.cat((attention.key.bias, attention.value.bias)))
+    biases = [linear.bias for linear in (attention.key, attention.value) if linear.bias is not None]
+    thin.bias.copy_(torch.cat(biases) if biases else torch.zeros(64))
     full, routing = layer(x, mask, table(model, x.shape[1]))
     layer.key_value = None
     exact, _ = layer(x, mask, table(model, x.shape[1]), routing[1:])
@@ -217,6 +220,24 @@ def test_deciding_for_everything_is_the_dense_layer(model: CodaModel):
     routed, routing = layer(x, mask, table(model, 12), everything(mask))
     assert routing.used.sum(-1).tolist() == [12, 5]
     torch.testing.assert_close(routed[mask], dense[mask], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [form for form in FORMS.values() if "attention" not in form], ids=str)
+@some
+@given(**shapes)
+def test_routed_tokens_are_those_of_the_dense_layer_that_masks_all_others(
+    family: str, form: dict[str, Any], lengths: list[int], seed: int
+):
+    """In k-to-k, with gates of 1: what attention does by positions, it does by those in the whole sequence."""
+    model = tiny_coda(family, CodaConfig(reduction=3, **form)).double()
+    x, mask = batch(lengths, seed)
+    for layer in model.coda_layers():
+        _, routing = layer(x, mask, table(model, x.shape[1]))
+        chosen = torch.zeros_like(mask).scatter(1, routing.indices, routing.used)
+        y, _ = layer(x, mask, table(model, x.shape[1]), (routing.indices, routing.used.double(), routing.used))
+        dense = layer.dense(x, chosen, table(model, x.shape[1]))
+        torch.testing.assert_close(y[chosen], dense[chosen], rtol=0, atol=1e-10)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from tests.models.inputs import ALL_BUT_IN_NAME, ragged
 from coda_models import CodaConfig, from_pretrained
 from coda_models.conversion import backbone_digest
 from coda_models.errors import ConfigError
+from coda_models.layers.embeddings import MaskedEmbeddings
 
 TASKS = ("sequence-classification", "token-classification", "feature-extraction")
 examples = settings(
@@ -176,6 +177,7 @@ def test_example_inputs_run_at_the_longest_length(family):
     assert tuple(inputs) == model.signature.names
     assert model(**inputs).logits.shape == (2, 3)
     assert model(**ragged([model.signature.max_length])).logits.isfinite().all()
+    model.set_reduction(1)  # rotary positions are looked up for routed tokens alone
     with pytest.raises((IndexError, RuntimeError)):
         model(**ragged([model.signature.max_length + 1]))
 
@@ -189,7 +191,8 @@ def test_trainable_names_are_adapters_routers_norms_and_the_head(family):
     assert sum(".adapter." in name for name in trained) == 8
     assert any(name.startswith("head.") for name in trained)
     norms = [name for name, _ in model.named_parameters() if "norm" in name.lower()]
-    assert len(norms) >= 2 * (2 * 2 + 1)  # weight and bias of two a layer, and of the embeddings' or the final one
+    # Weight and bias of two a layer, and of the embeddings' or the final one; ModernBERT's have no bias, its first is none.
+    assert len(norms) >= (2 * 2 + 1 if family == "modernbert" else 2 * (2 * 2 + 1))
     assert set(norms) <= trained
     assert frozen
     assert all(name.startswith(("embeddings.", "layers.", "relative_bias.")) for name in frozen)
@@ -197,6 +200,44 @@ def test_trainable_names_are_adapters_routers_norms_and_the_head(family):
         "attention",
         "feed_forward",
     }
+
+
+def test_norms_are_trained_whatever_their_type():
+    model = tiny_coda("roberta-prelayernorm")
+    for layer in model.coda_layers():
+        layer.block.norm1, layer.block.norm2 = torch.nn.RMSNorm(32), torch.nn.Identity()
+    model.final_norm = torch.nn.RMSNorm(32)
+    trained = {name for name in model.trainable_names() if "norm" in name.lower()}
+    assert trained == {
+        *("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias", "final_norm.weight"),
+        *(f"layers.{i}.block.norm1.weight" for i in range(2)),
+    }
+
+
+class Halved(MaskedEmbeddings):
+    """Two inputs are one token, which is valid where the first of them is; padding is embedded as zeros."""
+
+    def __init__(self, embeddings):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, mask, **inputs):
+        states = self.embeddings(**inputs) * mask.unsqueeze(-1)
+        return states[:, ::2] + states[:, 1::2], mask[:, ::2]
+
+
+def test_embeddings_may_read_the_mask_and_shorten_it():
+    model = tiny_coda("bert", CodaConfig(reduction=2, task="feature-extraction"))
+    plain = model.embeddings
+    model.embeddings = Halved(plain)
+    batch = ragged([12, 7, 2])
+    output = model(**batch, output_hidden_states=True, output_routing=True)
+    mask = batch["attention_mask"].bool()
+    cleared = plain(input_ids=batch["input_ids"]) * mask.unsqueeze(-1)
+    assert torch.equal(output.hidden_states[0], cleared[:, ::2] + cleared[:, 1::2])
+    assert output.routing[0].used.sum(1).tolist() == [3, 2, 1]
+    wanted = (output.last_hidden_state * mask[:, ::2, None]).sum(1) / mask[:, ::2].sum(1, keepdim=True)
+    torch.testing.assert_close(output.sentence_embedding, wanted)
 
 
 def test_the_backbone_digest_covers_the_encoder_and_nothing_trained_beside_it(family):

@@ -56,6 +56,17 @@ def test_a_folder(folder: Path, key: str, value: int):
         load_backbone(folder, TASK)
 
 
+def test_tables_narrower_than_layers(tmp_path: Path):
+    """ELECTRA's: a folder that holds nothing but tables is as large as these say, not as wide as layers are."""
+    tiny_backbone("electra").save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", embedding_size=10**6)
+    with making_nothing(), pytest.raises(BackboneError, match=r"describes a larger one than its 0\.1 MB of weights"):
+        load_backbone(tmp_path, TASK)
+    edit(tmp_path / "config.json", embedding_size=0)
+    with pytest.raises(BackboneError, match="has embedding_size 0: it should be a whole number from 1 on"):
+        load_backbone(tmp_path, TASK)
+
+
 def test_a_folder_of_torch_weights_or_shards(folder: Path):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

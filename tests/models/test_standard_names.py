@@ -36,6 +36,8 @@ def add(folder: Path, *names: str) -> None:
 def test_heads_of_other_tasks_are_no_part_of_an_encoder(family: str, head: str, tmp_path: Path):
     config = tiny_backbone(family).config
     config.num_labels = 1 if head == "choices" else 2  # heads of one name and another width are told apart by that
+    if type(config) not in OTHERS[head]._model_mapping:
+        pytest.skip("transformers has no such class of this family")
     OTHERS[head].from_config(config).save_pretrained(tmp_path)
     for task in AUTO_CLASSES:
         load_backbone(tmp_path, task)
@@ -76,7 +78,9 @@ def test_more_layers_than_the_configuration_says(family: str, tmp_path: Path):
     config = json.loads((tmp_path / "config.json").read_text())
     layers = "n_layers" if family == "distilbert" else "num_hidden_layers"
     (tmp_path / "config.json").write_text(json.dumps({**config, layers: 1}))
-    with pytest.raises(BackboneError, match=r"hold '.*layer\.1\..*', for which .* as config\.json describes it has no"):
+    with pytest.raises(
+        BackboneError, match=r"hold '.*layers?\.1\..*', for which .* as config\.json describes it has no"
+    ):
         load_backbone(tmp_path, "sequence-classification")
 
 

@@ -97,7 +97,7 @@ def describe(model: CodaModel, model_sha256: str) -> Described:
         logits=logits_of(model),
         model_sha256=model_sha256,
         width=int(hf.hidden_size),
-        feed_forward=int(block.feed_forward.up.out_features),
+        feed_forward=block.feed_forward.inner,
         layers=layer_infos(model, model.signature.max_length),
         coda_config={**coda.to_dict(), "backbone": public_name(coda.backbone)},
         ood=ood_info(model.ood),

@@ -71,6 +71,8 @@ def read(folder: Path, backbone: str | None) -> TorchModel:
         library.float().eval()  # an adapter may have been trained in another precision than its base
         head = dict(library.heads.items()).get(library.active_head)
         _check_ready(library, names, head)
+        if head is not None and head_form(head).pooler:
+            load_backbone(base, "feature-extraction", trained=True, reads_pooler=True)  # or it would be random
         inputs = few_tokens(signature_of(plain.config))
         wanted = wanted_answers(library, inputs, "the adapters library")
         sentence = sentence_of_adapter(folder, folder_of(base)) if head is None else None

@@ -1,6 +1,7 @@
 """Folders of transformers and sentence-transformers: fully fine-tuned encoders, without routers or adapters."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM
 
@@ -17,7 +18,7 @@ from coda_compile.sources.sentence import (
 )
 from coda_compile.sources.torch_model import TorchModel
 from coda_compile.sources.truncation import read_truncation
-from coda_models.architectures import FAMILIES, signature_of
+from coda_models.architectures import FAMILIES, pooling_of, signature_of
 from coda_models.backbone import AUTO_CLASSES, load_backbone, load_tokenizer
 from coda_models.checkpoint import check_finite
 from coda_models.config import CodaConfig
@@ -46,8 +47,8 @@ def read(folder: Path) -> TorchModel:
     transformer = transformer_of(folder) if embeds else folder
     task = _task(transformer, embeds=embeds)
     sentence = read_sentence(folder) if task == "feature-extraction" else None
-    settings = {"task": task} if sentence is None else sentence.settings
     pretrained = load_backbone(transformer, task, trained=True)
+    settings = of_task(task, pretrained.config) if sentence is None else sentence.settings
     inputs = few_tokens(signature_of(pretrained.config), padded=True)
     wanted = wanted_answers(pretrained, inputs, "transformers")  # before its modules become ours
     model = convert(pretrained, CodaConfig(reduction=1, bottleneck=0, **settings))
@@ -61,6 +62,11 @@ def read(folder: Path) -> TorchModel:
     check_finite(model.state_dict(), folder)
     check_same(model, inputs, wanted, "transformers")
     return TorchModel(_kind(sentence), model, tokenizer, {} if sentence is None else sentence.about)
+
+
+def of_task(task: str, config: Any) -> dict[str, Any]:
+    """Settings of a ``CodaConfig`` for a task: a head for sequences reads what the model's own does."""
+    return {"task": task, **({"pooling": pooling_of(config)} if task == "sequence-classification" else {})}
 
 
 def _task(folder: Path, *, embeds: bool) -> str:

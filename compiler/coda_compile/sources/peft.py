@@ -11,7 +11,7 @@ from coda_compile.errors import CompileError, OptionError
 from coda_compile.logits import cross_encoder_keys
 from coda_compile.sources import ADAPTER_CONFIG as CONFIG
 from coda_compile.sources.classes import take_beside
-from coda_compile.sources.huggingface import TASK_OF_HEAD
+from coda_compile.sources.huggingface import TASK_OF_HEAD, of_task
 from coda_compile.sources.peft_settings import check_patterns, check_sizes
 from coda_compile.sources.reference import check_same, few_tokens, wanted_answers
 from coda_compile.sources.sentence import sentence_of_adapter
@@ -69,7 +69,7 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
     sentence = sentence_of_adapter(folder, beside) if task == "feature-extraction" else None
     import peft  # after everything that can be told without it
 
-    sizes = {"num_labels": _rows(tensors, _HEADS), "vocab_size": _rows(tensors, _EMBEDDINGS)}
+    sizes: dict[str, Any] = {"num_labels": _rows(tensors, _HEADS), "vocab_size": _rows(tensors, _EMBEDDINGS)}
     pretrained = load_backbone(
         base,
         task,
@@ -91,7 +91,9 @@ def read(folder: Path, plain: dict[str, Any], backbone: str | None) -> TorchMode
         except Exception as error:  # peft, torch and safetensors each have their own kinds
             raise CheckpointError(f"{folder} does not fit the base model {base}: {first_line(error)}") from error
         _check_names(folder, set(tensors), expected)
-        config = CodaConfig(reduction=1, bottleneck=0, **({"task": task} if sentence is None else sentence.settings))
+        config = CodaConfig(
+            reduction=1, bottleneck=0, **(of_task(task, pretrained.config) if sentence is None else sentence.settings)
+        )
         model = _converted(adapted, pretrained, plain, config, tensors)
     tokenizer = load_tokenizer(folder) or load_tokenizer(base, revision)
     if sentence is not None:

@@ -1,7 +1,8 @@
 """Where the parts of a Hugging Face encoder are: one small module a family, found by ``config.model_type``.
 
 A family module has two functions: ``signature(config) -> Signature``, what the encoder takes, and
-``parts(model, task) -> Parts``.
+``parts(model, task) -> Parts``. One whose head for sequences may read something else than the first token has a third,
+``pooling(config) -> str``.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,8 @@ FAMILIES = {  # the module of each model type
     "roberta": f"{__name__}.roberta",
     "xlm-roberta": f"{__name__}.roberta",
     "distilbert": f"{__name__}.distilbert",
+    "electra": f"{__name__}.electra",
+    "modernbert": f"{__name__}.modernbert",
     "mpnet": f"{__name__}.mpnet",
     "roberta-prelayernorm": f"{__name__}.roberta_prelayernorm",
 }
@@ -43,7 +46,8 @@ class Parts:
     """A pretrained encoder taken apart.
 
     Attributes:
-        embeddings: module from the signature's inputs, by their names and without the mask, to [batch, tokens, width].
+        embeddings: module from the signature's inputs, by their names and without the mask, to [batch, tokens, width];
+            or a ``MaskedEmbeddings``, which takes the mask too and gives that of the tokens.
         blocks: the heavy layers, bottom first.
         head: module from hidden states to logits; ``None`` for feature extraction.
         signature: what the encoder takes, as far as its positions allow.
@@ -117,6 +121,16 @@ def signature_of(config: PretrainedConfig) -> Signature:
     """
     signature: Signature = _module(config.model_type).signature(config)
     return signature
+
+
+def pooling_of(config: PretrainedConfig) -> str:
+    """What of a sequence the head for its classification reads, one of ``coda_models.sentence.POOLINGS``.
+
+    Raises:
+        UnsupportedModelError: as for ``take_apart``.
+    """
+    own = getattr(_module(config.model_type), "pooling", None)
+    return "first" if own is None else str(own(config))
 
 
 def _module(model_type: str) -> Any:

@@ -7,7 +7,8 @@ from torch import nn
 from coda_models.architectures import Parts, choose_head, text_inputs
 from coda_models.errors import UnsupportedModelError
 from coda_models.layers.attention import Attention
-from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.layer import PostNormBlock
 from coda_targets.signature import Signature
 
 
@@ -23,7 +24,7 @@ def block(layer: Any, config: Any) -> PostNormBlock:
             config.num_attention_heads,
             config.attention_probs_dropout_prob,
         ),
-        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        PlainFeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
         attention.output.LayerNorm,
         layer.output.LayerNorm,
         config.hidden_dropout_prob,

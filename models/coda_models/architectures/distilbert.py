@@ -6,7 +6,8 @@ from torch import nn
 
 from coda_models.architectures import FirstToken, Parts, choose_head, text_inputs
 from coda_models.layers.attention import Attention
-from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.layer import PostNormBlock
 from coda_targets.signature import Signature
 
 
@@ -21,7 +22,7 @@ def _block(layer: Any, config: Any) -> PostNormBlock:
             config.n_heads,
             config.attention_dropout,
         ),
-        FeedForward(layer.ffn.lin1, layer.ffn.activation, layer.ffn.lin2),
+        PlainFeedForward(layer.ffn.lin1, layer.ffn.activation, layer.ffn.lin2),
         layer.sa_layer_norm,
         layer.output_layer_norm,
         config.dropout,

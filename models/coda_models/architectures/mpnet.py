@@ -4,7 +4,8 @@ from typing import Any
 
 from coda_models.architectures import Parts, choose_head, text_inputs
 from coda_models.layers.attention import Attention, RelativeBias
-from coda_models.layers.layer import FeedForward, PostNormBlock
+from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.layer import PostNormBlock
 from coda_targets.signature import Signature
 
 _PADDING = 1  # MPNetEmbeddings.padding_idx
@@ -21,7 +22,7 @@ def _block(layer: Any, config: Any) -> PostNormBlock:
             config.num_attention_heads,
             config.attention_probs_dropout_prob,
         ),
-        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        PlainFeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
         attention.LayerNorm,
         layer.output.LayerNorm,
         config.hidden_dropout_prob,

@@ -5,7 +5,8 @@ from typing import Any
 from coda_models.architectures import Parts, after_padding, choose_head, text_inputs
 from coda_models.architectures.bert import refuse_variants
 from coda_models.layers.attention import Attention
-from coda_models.layers.layer import FeedForward, PreNormBlock
+from coda_models.layers.feed_forward import PlainFeedForward
+from coda_models.layers.layer import PreNormBlock
 from coda_targets.signature import Signature
 
 
@@ -20,7 +21,7 @@ def _block(layer: Any, config: Any) -> PreNormBlock:
             config.num_attention_heads,
             config.attention_probs_dropout_prob,
         ),
-        FeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
+        PlainFeedForward(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense),
         attention.LayerNorm,
         layer.intermediate.LayerNorm,
         config.hidden_dropout_prob,

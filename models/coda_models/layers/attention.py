@@ -1,4 +1,4 @@
-"""Multi-head attention over gathered tokens."""
+"""Multi-head attention over gathered tokens, which know where they stood."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from coda_models.layers.rotary import Rotary
 
 
 class RelativeBias(nn.Module):
@@ -39,40 +41,111 @@ def bias_between(table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def mask_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for valid keys, the lowest finite number for others, to be added to logits. [batch, 1, 1, keys]
+    """0 for valid keys, the lowest finite number for others, to be added to logits.
 
     Finite, so that a row without any valid key stays finite too.
+
+    Args:
+        valid: [batch, keys], or [batch, q, keys] where it depends on the query.
+
+    Returns:
+        [batch, 1, 1 or q, keys].
     """
     zero = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1).unsqueeze(1)
+    bias = zero.masked_fill(~valid, torch.finfo(dtype).min).unsqueeze(1)
+    return bias if valid.dim() == 3 else bias.unsqueeze(1)
+
+
+class Places(NamedTuple):
+    """Where tokens that attend, and those that are attended to, stand in their sequence: attention sees gathered ones.
+
+    Attributes:
+        queries: original positions, [batch or 1, q].
+        keys: original positions, [batch or 1, k].
+        valid: [batch, k] bool, keys that may be attended to.
+        table: [2 * tokens - 1, heads], from ``RelativeBias.table``, of the backbones that share one.
+        key_bias: added to every logit of a key, [batch, 1, 1, k].
+    """
+
+    queries: Tensor
+    keys: Tensor
+    valid: Tensor
+    table: Tensor | None = None
+    key_bias: Tensor | None = None
+
+
+class LogitBias(nn.Module):
+    """What is added to attention's logits: a mask of keys and, where there is one, a bias by distance.
+
+    A module of its own, so that its nodes of an exported graph are told from attention's: they mask what is routed.
+
+    Args:
+        window: how many positions before and behind its own a query sees; all of them by default.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, places: Places, dtype: torch.dtype) -> Tensor:
+        """[batch, heads or 1, q or 1, k]."""
+        bias = mask_bias(places.valid if self.window is None else self._near(places, self.window), dtype)
+        if places.table is not None:
+            bias = bias + bias_between(places.table, places.queries, places.keys)
+        return bias if places.key_bias is None else bias + places.key_bias
+
+    @staticmethod
+    def _near(places: Places, window: int) -> Tensor:
+        """Valid keys in each query's window: one mask, since the sum of two would leave the finite. [batch, q, k]"""
+        distance = places.queries.unsqueeze(2) - places.keys.unsqueeze(1)  # [batch or 1, q, k]
+        return places.valid.unsqueeze(1) & (distance.abs() <= window)
 
 
 class KeysValues(NamedTuple):
     """Of the tokens that are attended to, where they are more than projections of those."""
 
-    keys: Tensor  # [batch, k, width]
-    values: Tensor  # [batch, k, width]
+    keys: Tensor  # [batch, k, inner]
+    values: Tensor  # [batch, k, inner]
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention made of a backbone's own projections."""
+    """Scaled dot-product attention made of a backbone's own projections, with biases or without.
+
+    Args:
+        query, key, value: width → inner, which is a multiple of the heads; out: inner → width.
+        scale: of the logits, by default 1 / √(inner / heads).
+        rotary: turns queries and keys, but no prefix, which stands nowhere.
+        window: as of ``LogitBias``.
+    """
 
     def __init__(
-        self, query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, heads: int, dropout: float
+        self,
+        query: nn.Linear,
+        key: nn.Linear,
+        value: nn.Linear,
+        out: nn.Linear,
+        heads: int,
+        dropout: float,
+        *,
+        scale: float | None = None,
+        rotary: Rotary | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.query, self.key, self.value, self.out = query, key, value, out
         self.heads = heads
         self.dropout = dropout
+        self.scale = scale
+        self.rotary = rotary
+        self.logit_bias = LogitBias(window)
         self.prefix_key: nn.Parameter | None
         self.prefix_value: nn.Parameter | None
         self.register_parameter("prefix_key", None)
         self.register_parameter("prefix_value", None)
 
     def add_prefix(self, tokens: int) -> None:
-        """Let every query attend to learned keys and values as well, [tokens, width] each, zeros at first."""
-        width = self.key.out_features
-        self.prefix_key, self.prefix_value = (nn.Parameter(torch.zeros(tokens, width)) for _ in range(2))
+        """Let every query attend to learned keys and values as well, [tokens, inner] each, zeros at first."""
+        self.prefix_key, self.prefix_value = (nn.Parameter(torch.zeros(tokens, self.inner)) for _ in range(2))
 
     @torch.no_grad()
     def fill_prefix(self, key: Tensor, value: Tensor) -> None:
@@ -80,6 +153,11 @@ class Attention(nn.Module):
         for own, given in ((self.prefix_key, key), (self.prefix_value, value)):
             assert own is not None
             own.copy_(given.transpose(0, 1).flatten(1))
+
+    @property
+    def inner(self) -> int:
+        """Width of keys, of values and of queries, all heads side by side."""
+        return self.key.out_features
 
     @property
     def prefix(self) -> int:
@@ -94,27 +172,34 @@ class Attention(nn.Module):
         """The keys and values of tokens. memory: [batch, k, width]"""
         return KeysValues(self.key(memory), self.value(memory))
 
-    def forward(self, x: Tensor, memory: Tensor | KeysValues, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | KeysValues, places: Places) -> Tensor:
         """Attend from x to memory.
 
         Args:
             x: [batch, q, width]; memory: [batch, k, width], or what stands for it.
-            bias: added to the logits, broadcast to [batch, heads, q, k].
+            places: of x as queries and of memory as keys.
 
         Returns:
             [batch, q, width], after the output projection.
         """
+        bias = self.logit_bias(places, x.dtype)
         key, value = self.project(memory) if isinstance(memory, Tensor) else memory
+        if self.rotary is not None:
+            key = self.rotary(key, places.keys, self.heads)
         if self.prefix_key is not None and self.prefix_value is not None:
             key = torch.cat((self.prefix_key.expand(len(x), -1, -1), key), 1)
             value = torch.cat((self.prefix_value.expand(len(x), -1, -1), value), 1)
             bias = F.pad(bias, (len(self.prefix_key), 0))
+        query = self.query(x)
+        if self.rotary is not None:
+            query = self.rotary(query, places.queries, self.heads)
         mixed = F.scaled_dot_product_attention(
-            self._split(self.query(x)),
+            self._split(query),
             self._split(key),
             self._split(value),
             attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
         )
         projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return projected

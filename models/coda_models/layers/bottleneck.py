@@ -63,7 +63,7 @@ class Bottlenecks(nn.Module):
         """The adapters, the first one first."""
         return [one for one in self.adapters if isinstance(one, Bottleneck)]
 
-    def forward(self, hidden: Tensor, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def forward(self, hidden: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
         """What the sublayer gives on, from its output ``hidden`` and its input x. [batch, tokens, width] each"""
         came = hidden
         for one in self.each():

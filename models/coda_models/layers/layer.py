@@ -1,7 +1,6 @@
 """The routed layer and its two forms, pre-norm and post-norm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple, final
 
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from coda_models.layers.adapter import Adapter
-from coda_models.layers.attention import Attention, KeysValues, bias_between, mask_bias
+from coda_models.layers.attention import Attention, KeysValues, Places
 from coda_models.layers.bottleneck import Bottlenecks
+from coda_models.layers.feed_forward import FeedForward
 from coda_models.layers.low_rank import LowRank
 from coda_models.layers.router import Router
 from coda_ops.capacity import slot_count
@@ -22,24 +22,11 @@ from coda_ops.take_tokens import take_tokens
 Memory = Tensor | KeysValues  # tokens that are attended to, or their keys and values
 
 
-class FeedForward(nn.Module):
-    """up → activation → down, made of a backbone's own modules."""
-
-    def __init__(self, up: nn.Linear, activation: Callable[[Tensor], Tensor], down: nn.Linear) -> None:
-        super().__init__()
-        self.up, self.activation, self.down = up, activation, down
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, tokens, width] -> the same shape."""
-        y: Tensor = self.down(self.activation(self.up(x)))
-        return y
-
-
 class Block(nn.Module, ABC):
-    """The heavy, frozen part of a layer: attention and feed-forward with their norms."""
+    """The heavy, frozen part of a layer: attention and feed-forward with their norms, of whatever type these are."""
 
     def __init__(
-        self, attention: Attention, feed_forward: FeedForward, norm1: nn.LayerNorm, norm2: nn.LayerNorm, dropout: float
+        self, attention: Attention, feed_forward: FeedForward, norm1: nn.Module, norm2: nn.Module, dropout: float
     ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
@@ -51,15 +38,20 @@ class Block(nn.Module, ABC):
         """What router, adapter and attention read: the normed input (pre-norm) or x itself (post-norm)."""
 
     @abstractmethod
-    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
+    def output(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
         """The layer's output for the tokens x.
 
         Args:
             x: [batch, q, width], the residual stream.
             query: [batch, q, width], ``read`` of the same tokens.
             memory: [batch, k, width], ``read`` of the tokens attended to, or their keys and values.
-            bias: added to the attention logits, [batch or 1, heads or 1, q or 1, k].
+            places: of both in their sequence.
         """
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Its norms, which are trained with adapters."""
+        return [self.norm1, self.norm2]
 
     @property
     def light_width(self) -> int:
@@ -67,25 +59,43 @@ class Block(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
+    def update(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
         """``output - x``: what routing gates."""
 
 
 @final
 class PreNormBlock(Block):
-    """x + Attention(LN1 x), then + FFN(LN2 …): T5, ViT, Whisper, RoBERTa-PreLayerNorm."""
+    """x + Attention(LN1 x), then + FFN(LN2 …): T5, ViT, Whisper, RoBERTa-PreLayerNorm, ModernBERT.
+
+    Args:
+        dropout: of what attention and feed-forward give.
+        drops_inside: whether the feed-forward has a dropout of its own inside, and none behind it.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: FeedForward,
+        norm1: nn.Module,
+        norm2: nn.Module,
+        dropout: float,
+        *,
+        drops_inside: bool = False,
+    ) -> None:
+        super().__init__(attention, feed_forward, norm1, norm2, dropout)
+        self._drops_inside = drops_inside
 
     def read(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm1(x)
         return normed
 
-    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-        return x + self.update(x, query, memory, bias)
+    def output(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
+        return x + self.update(x, query, memory, places)
 
-    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-        attended: Tensor = self.dropout(self.attention(query, memory, bias))
-        fed: Tensor = self.dropout(self.feed_forward(self.norm2(x + attended)))
-        return attended + fed
+    def update(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
+        attended: Tensor = self.dropout(self.attention(query, memory, places))
+        fed: Tensor = self.feed_forward(self.norm2(x + attended))
+        return attended + (fed if self._drops_inside else self.dropout(fed))
 
 
 @final
@@ -96,17 +106,17 @@ class PostNormBlock(Block):
         return x
 
     def __init__(
-        self, attention: Attention, feed_forward: FeedForward, norm1: nn.LayerNorm, norm2: nn.LayerNorm, dropout: float
+        self, attention: Attention, feed_forward: FeedForward, norm1: nn.Module, norm2: nn.Module, dropout: float
     ) -> None:
         super().__init__(attention, feed_forward, norm1, norm2, dropout)
         self.after_attention: Bottlenecks | None = None
         self.after_feed_forward: Bottlenecks | None = None
 
-    def output(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-        attended = self._closed(self.attention(query, memory, bias), x, self.norm1, self.after_attention)
+    def output(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
+        attended = self._closed(self.attention(query, memory, places), x, self.norm1, self.after_attention)
         return self._closed(self.feed_forward(attended), attended, self.norm2, self.after_feed_forward)
 
-    def _closed(self, hidden: Tensor, x: Tensor, norm: nn.LayerNorm, adapters: Bottlenecks | None) -> Tensor:
+    def _closed(self, hidden: Tensor, x: Tensor, norm: nn.Module, adapters: Bottlenecks | None) -> Tensor:
         hidden = self.dropout(hidden)
         result: Tensor = norm(x + hidden) if adapters is None else adapters(hidden, x, norm)
         return result
@@ -115,8 +125,8 @@ class PostNormBlock(Block):
     def light_width(self) -> int:
         return sum(0 if one is None else one.width for one in (self.after_attention, self.after_feed_forward))
 
-    def update(self, x: Tensor, query: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-        return self.output(x, query, memory, bias) - x
+    def update(self, x: Tensor, query: Tensor, memory: Memory, places: Places) -> Tensor:
+        return self.output(x, query, memory, places) - x
 
 
 class Routing(NamedTuple):
@@ -203,11 +213,11 @@ class CodaLayer(nn.Module):
         else:
             memory, valid = self._memory(read, query, routing), mask
             keys = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        bias = _logit_bias(valid, routing.indices, keys, table, x.dtype)
+        places = Places(routing.indices, keys, valid, table)
         if self.stand_in is None:
-            update = self.block.update(taken, query, memory, bias)
+            update = self.block.update(taken, query, memory, places)
         else:
-            made = self.block.output(taken, query, memory, bias)
+            made = self.block.output(taken, query, memory, places)
             made = made if self.adapter is None else made + self.adapter(query)
             update = made - take_tokens(base, routing.indices)
         return put_tokens(base, routing.indices, routing.gates, update), routing
@@ -221,15 +231,14 @@ class CodaLayer(nn.Module):
         """
         read = self.block.read(x)
         positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)  # [1, tokens]
-        bias = _logit_bias(mask, positions, positions, table, x.dtype)
-        y = self.block.output(x, read, read, bias if key_bias is None else bias + key_bias)
+        y = self.block.output(x, read, read, Places(positions, positions, mask, table, key_bias))
         return y if self.adapter is None else y + self.adapter(read)
 
     def _memory(self, read: Tensor, query: Tensor, routing: Routing) -> Memory:
         """What all tokens are as keys and values, in k_to_all."""
         if self.key_value is None:
             return read
-        exact = torch.cat(self.block.attention.project(query), -1)  # [batch, K, 2 * width]
+        exact = torch.cat(self.block.attention.project(query), -1)  # [batch, K, 2 * inner]
         both = set_tokens(self.key_value(read), routing.indices, routing.used, exact)
         return KeysValues(*both.chunk(2, -1))
 
@@ -250,9 +259,3 @@ class CodaLayer(nn.Module):
     def slots(self, tokens: int) -> int:
         """K for a padded length."""
         return slot_count(tokens, self.reduction)
-
-
-def _logit_bias(valid: Tensor, queries: Tensor, keys: Tensor, table: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Mask and, where there is one, relative position bias. [batch, heads or 1, q or 1, k]"""
-    masked = mask_bias(valid, dtype)
-    return masked if table is None else masked + bias_between(table, queries, keys)

@@ -49,6 +49,12 @@ class Prompted(nn.Module):
         self._name = "inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"
         self._ids = signature.lead.name
 
+    @staticmethod
+    def possible(embeddings: nn.Module) -> bool:
+        """Whether embeddings take those of words instead of ids."""
+        accepted = inspect.signature(embeddings.forward).parameters
+        return hasattr(embeddings, "word_embeddings") and bool({"inputs_embeds", "input_embeds"} & set(accepted))
+
     def forward(self, **inputs: Tensor) -> Tensor:
         """[batch, tokens] each -> [batch, prompt + tokens, width]."""
         words = self.embeddings.word_embeddings(inputs.pop(self._ids))  # type: ignore[operator]  # every family has it

@@ -127,6 +127,15 @@ def test_an_answer_does_not_depend_on_its_batch(quantised: Bundle):
         np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-6)
 
 
+def test_every_family_is_verified(tmp_path: Path, family: str):
+    """Against torch, on shapes that were not exported."""
+    bundle = compile(
+        tiny_coda(family, CodaConfig(reduction=2)), CompileOptions(precision="int8"), output=tmp_path / "bundle"
+    )
+    kinds = {one.name: one.data_type for one in onnx.load(str(bundle.model_path)).graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds.values()
+
+
 def test_the_callers_model_stays_in_float32(tmp_path: Path):
     model = tiny_coda("bert", CodaConfig(reduction=2))
     compile(model, CompileOptions(precision="int8"), output=tmp_path / "bundle")

@@ -23,7 +23,7 @@ from coda_compile.sources import read_source
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_targets import Bundle
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert")
+FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "distilbert")
 
 
 @pytest.mark.parametrize("config", list(CONFIGS))

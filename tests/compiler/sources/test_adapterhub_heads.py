@@ -9,13 +9,14 @@ import adapters
 import pytest
 import torch
 from adapters.composition import Stack
+from safetensors.torch import load_file, save_file
 from tests.compiler.sources.library_adapters import CONFIGS, SEVERAL, library_model, randomise, saved
 from tests.compiler.sources.test_peft import same
 from tests.conftest import tiny_backbone
 from tests.json_files import edit
 
 from coda_compile.sources import read_source
-from coda_models.errors import CheckpointError, UnsupportedModelError
+from coda_models.errors import BackboneError, CheckpointError, UnsupportedModelError
 
 HEADS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "one layer": ("sequence-classification", lambda m: m.add_classification_head("task", num_labels=2, layers=1)),
@@ -31,6 +32,16 @@ def test_heads(tmp_path: Path, head: str):
     task, add = HEADS[head]
     same(tmp_path / "task", saved(tmp_path / "task", CONFIGS["Pfeiffer"], head=add))
     assert read_source(tmp_path / "task").model.coda_config.task == task
+
+
+def test_a_head_reads_no_pooler_that_its_base_does_not_have(tmp_path: Path):
+    """The library fills it at random, anew in each process."""
+    saved(tmp_path / "task", CONFIGS["Pfeiffer"], head=HEADS["with the pooler"][1])
+    path = tmp_path / "task-base" / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("pooler.")}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"task-base lack 'pooler\.dense\.bias'"):
+        read_source(tmp_path / "task")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "another activation": ("bert", {"hidden_act": "gelu_new"}),
     "another epsilon": ("roberta", {"layer_norm_eps": 1e-2}),
     "DistilBERT's activation": ("distilbert", {"activation": "relu"}),
+    "ELECTRA's embeddings as wide as its layers": ("electra", {"embedding_size": 32}),
+    "a head of the mean": ("modernbert", {"classifier_pooling": "mean"}),
+    "YaRN": (
+        "modernbert",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    ),
     "sinusoidal positions": ("distilbert", {"sinusoidal_pos_embds": True}),
     "more buckets than transformers looks into": ("mpnet", {"relative_attention_num_buckets": 64}),
     "padding elsewhere": ("roberta", {"pad_token_id": 5}),
@@ -83,7 +89,7 @@ def test_settings(tmp_path: Path, setting: str):
     same(tmp_path, eager)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("family", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_token_types_are_an_input_where_there_are_several(tmp_path: Path, family: str, rows: int):
     eager = saved(tmp_path / "model", family, type_vocab_size=rows)

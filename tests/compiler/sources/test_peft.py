@@ -56,7 +56,7 @@ METHODS: dict[str, Callable[[str], peft.PeftConfig]] = {
     "prompt": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5),
 }
 FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "roberta-prelayernorm")
-PROJECTIONS = {"distilbert": ["q_lin", "v_lin"], "mpnet": ["q", "v"]}
+PROJECTIONS = {"distilbert": ["q_lin", "v_lin"], "mpnet": ["q", "v"], "modernbert": ["Wqkv", "Wo", "Wi"]}
 TASKS = {
     "sequence-classification": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
@@ -113,18 +113,22 @@ def test_what_is_read_computes_what_peft_does(tmp_path: Path, method: str):
     same(tmp_path / "peft", eager)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_lora_and_prompts_in_every_family(tmp_path: Path, family: str):
+@pytest.mark.parametrize("family", [*FAMILIES, "electra", "modernbert"])
+def test_lora_in_every_family(tmp_path: Path, family: str):
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=PROJECTIONS.get(family, ["query", "value"]))
     lora.modules_to_save = ["pre_classifier", "classifier"] if family == "distilbert" else None
     same(tmp_path / "lora", adapted(tmp_path / "lora", lora, family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_in_every_family_that_has_a_place_for_them(tmp_path: Path, family: str):
     prompt = METHODS["prompt"]("SEQ_CLS")
     if family == "distilbert":
         prompt.token_dim, prompt.num_attention_heads, prompt.num_layers = 32, 4, 2
     same(tmp_path / "prompt", adapted(tmp_path / "prompt", prompt, family))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "roberta-prelayernorm"])
+@pytest.mark.parametrize("family", ["bert", "electra", "roberta", "roberta-prelayernorm"])
 def test_prefixes_in_every_family_that_has_a_place_for_them(tmp_path: Path, family: str):
     eager = adapted(tmp_path / "peft", METHODS["prefix"]("FEATURE_EXTRACTION"), family, "feature-extraction")
     same(tmp_path / "peft", eager)
