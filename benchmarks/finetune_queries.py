@@ -217,6 +217,7 @@ def main(
     rows = Curriculum(seen, PLANS[kind], tokenizer, kind)
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=padded(tokenizer)).train()
     model.save_pretrained(out / "model")
+    model.config.save_pretrained(out / "model")  # PEFT writes none, which would name the classes
     tokenizer.save_pretrained(out / "model")
 
 
