@@ -190,7 +190,7 @@ def test_unsupported_architecture_names_the_supported(call: Call):
     Path("gpt").mkdir()
     Path("gpt/config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2Model"]}))
     message = (
-        "model type 'gpt2' is not supported: use one of bert, roberta, xlm-roberta, distilbert, mpnet, roberta-pre"
+        "model type 'gpt2' is not supported: use one of bert, roberta, xlm-roberta, distilbert, electra, modernbert, "
     )
     assert call("gpt").refused().startswith(message)
     assert [path.name for path in Path.cwd().iterdir()] == ["gpt"]
