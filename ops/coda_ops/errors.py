@@ -45,6 +45,11 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return cut(line)
+
+
+def cut(line: str) -> str:
+    """A line, or as many of its words as a sentence of ours has room for."""
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rpartition(' ')[0] or line[:_LONGEST]} …"
 
 

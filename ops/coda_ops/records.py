@@ -8,7 +8,7 @@ from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coda_ops.errors import CodaError
+from coda_ops.errors import CodaError, cut, shown
 from coda_ops.files import may_have_no_end
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def read_record(
             found = msgspec.json.decode(content)
             found = found.get("schema_version") if isinstance(found, dict) else None
             if found != version or isinstance(found, bool):
-                raise error(f"{path} has schema version {found!r}, this release reads a {what} of version {version}")
+                raise error(
+                    f"{path} has schema version {shown(found)}, this release reads a {what} of version {version}"
+                )
         record = msgspec.json.decode(content, type=kind)
         if closed:
             _require_same_keys(msgspec.json.decode(content), record, f"{path} is damaged", remedy, error)
@@ -103,7 +105,7 @@ def _reason(problem: Exception) -> str:
     """What msgspec found wrong, and where."""
     reason, _, place = str(problem).partition(" - at `$")
     where = f" in {place.strip('.`')}" if place else ""
-    return f"{reason[:1].lower()}{reason[1:]}{where}"
+    return f"{reason[:1].lower()}{cut(reason[1:])}{where}"
 
 
 def _require_same_keys(plain: Any, known: Any, damaged: str, remedy: str, error: type[CodaError], at: str = "") -> None:
