@@ -27,7 +27,7 @@ from coda_models.conversion import convert
 from coda_models.errors import CheckpointError, UnsupportedModelError
 from coda_models.learned_parts import LearnedParts
 from coda_models.model import CodaModel
-from coda_ops.errors import first_line, shown
+from coda_ops.errors import cut, first_line, shown
 
 _METHODS = {None: "bottlenecks", "lora": "LoRA", "prefix_tuning": "prefix-tuning"}
 _WAYS_OUT = {
@@ -114,7 +114,7 @@ def _parts(folder: Path) -> tuple[list[str], list[Path]]:
     if kinds != wanted:
         kind = next(kind for kind, right in zip(kinds, wanted, strict=True) if kind != right)
         way_out = _WAYS_OUT.get(kind, "save one adapter, or a Stack of some")
-        raise UnsupportedModelError(f"the composition {kind[:80]} in {folder} cannot be compiled: {way_out}")
+        raise UnsupportedModelError(f"the composition {cut(kind)} in {folder} cannot be compiled: {way_out}")
     inside = [child.get("children") for child in children]
     names: list[Any] = [name for some in inside for name in (some if some and isinstance(some, list) else [None])]
     if not names or any(not isinstance(name, str) or Path(name).name != name or name == ".." for name in names):

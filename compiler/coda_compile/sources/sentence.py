@@ -14,7 +14,7 @@ from coda_compile.sources.sentence_modules import MAKERS, make, settled
 from coda_compile.sources.truncation import Truncation, read_truncation
 from coda_models.errors import UnsupportedModelError
 from coda_models.sentence import SentenceModule
-from coda_ops.errors import shown
+from coda_ops.errors import cut, shown
 from coda_ops.foreign_json import read_json
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
         known = ("Transformer", "Pooling", *MAKERS, "Dropout")
         if not name.startswith("sentence_transformers.") or kind not in known:
             raise UnsupportedModelError(
-                f"{path} lists {name[:80]}, which has no compiled form: {', '.join(known)} have one"
+                f"{path} lists {cut(name)}, which has no compiled form: {', '.join(known)} have one"
             )
         found.append((kind, place))
     if [kind for kind, _ in found[:1]] != ["Transformer"] or [kind for kind, _ in found].count("Transformer") > 1:

@@ -11,6 +11,7 @@ from coda_models.layers.attention import Attention
 from coda_models.layers.feed_forward import GatedFeedForward
 from coda_models.layers.layer import Block, PreNormBlock
 from coda_models.layers.rotary import Rotary
+from coda_ops.errors import shown
 from coda_targets.signature import Signature
 
 _SCALINGS = ("default", "linear", "yarn")  # others change with the length of a batch
@@ -18,11 +19,16 @@ _MOST_POSITIONS = 1 << 17  # for which tables are made, whatever a configuration
 
 
 def _refuse_variants(base: Any) -> None:
-    """Refuse rotary positions that no table holds.
+    """Refuse rotary positions that no table holds, and what transformers itself does not look at.
 
     Raises:
-        UnsupportedModelError: too many, another scaling of them, or transformers 5, which keeps them elsewhere.
+        UnsupportedModelError: too many positions, another scaling of them, or transformers 5, which keeps them
+            elsewhere; a dropout that is no probability.
     """
+    if not 0 <= (dropout := base.config.attention_dropout) <= 1:
+        raise UnsupportedModelError(
+            f"attention_dropout {shown(dropout)} of modernbert is no probability: write one from 0 to 1"
+        )
     if (longest := base.config.max_position_embeddings) > _MOST_POSITIONS:
         raise UnsupportedModelError(
             f"max_position_embeddings {longest} of modernbert is more than the {_MOST_POSITIONS} that are supported: "
@@ -31,7 +37,9 @@ def _refuse_variants(base: Any) -> None:
     scaling = getattr(base.config, "rope_scaling", None) or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in _SCALINGS:
-        raise UnsupportedModelError(f"rope_type {kind!r} of modernbert is not supported: use {', '.join(_SCALINGS)}")
+        raise UnsupportedModelError(
+            f"rope_type {shown(kind)} of modernbert is not supported: use {', '.join(_SCALINGS)}"
+        )
     if any(not hasattr(layer.attn, "rotary_emb") for layer in base.layers):
         raise UnsupportedModelError("modernbert of this release of transformers is not supported: install 4.57")
 

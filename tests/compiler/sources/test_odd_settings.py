@@ -18,7 +18,7 @@ from tests.compiler.sources.library_adapters import CONFIGS, library_model, save
 from tests.conftest import tiny_backbone, tiny_coda
 from tests.json_files import change, odd_changes
 from tests.sentences import save_sentence
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from coda_compile.sources import read_source
 from coda_models import CodaConfig
@@ -48,16 +48,14 @@ def _peft(settings: Any) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         base = folder.with_name("base")
         tiny_backbone("bert").save_pretrained(base)
-        from transformers import AutoModelForSequenceClassification
-
         model = AutoModelForSequenceClassification.from_pretrained(base)
         peft.get_peft_model(model, settings).save_pretrained(folder)
 
     return save
 
 
-def _adapter(settings: Any) -> Callable[[Path], None]:
-    return lambda folder: saved(folder, settings) and None
+def _adapter(settings: Any) -> Callable[[Path], object]:
+    return lambda folder: saved(folder, settings)
 
 
 def _stack(folder: Path) -> None:
@@ -69,9 +67,11 @@ def _stack(folder: Path) -> None:
     model.save_adapter_setup(str(folder), model.active_adapters, head_setup="a")
 
 
-_KINDS: dict[str, Callable[[Path], None]] = {
+_KINDS: dict[str, Callable[[Path], object]] = {
     "classifier": _classifier,
     "tagger": _tagger,
+    "ELECTRA": lambda folder: tiny_backbone("electra").save_pretrained(folder),
+    "ModernBERT": lambda folder: tiny_backbone("modernbert").save_pretrained(folder),
     "checkpoint": _checkpoint,
     "PEFT's LoRA": _peft(peft.LoraConfig(task_type="SEQ_CLS", r=2)),
     "PEFT's IA3": _peft(peft.IA3Config(task_type="SEQ_CLS")),

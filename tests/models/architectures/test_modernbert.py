@@ -94,6 +94,12 @@ def test_more_positions_than_a_table_should_have():
         dense(model)
 
 
+@pytest.mark.parametrize("dropout", [-1, float("nan")])
+def test_a_dropout_that_is_no_probability(dropout: float):
+    with pytest.raises(UnsupportedModelError, match="attention_dropout .* of modernbert is no probability: write one"):
+        dense(backbone(attention_dropout=dropout))
+
+
 def test_releases_that_keep_positions_elsewhere_are_refused_by_name():
     model = backbone()
     for layer in model.layers:
